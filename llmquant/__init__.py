@@ -1,0 +1,1 @@
+"""llmquant: weight quantization for Hugging Face causal language models."""

@@ -1,0 +1,70 @@
+"""Text that every CPython carries: the source files and documentation topics of the standard library.
+
+The demo must work without a network, so its texts are read from the user's own Python. Nothing is shipped. Whole modules
+(and whole documentation topics) are dealt to one of three splits by a hash of their name, so the splits are disjoint and
+the same module lands in the same split under every Python version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+from llmquant.errors import DataError
+
+Split = Literal["train", "calibration", "eval"]
+
+# Tests and vendored wheels are not installed everywhere; code pages and generated tables are not text.
+_SKIPPED_FOLDERS = {
+    "__pycache__", "_bundled", "config", "dist-packages", "encodings", "ensurepip", "idle_test", "lib2to3",
+    "pydoc_data", "site-packages", "test", "tests", "turtledemo",
+}  # fmt: skip
+_MIN_CHARS = 400
+
+
+def split_of(name: str) -> Split:
+    """The split that a module or topic belongs to: 1/16 evaluation, 1/16 calibration, the rest training."""
+    bucket = hashlib.sha256(name.encode()).digest()[0] % 16
+    return "eval" if bucket == 0 else "calibration" if bucket == 1 else "train"
+
+
+def python_documents(split: Split) -> list[str]:
+    """The documents of one split, ordered by name.
+
+    Raises:
+        DataError: if this Python was installed without its library sources.
+    """
+    if split not in get_args(Split):
+        raise DataError(f"unknown split {split!r} of the built-in text; use one of {', '.join(get_args(Split))}")
+    documents = [text for name, text in sorted(_named_texts()) if split_of(name) == split]
+    if not documents:
+        raise DataError(
+            f"no {split} text found: this Python has no library sources in {sysconfig.get_path('stdlib')}; "
+            "give a text file instead of the built-in data set"
+        )
+    return documents
+
+
+def _named_texts() -> Iterator[tuple[str, str]]:
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).parts
+        if any(part in _SKIPPED_FOLDERS or part.startswith("config-") for part in parts):
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if len(text) >= _MIN_CHARS:
+            yield "/".join(parts), text
+    yield from _topics()
+
+
+def _topics() -> Iterator[tuple[str, str]]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions split it off; the modules alone are enough
+        return
+    for name, text in topics.items():
+        if len(text) >= _MIN_CHARS:
+            yield f"topic/{name}", text

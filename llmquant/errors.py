@@ -1,0 +1,29 @@
+"""The exceptions llmquant raises on purpose. Each message says what was got, what was wanted and what to do."""
+
+
+class LlmquantError(Exception):
+    """Base of everything raised on purpose; the command line prints it without a traceback."""
+
+
+class RecipeError(LlmquantError, ValueError):
+    """A recipe file is malformed: names the file, the line, the key and the nearest right word."""
+
+
+class PlanError(LlmquantError, ValueError):
+    """A recipe does not fit a model: names the rule, the module and the fix."""
+
+
+class CheckpointError(LlmquantError, ValueError):
+    """A checkpoint is missing, truncated, corrupt, unsafe (pickle) or inconsistent."""
+
+
+class DataError(LlmquantError, ValueError):
+    """A text, data set or tokenizer is missing or too short for what was asked."""
+
+
+class QuantizationError(LlmquantError, ValueError):
+    """A weight or a statistic cannot be quantized, such as one that holds NaN or Inf."""
+
+
+class OutputError(LlmquantError, OSError):
+    """The result cannot be written: no space, a folder that is not ours, a run that was never finished."""

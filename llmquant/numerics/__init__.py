@@ -1,0 +1,1 @@
+"""Pure functions on tensors: grids and scales, rounding, packing. No modules, no files."""

@@ -1,0 +1,31 @@
+"""A quantized weight before it is packed: signed codes with their scales and zeros."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedTensor:
+    """`weight ~ scales * (codes - zeros)`.
+
+    Attributes:
+        codes: (out_features, in_features) int8, in [-2^(bits-1), 2^(bits-1) - 1].
+        scales: (out_features, groups), or (1, 1) for one scale per tensor; the dtype in which they are stored.
+        zeros: like scales but int8, in code units; None for symmetric schemes.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None = None
+
+    def dequantize(self) -> Tensor:
+        """The weight (out_features, in_features), computed in the dtype of the scales as compressed-tensors does."""
+        out_features, in_features = self.codes.shape
+        groups = self.scales.shape[1]
+        codes = self.codes.reshape(out_features, groups, in_features // groups).to(self.scales.dtype)
+        if self.zeros is not None:
+            codes = codes - self.zeros.unsqueeze(-1).to(self.scales.dtype)
+        return (codes * self.scales.unsqueeze(-1)).reshape(out_features, in_features)
