@@ -1,0 +1,14 @@
+"""What was lost and what was gained, with intervals: the quantized model against its 16-bit baseline.
+
+`make_windows` turns documents into token windows, `evaluate` measures two loaded models on them and gives an `EvalReport`,
+which `llmquant.eval.report` renders as a page and `llmquant.eval.table` as a table. Nothing here loads a model.
+"""
+
+from __future__ import annotations
+
+from llmquant.eval.divergence import Comparison, compare
+from llmquant.eval.evaluate import evaluate
+from llmquant.eval.result import EvalReport
+from llmquant.eval.windows import Windows, make_windows, read_documents
+
+__all__ = ["Comparison", "EvalReport", "Windows", "compare", "evaluate", "make_windows", "read_documents"]

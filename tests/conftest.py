@@ -1,0 +1,57 @@
+"""Fixtures of the whole suite: test data, a seed per test, one thread."""
+
+from __future__ import annotations
+
+import os
+import random
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu`, with the reason, on a machine without a CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seed(request: pytest.FixtureRequest) -> None:
+    """Seed every generator from the test's own id, so that neither order nor selection changes a result."""
+    seed = zlib.crc32(request.node.nodeid.encode())
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the libraries we test still read numpy's global state
+    torch.manual_seed(seed)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """One torch thread: tiny tensors gain nothing from more, and pytest-xdist already uses every core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with test models and texts: $LLMQUANT_TEST_DATA, else ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("LLMQUANT_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not (folder / "models").is_dir():
+        pytest.skip(f"no test data at {folder}; set LLMQUANT_TEST_DATA to a folder that holds models/ and text/")
+    return folder
