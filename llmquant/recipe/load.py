@@ -1,0 +1,144 @@
+"""Recipes from presets, files and plain data; every mistake is named with its file, line, key and nearest right word."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from llmquant.errors import RecipeError
+from llmquant.recipe.schema import VERSION, Budget, Calibration, Recipe, Rounding, Rule, recipe_to_dict
+from llmquant.recipe.words import did_you_mean, listed
+from llmquant.recipe.yaml_nodes import Document, RecipeDumper, parse_yaml
+
+_SUFFIXES = (".yaml", ".yml", ".json")
+_EXPECTED = {
+    "string_type": "expected text",
+    "tuple_type": "expected a list",
+    "model_type": "expected a mapping of keys to values",
+    "int_type": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+    "string_too_short": "empty",
+}
+
+
+@cache
+def preset_names() -> list[str]:
+    """Names of the recipes that ship with llmquant."""
+    return sorted(entry.name[:-5] for entry in files("llmquant.recipes").iterdir() if entry.name.endswith(".yaml"))
+
+
+def preset_text(name: str) -> str:
+    """The YAML text of a shipped recipe, comments included.
+
+    Raises:
+        RecipeError: if there is none of this name; the message has the nearest ones.
+    """
+    if name not in preset_names():
+        hint = did_you_mean(name, preset_names()) or f"; presets are {listed(preset_names())}"
+        raise RecipeError(f"unknown preset {name!r} (a file is named with its ending, such as my.yaml){hint}")
+    return (files("llmquant.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: name of a preset; path of a YAML or JSON file (a `str` is one if it holds a slash or ends in .yaml, .yml
+            or .json); the content as a mapping; or a recipe, which is returned as it is.
+
+    Raises:
+        RecipeError: if there is no such recipe, or it is malformed; all mistakes are listed.
+    """
+    if isinstance(source, Recipe):
+        return source
+    if isinstance(source, Mapping):
+        return _validate(Document(dict(source)), "recipe")
+    if isinstance(source, str) and not _looks_like_path(source):
+        return _named(_validate(parse_yaml(preset_text(source), f"preset {source}"), f"preset {source}"), source)
+    if not isinstance(source, (str, Path)):
+        raise RecipeError(f"a recipe is a preset name, a path, a mapping or a Recipe, not {type(source).__name__}")
+    path = Path(source)
+    return _named(_validate(parse_yaml(_read(path), str(path)), str(path)), path.stem)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML text, defaults written out; reading it again gives an equal recipe."""
+    return yaml.dump(recipe_to_dict(recipe), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _looks_like_path(source: str) -> bool:
+    return source.endswith(_SUFFIXES) or "/" in source or "\\" in source
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        hint = did_you_mean(path.stem, preset_names())
+        raise RecipeError(f"no recipe file {path}{hint}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not a text file in UTF-8 (byte {error.start}); a recipe is YAML") from error
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+
+
+def _named(recipe: Recipe, name: str) -> Recipe:
+    return recipe if "name" in recipe.model_fields_set else recipe.model_copy(update={"name": name})
+
+
+def _validate(document: Document, source: str) -> Recipe:
+    data = document.data
+    if not isinstance(data, dict):
+        raise RecipeError(f"{source}: expected keys such as `version: 1` and `rules:`, got {type(data).__name__}")
+    version = data.get("version")
+    if type(version) is not int or version != VERSION:
+        got = "no version" if version is None else f"version {version!r}"
+        where = _where(document, source, ("version",))
+        raise RecipeError(f"{where}: {got}; this llmquant reads recipes with `version: {VERSION}`")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        problems = [_problem(details, document, source) for details in error.errors()]
+    raise RecipeError("\n".join(problems))
+
+
+def _problem(details: ErrorDetails, document: Document, source: str) -> str:
+    path, kind, context = details["loc"], details["type"], details.get("ctx", {})
+    got = details["input"]
+    if kind == "at_key":
+        path, message = (*path, context["key"]), context["message"]
+    elif kind == "extra_forbidden":
+        known = list(_model_at(path[:-1]).model_fields)
+        message = f"unknown key{did_you_mean(str(path[-1]), known) or f'; the keys here are {listed(known)}'}"
+    elif kind == "value_error":
+        message = str(context["error"])
+    elif kind == "missing":
+        message = "missing"
+    elif kind in _EXPECTED:
+        message = f"{_EXPECTED[kind]}, got {reprlib.repr(got)}"
+    else:
+        message = f"{details['msg'].replace('Input should be', 'should be')}, got {reprlib.repr(got)}"
+    return f"{_where(document, source, path)}: {message}"
+
+
+def _where(document: Document, source: str, path: tuple[str | int, ...]) -> str:
+    line = document.line(path)
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    return f"{source}{f':{line}' if line else ''}: {key or 'recipe'}"
+
+
+def _model_at(path: tuple[str | int, ...]) -> type[BaseModel]:
+    models: dict[str, type[BaseModel]] = {"calibration": Calibration, "budget": Budget, "rounding": Rounding}
+    last = path[-1] if path else None
+    if last is None:
+        return Recipe
+    return Rule if isinstance(last, int) else models[last]

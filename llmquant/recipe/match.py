@@ -1,0 +1,73 @@
+"""Patterns that name modules: a named set, an exact module name, a glob, or a regular expression.
+
+- `mlp.down`: a named set (`NAMED_SETS`), the same word for every architecture;
+- `model.layers.0.mlp.down_proj`: one module, by its exact name;
+- `*.down_proj`, `model.layers.[0-3].*`: a glob over the whole module name, in which `*` also crosses dots;
+- `re:model\\.layers\\.(0|1)\\..*`: a Python regular expression that must match the whole module name (`re.fullmatch`).
+
+Globs and expressions never reach protected modules (embeddings, lm_head, routers, norms, experts, anything outside the
+decoder blocks): a sweeping `*` must not quantize by accident what hurts most. Those answer to their set or exact name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from llmquant.recipe.inventory import NAMED_SETS, Inventory, ModuleInfo
+
+_GLOB_CHARACTERS = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One entry of a rule's `match`.
+
+    Attributes:
+        text: as the user wrote it.
+        kind: how it is read.
+        regex: the compiled expression, for globs and expressions only.
+    """
+
+    text: str
+    kind: Literal["set", "name", "glob", "regex"]
+    regex: re.Pattern[str] | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Read one pattern.
+
+        Raises:
+            ValueError: if it is empty or not a valid regular expression.
+        """
+        if not text.strip():
+            raise ValueError("an empty pattern matches nothing; name a set such as 'linear' or a module")
+        if text.startswith("re:"):
+            try:
+                return cls(text, "regex", re.compile(text[3:]))
+            except re.error as error:
+                raise ValueError(f"bad regular expression {text[3:]!r}: {error}") from error
+        if text in NAMED_SETS:
+            return cls(text, "set")
+        if _GLOB_CHARACTERS.intersection(text):
+            return cls(text, "glob", re.compile(fnmatch.translate(text)))
+        return cls(text, "name")
+
+    def names(self, module: ModuleInfo) -> bool:
+        """Whether the pattern fits the module's name or set, protected or not."""
+        if self.kind == "set":
+            return self.text in module.sets
+        if self.regex is None:
+            return self.text == module.name
+        return self.regex.fullmatch(module.name) is not None
+
+    def matches(self, module: ModuleInfo) -> bool:
+        """Whether the pattern reaches the module: `names`, less protected modules for globs and expressions."""
+        return self.names(module) and (self.regex is None or not module.protected)
+
+
+def matching(pattern: Pattern, inventory: Inventory) -> list[int]:
+    """Positions in `inventory.modules` that the pattern reaches, in order."""
+    return [index for index, module in enumerate(inventory.modules) if pattern.matches(module)]

@@ -1,0 +1,321 @@
+"""The schema of a recipe file, version 1. Pydantic stands at the border only: unknown keys and wrong types are refused.
+
+Values are immutable and lists become tuples, so a recipe never changes after it was read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from llmquant.recipe.match import Pattern
+from llmquant.recipe.words import did_you_mean, listed
+from llmquant.spec import BITS, EXAMPLES, KEEP, Scheme
+
+if TYPE_CHECKING:
+    from llmquant.algorithms.base import Algorithm
+
+VERSION = 1
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _words_as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else _as_tuple(value)
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words_as_tuple)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Rounding(_Model):
+    """How codes are chosen: a method of `llmquant.algorithms` and that method's options, side by side in one mapping."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str = "rtn"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that the recipe sets; the others keep the method's defaults."""
+        return dict(self.model_extra or {})
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The module in `llmquant.algorithms`."""
+        from llmquant.algorithms import find
+
+        return find(self.method)
+
+    def build_options(self) -> Any:
+        """An instance of the method's `Options` dataclass."""
+        return self.algorithm.Options(**self.options)
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Rounding:
+        try:
+            options = self.algorithm.Options
+        except ValueError as error:  # RecipeError from `find`, with the nearest name
+            raise _at_key("method", str(error)) from error
+        hints = get_type_hints(options)
+        known = [field.name for field in dataclasses.fields(options)]
+        for key, value in self.options.items():
+            if key not in known:
+                hint = did_you_mean(key, [*known, "method"]) or f"; its options are {listed(known) or 'none'}"
+                raise _at_key(key, f"{self.method} has no option {key!r}{hint}")
+            try:
+                TypeAdapter(hints[key], config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+            except ValidationError as error:
+                raise _at_key(key, f"{_first_message(error)}; got {value!r}") from error
+        try:
+            options(**self.options)
+        except ValueError as error:
+            raise _at_key("method", str(error)) from error
+        return self
+
+
+class Rule(_Model):
+    """One rule: the modules that `match` names become `scheme`. The last rule that matches a module decides."""
+
+    match: Words
+    scheme: str
+    if_indivisible: Words = ()
+    rounding: Rounding | None = None
+
+    @property
+    def parsed(self) -> Scheme:
+        """The scheme as an object."""
+        return Scheme.parse(self.scheme)
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The entries of `match`, read."""
+        return tuple(Pattern.parse(text) for text in self.match)
+
+    @property
+    def fallbacks(self) -> tuple[Scheme, ...]:
+        """What `if_indivisible` allows instead of the scheme, in order of preference."""
+        return tuple(_fallback(self.parsed, word) for word in self.if_indivisible)
+
+    def __str__(self) -> str:
+        return f"{listed(self.match)} -> {self.scheme}"
+
+    @field_validator("match")
+    @classmethod
+    def _check_match(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        if not words:
+            raise ValueError("empty; name a set such as 'linear', or modules")
+        for word in words:
+            Pattern.parse(word)
+        _refuse_repeats(words)
+        return words
+
+    @field_validator("scheme")
+    @classmethod
+    def _check_scheme(cls, name: str) -> str:
+        try:
+            return Scheme.parse(name).name
+        except ValueError as error:
+            raise ValueError(f"{error}{did_you_mean(name.lower(), _common_schemes())}") from error
+
+    @model_validator(mode="after")
+    def _check_fallbacks(self) -> Rule:
+        if not self.if_indivisible:
+            return self
+        if self.parsed.granularity != "group":
+            raise _at_key("if_indivisible", f"{self.scheme} has no groups, so there is nothing to divide; remove it")
+        _refuse_repeats(self.if_indivisible, key="if_indivisible")
+        for word in self.if_indivisible[:-1]:
+            if word in ("keep", "channel"):
+                raise _at_key("if_indivisible", f"what follows {word!r} is never tried, for {word!r} always fits")
+        try:
+            _ = self.fallbacks
+        except ValueError as error:
+            raise _at_key("if_indivisible", str(error)) from error
+        return self
+
+
+class Calibration(_Model):
+    """The text that calibrated methods see.
+
+    Attributes:
+        dataset: "builtin:python" (the sources of the running Python), a .txt, .jsonl or .json file, or "hub:<name>".
+        split: of a hub data set; None means its training split.
+        column: of a hub data set or a JSON file.
+        samples: number of windows.
+        length: tokens in a window.
+        seed: draws the windows.
+    """
+
+    dataset: str = Field(default="builtin:python", min_length=1)
+    split: str | None = None
+    column: str = "text"
+    samples: int = Field(default=128, ge=1)
+    length: int = Field(default=512, ge=2)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("dataset")
+    @classmethod
+    def _check_dataset(cls, name: str) -> str:
+        prefix, _, rest = name.partition(":")
+        if prefix == "builtin" and rest != "python":
+            raise ValueError(f"unknown built-in data set {name!r}; the only one is 'builtin:python'")
+        if prefix == "hub" and not rest:
+            raise ValueError("'hub:' lacks the data set's name, as in 'hub:org/name'")
+        if prefix not in ("builtin", "hub") and not name.endswith((".txt", ".jsonl", ".json")):
+            raise ValueError(
+                f"cannot tell what {name!r} is; write 'builtin:python', a .txt, .jsonl or .json file, or 'hub:{name}'"
+            )
+        return name
+
+
+class Budget(_Model):
+    """What the result may cost; a plan or an evaluation beyond it is an error.
+
+    Attributes:
+        kl: largest mean KL divergence from the baseline, in nats per token.
+        perplexity_ratio: largest ratio of perplexities, quantized over baseline.
+        bits_per_weight: largest size of the whole checkpoint, in bits per parameter of the model (checked by the plan).
+    """
+
+    kl: float | None = Field(default=None, gt=0)
+    perplexity_ratio: float | None = Field(default=None, gt=0)
+    bits_per_weight: float | None = Field(default=None, gt=0)
+
+
+class Recipe(_Model):
+    """A recipe.
+
+    Attributes:
+        version: of this schema.
+        name: short, for reports.
+        description: a sentence for people.
+        rules: ordered; the last that matches a module decides.
+        rounding: for all rules that have no rounding of their own.
+        calibration: needed by methods that use statistics of the inputs.
+        budget: limits that must be met.
+        portable: whether other readers must be able to load the result; False allows layers that only llmquant reads.
+    """
+
+    version: Literal[1]
+    name: str = Field(default="custom", min_length=1)
+    description: str = ""
+    rules: Annotated[tuple[Rule, ...], BeforeValidator(_as_tuple)]
+    rounding: Rounding = Field(default_factory=Rounding)
+    calibration: Calibration | None = None
+    budget: Budget | None = None
+    portable: bool = True
+
+    @property
+    def roundings(self) -> tuple[Rounding, ...]:
+        """Every rounding in use: of each rule that quantizes."""
+        return tuple(rule.rounding or self.rounding for rule in self.rules if rule.parsed != KEEP)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics that its methods need; empty for a data-free recipe."""
+        return frozenset().union(*(rounding.algorithm.NEEDS for rounding in self.roundings))
+
+    @field_validator("rules")
+    @classmethod
+    def _check_rules(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        if not rules:
+            raise ValueError("empty; a recipe has at least one rule, such as {match: linear, scheme: int8}")
+        return rules
+
+    @model_validator(mode="after")
+    def _check_calibration(self) -> Recipe:
+        if self.calibration is None and self.needs:
+            methods = sorted({rounding.method for rounding in self.roundings if rounding.algorithm.NEEDS})
+            raise _at_key(
+                "calibration",
+                f"{listed(methods)} needs calibration text; add `calibration: {{dataset: builtin:python}}`",
+            )
+        return self
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data, defaults written out; `load_recipe` of it gives an equal recipe."""
+    data = _without_none(recipe.model_dump(mode="json"))
+    for key in ("calibration", "budget"):
+        if key in data:
+            data[key] = _without_none(data[key])
+    data["rules"] = [_without_none(rule) for rule in data["rules"]]
+    for rule in data["rules"]:
+        if len(rule["match"]) == 1:
+            rule["match"] = rule["match"][0]
+        if not rule["if_indivisible"]:
+            del rule["if_indivisible"]
+    return data
+
+
+def canonical_json(recipe: Recipe) -> str:
+    """One line of JSON, the same for equal recipes."""
+    return json.dumps(recipe_to_dict(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """SHA-256 of the canonical JSON, in hex."""
+    return hashlib.sha256(canonical_json(recipe).encode()).hexdigest()
+
+
+def _without_none(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def _at_key(key: str, message: str) -> PydanticCustomError:
+    """An error of a whole mapping that points to one of its keys."""
+    return PydanticCustomError("at_key", "{message}", {"key": key, "message": message})
+
+
+def _first_message(error: ValidationError) -> str:
+    return error.errors()[0]["msg"].replace("Input should be", "should be")
+
+
+def _refuse_repeats(words: tuple[str, ...], key: str | None = None) -> None:
+    repeated = sorted({word for word in words if words.count(word) > 1})
+    if repeated:
+        message = f"named twice: {listed(repeated)}"
+        raise _at_key(key, message) if key else ValueError(message)
+
+
+def _fallback(scheme: Scheme, word: str) -> Scheme:
+    if word == "keep":
+        return KEEP
+    if word == "channel":
+        return Scheme(scheme.bits, "channel", None, scheme.symmetric)
+    digits = word[1:]
+    if not (word.startswith("g") and digits.isascii() and digits.isdigit() and int(digits)):
+        hint = did_you_mean(word, ("keep", "channel", "g32", "g64"))
+        raise ValueError(f"{word!r} is not one of keep, channel or a group size such as g32{hint}")
+    if scheme.group_size is not None and int(digits) >= scheme.group_size:
+        raise ValueError(f"{word!r} is not smaller than the groups of {scheme.name}")
+    return Scheme(scheme.bits, "group", int(digits), scheme.symmetric)
+
+
+def _common_schemes() -> list[str]:
+    sizes = ("", "-tensor", "-g32", "-g64", "-g128")
+    return [
+        *EXAMPLES,
+        "w8a8-static",
+        *(f"int{bits}{size}{asym}" for bits in BITS for size in sizes for asym in ("", "-asym")),
+    ]

@@ -1,0 +1,19 @@
+"""The nearest right word, for error messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint such as "; did you mean 'scheme'?", or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3, cutoff=0.6)
+    if not near:
+        return ""
+    return f"; did you mean {' or '.join(repr(name) for name in near)}?"
+
+
+def listed(words: Iterable[str]) -> str:
+    """The words in one line, separated by commas."""
+    return ", ".join(words)
