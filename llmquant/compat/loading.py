@@ -1,0 +1,119 @@
+"""Reading checkpoint tensors into a model that lives on the meta device, a few modules at a time.
+
+transformers 5 renames and merges checkpoint keys while loading (a mapping per architecture). These are internal
+functions of transformers 5.17 to 5.23; they are touched here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging as transformers_logging
+
+from llmquant.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers.core_model_loading import WeightTransform
+
+
+@dataclass(frozen=True, slots=True)
+class KeyMap:
+    """Where each checkpoint key goes in the model.
+
+    Attributes:
+        parameter: checkpoint key to parameter or buffer name; keys the model does not have are absent.
+        merged: the checkpoint keys that are split or merged on the way, so that key and parameter are not one to one.
+    """
+
+    parameter: Mapping[str, str]
+    merged: frozenset[str]
+
+
+def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
+    """Map checkpoint keys to the names of `model` as transformers does when it loads."""
+    known = model.state_dict()
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    prefix = model.base_model_prefix
+    parameter, merged = {}, set()
+    for key in keys:
+        name, pattern = rename_source_key(key, renamings, converters, prefix, known)
+        if name not in known and key in known:
+            name, pattern = rename_source_key(key, [], [], prefix, known)
+        if name in known:
+            parameter[key] = name
+            if pattern is not None:
+                merged.add(key)
+    return KeyMap(parameter, frozenset(merged))
+
+
+class _LazyTensor:
+    """Stands in for a safetensors slice: read only when transformers asks for it, so that one tensor is held at a time."""
+
+    def __init__(self, read: Callable[[str], Tensor], name: str) -> None:
+        self._read, self._name = read, name
+
+    def __getitem__(self, index: object) -> Tensor:
+        return self._read(self._name)
+
+
+def load_keys(
+    model: PreTrainedModel, keys: Iterable[str], read: Callable[[str], Tensor], device: torch.device | str = "cpu"
+) -> None:
+    """Read the given checkpoint keys into the parameters of `model`, in the dtype the parameters have on meta.
+
+    Raises:
+        CheckpointError: if a tensor has the wrong shape or cannot be converted.
+    """
+    config = LoadStateDictConfig(device_map={"": str(device)}, weight_mapping=_fresh_mapping(model))
+    lazy = {key: _LazyTensor(read, key) for key in keys}
+    with _no_progress_bar():
+        info, _ = convert_and_load_state_dict_in_model(model, lazy, config)
+    if info.mismatched_keys:
+        name, got, wanted = sorted(info.mismatched_keys)[0]
+        raise CheckpointError(
+            f"{name} has shape {tuple(got)} in the checkpoint, but config.json describes {tuple(wanted)}; "
+            "the weights and the config do not belong together"
+        )
+    if info.conversion_errors:
+        name, message = sorted(info.conversion_errors.items())[0]
+        raise CheckpointError(f"transformers could not convert {name}: {message}")
+
+
+def _fresh_mapping(model: PreTrainedModel) -> list[WeightTransform]:
+    # Converters collect tensors while they work, so every call needs its own.
+    return get_model_conversion_mapping(model)
+
+
+def release(module: nn.Module, *, recurse: bool = True) -> None:
+    """Put the parameters of `module` back on the meta device, freeing their memory; buffers stay."""
+    for submodule in module.modules() if recurse else (module,):
+        for name, parameter in list(submodule.named_parameters(recurse=False)):
+            empty = torch.empty_like(parameter, device="meta")
+            setattr(submodule, name, nn.Parameter(empty, requires_grad=False))
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,113 @@
+"""The end of a run: config, tokenizer and index beside the shards, verification, provenance, the final name."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmquant.engine.calibration import CalibrationData
+from llmquant.engine.journal import Journal
+from llmquant.engine.output import PROVENANCE, OutputFolder
+from llmquant.engine.prepare import Prepared
+from llmquant.engine.progress import Progress
+from llmquant.engine.units import Unit
+from llmquant.engine.verify import verify
+from llmquant.formats.compressed_tensors import quantization_config
+from llmquant.formats.shard import write_index, write_json_atomic
+from llmquant.recipe.plan import Plan
+from llmquant.recipe.schema import recipe_to_dict
+
+_NOT_COPIED = {"config.json", PROVENANCE, "training.json"}
+_COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
+
+
+def finalize(
+    prepared: Prepared,
+    units: Sequence[Unit],
+    journal: Journal,
+    output: OutputFolder,
+    identity: dict[str, Any],
+    calibration: CalibrationData | None,
+    progress: Progress,
+    began: float,
+) -> None:
+    """Complete and verify OUT.partial, then give it its name.
+
+    Args:
+        prepared: the model and the plan.
+        units: all units; each has its shard.
+        journal: of the run.
+        output: the folder.
+        identity: of the run.
+        calibration: what the statistics were collected on, if any.
+        progress: is told what happens.
+        began: `time.monotonic()` at the start.
+    """
+    folder = output.partial
+    weight_map = {name: shard.file for shard in journal.shards.values() for name in shard.tensors}
+    write_index(folder, weight_map, sum(shard.bytes for shard in journal.shards.values()))
+    _copy_small_files(prepared.checkpoint.folder, folder)
+    config = json.loads((prepared.checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = model_quantization_config(prepared.plan)
+    write_json_atomic(folder / "config.json", config)
+    progress.stage("verify", len(units))
+    compared = verify(folder, units, journal, prepared.checkpoint, progress)
+    layers = {name: asdict(record) for shard in journal.shards.values() for name, record in shard.layers.items()}
+    provenance = {
+        "schema_version": 1,
+        "identity": identity,
+        "source": prepared.source,
+        "recipe": recipe_to_dict(prepared.plan.recipe),
+        "plan": prepared.plan.to_dict(),
+        "calibration": _describe(calibration),
+        "layers": layers,
+        "counters": _total_counters(layers),
+        "verified_tensors": compared,
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    write_json_atomic(folder / PROVENANCE, provenance)
+    output.finish()
+
+
+def model_quantization_config(plan: Plan) -> dict[str, Any]:
+    """The `quantization_config` of a model that was quantized by `plan`."""
+    schemes = {row.module.name: row.scheme for row in plan.quantized}
+    kept = [
+        row.module.name
+        for row in plan.rows
+        if row.scheme.is_keep and (row.module.kind == "linear" or "lm_head" in row.module.sets)
+    ]
+    fused_experts = any(row.module.kind == "experts" for row in plan.rows)
+    return quantization_config(schemes, kept, fused_experts=fused_experts)
+
+
+def _copy_small_files(source: Path, folder: Path) -> None:
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in _COPIED_SUFFIXES and path.name not in _NOT_COPIED:
+            if path.name.endswith(".index.json"):
+                continue
+            shutil.copyfile(path, folder / path.name)
+
+
+def _describe(calibration: CalibrationData | None) -> dict[str, Any] | None:
+    if calibration is None:
+        return None
+    samples, length = calibration.windows.shape
+    return {"sha256": calibration.sha256, "samples": samples, "length": length, "note": calibration.note}
+
+
+def _total_counters(layers: dict[str, dict[str, Any]]) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for layer in layers.values():
+        for name, count in layer["counters"].items():
+            totals[name] = totals.get(name, 0) + count
+    return totals

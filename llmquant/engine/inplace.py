@@ -1,0 +1,81 @@
+"""Calibrated quantization of a model that is loaded already, with the same numbers as the streaming run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from llmquant.algorithms.base import LayerResult
+from llmquant.compat.loading import release
+from llmquant.engine.blocks import quantize_blocks
+from llmquant.models.skeleton import build_skeleton, decoder_blocks
+from llmquant.recipe.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def quantize_loaded(model: PreTrainedModel, plan: Plan, windows: Tensor) -> dict[str, LayerResult]:
+    """Quantize the layers inside the decoder blocks of `model`, which itself is not changed.
+
+    The work is done in a float32 skeleton that borrows the weights of one block at a time, exactly as the streaming
+    run does, so both give the same integers.
+
+    Args:
+        model: in the dtype of its checkpoint.
+        plan: what becomes of each module.
+        windows: (samples, length) calibration token ids.
+
+    Returns:
+        the result of each quantized layer by module name.
+    """
+    skeleton = build_skeleton(model.config).to(torch.float32)
+    path, blocks = decoder_blocks(skeleton)
+    rows = [[row for row in plan.quantized if row.module.block == i] for i in range(len(blocks))]
+    weights = _BorrowedWeights(skeleton, model, path)
+    weights.load_outside()
+    sink = _Results()
+    quantize_blocks(
+        skeleton, skeleton.base_model, list(blocks), rows, windows,
+        scale_dtype=plan.inventory.dtype, weights=weights, sink=sink,
+    )  # fmt: skip
+    return sink.results
+
+
+class _BorrowedWeights:
+    def __init__(self, skeleton: nn.Module, model: nn.Module, path: str) -> None:
+        self._skeleton, self._model, self._path = skeleton, model, f"{path}."
+
+    def load_outside(self) -> None:
+        for name, module in self._skeleton.named_modules():
+            if not f"{name}.".startswith(self._path):
+                self._copy(name, module, recurse=False)
+
+    def load(self, index: int) -> None:
+        name = f"{self._path}{index}"
+        self._copy(name, self._skeleton.get_submodule(name), recurse=True)
+
+    def release(self, index: int) -> None:
+        release(self._skeleton.get_submodule(f"{self._path}{index}"))
+
+    def _copy(self, prefix: str, module: nn.Module, *, recurse: bool) -> None:
+        for name, parameter in list(module.named_parameters(recurse=recurse)):
+            source = self._model.get_parameter(f"{prefix}.{name}" if prefix else name)
+            owner = module.get_submodule(name.rpartition(".")[0])
+            setattr(
+                owner, name.rpartition(".")[2], nn.Parameter(source.detach().to(parameter.dtype), requires_grad=False)
+            )
+
+
+class _Results:
+    def __init__(self) -> None:
+        self.results: dict[str, LayerResult] = {}
+
+    def finished(self, index: int) -> Mapping[str, Tensor] | None:
+        return None
+
+    def emit(self, index: int, results: Mapping[str, tuple[LayerResult, float]]) -> None:
+        self.results |= {name: result for name, (result, _) in results.items()}

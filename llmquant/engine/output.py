@@ -1,0 +1,144 @@
+"""The output folder: nothing of ours is visible under its name until everything is there.
+
+A run works in OUT.partial, beside OUT, and renames it at the end. OUT.partial holds a journal, so that a killed run can
+go on; a lock on it keeps two runs apart.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from llmquant.engine.journal import Journal
+from llmquant.errors import OutputError
+
+JOURNAL, PROVENANCE = "journal.jsonl", "llmquant.json"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether `folder` is a finished result of llmquant."""
+    return (folder / PROVENANCE).is_file() and (folder / "config.json").is_file()
+
+
+class OutputFolder:
+    """A context manager around one run's output; leaving it unlocks, and never deletes work."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out.absolute()
+        self.partial = self.out.with_name(f"{self.out.name}.partial")
+        self._lock: int | None = None
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse what must not be touched, before any work.
+
+        Raises:
+            OutputError: if OUT is not ours, is finished already, or an interrupted run is there and `resume` is off.
+        """
+        if self.out.exists() and not self.out.is_dir():
+            raise OutputError(f"{self.out} is a file; give a folder that does not exist yet")
+        if self.out.exists() and any(self.out.iterdir()):
+            if not is_finished(self.out):
+                raise OutputError(f"{self.out} exists and was not made by llmquant; give another folder")
+            if not overwrite:
+                raise OutputError(f"{self.out} holds a finished result; give another folder, or --overwrite")
+        if self.partial.exists() and any(self.partial.iterdir()):
+            if not (self.partial / JOURNAL).is_file():
+                raise OutputError(f"{self.partial} exists and is not an interrupted run; move it away")
+            if not (resume or overwrite):
+                raise OutputError(
+                    f"{self.partial} holds an interrupted run; --resume continues it, --overwrite drops it"
+                )
+
+    def begin(self, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> Journal:
+        """Make or reopen OUT.partial, lock it, and return the journal.
+
+        Raises:
+            OutputError: as `check`, or if another process works in the folder, or the journal is of another run.
+        """
+        self.check(resume=resume, overwrite=overwrite)
+        if overwrite and not resume and self.partial.exists():
+            self._remove_partial()
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.partial, os.O_RDONLY)
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.partial}: {error.strerror}") from error
+        self._take_lock()
+        return Journal(self.partial / JOURNAL, identity)
+
+    def _take_lock(self) -> None:
+        assert self._lock is not None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(f"another process is working in {self.partial}") from error
+
+    def _remove_partial(self) -> None:
+        self._lock = os.open(self.partial, os.O_RDONLY)
+        self._take_lock()
+        shutil.rmtree(self.partial)
+        self.__exit__(None, None, None)
+
+    def require_space(self, needed: int) -> None:
+        """Refuse to start when the disk cannot hold what is still to be written.
+
+        Raises:
+            OutputError: naming what is needed and what is free.
+        """
+        free = shutil.disk_usage(self.partial).free
+        if free < needed:
+            raise OutputError(
+                f"{self.partial.parent} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB are still to be written; "
+                "free some space or choose another disk"
+            )
+
+    def finish(self) -> None:
+        """Give the finished folder its name; an older result is replaced.
+
+        The journal goes last: whenever this is interrupted, either OUT.partial still has its journal, or OUT is whole.
+        """
+        old = self._replaced
+        if self.out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            self.out.rename(old)
+        self.partial.rename(self.out)
+        parent = os.open(self.out.parent, os.O_RDONLY)
+        os.fsync(parent)
+        os.close(parent)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what an interrupted `finish` left behind in or beside a finished folder."""
+        (self.out / JOURNAL).unlink(missing_ok=True)
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+    @property
+    def _replaced(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.replaced")
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What llmquant.json says about a finished folder.
+
+    Raises:
+        OutputError: if the folder is not a finished result of llmquant.
+    """
+    try:
+        return json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise OutputError(f"{folder} has no readable {PROVENANCE}; it is not a finished result of llmquant") from error

@@ -1,0 +1,77 @@
+"""Everything that is known before any work: the checkpoint, the model's skeleton and the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llmquant.errors import DataError
+from llmquant.models.checkpoint import Checkpoint
+from llmquant.models.skeleton import build_skeleton, load_config, take_inventory
+from llmquant.recipe.plan import Plan, make_plan
+from llmquant.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model and a recipe that fit each other.
+
+    Attributes:
+        source: what the user named.
+        checkpoint: its tensors.
+        model: skeleton with float32 parameters on the meta device: calibration computes in float32.
+        plan: what becomes of each module.
+    """
+
+    source: str
+    checkpoint: Checkpoint
+    model: PreTrainedModel
+    plan: Plan
+
+
+def plan_only(source: str | Path, recipe: Recipe) -> Plan:
+    """Make the plan from a config alone: a folder, a path to a config.json, or a hub id. Reads no weights.
+
+    Raises:
+        PlanError: if the recipe does not fit.
+    """
+    return make_plan(recipe, take_inventory(build_skeleton(load_config(source))))
+
+
+def prepare(source: str | Path, recipe: Recipe, *, revision: str | None = None) -> Prepared:
+    """Open the checkpoint, check it, and make the plan.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged, unsafe or quantized already.
+        PlanError: if the recipe does not fit the model.
+    """
+    checkpoint = Checkpoint.open(source, revision=revision)
+    config = load_config(checkpoint.folder)
+    if config.dtype is None:  # old configs do not say; transformers then takes the dtype of the weights
+        config.dtype = next(t.dtype for t in checkpoint.tensors.values() if t.dtype.is_floating_point)
+    plan = make_plan(recipe, take_inventory(build_skeleton(config)))
+    model = build_skeleton(config).to(torch.float32)
+    return Prepared(str(source), checkpoint, model, plan)
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises:
+        DataError: if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{folder} has no tokenizer that transformers can load ({str(error).splitlines()[0]}); copy its tokenizer files "
+            "there, or use a recipe that needs no calibration"
+        ) from error

@@ -1,0 +1,194 @@
+"""`llmquant quantize`: stream a checkpoint through a plan into a finished folder."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmquant.algorithms.base import LayerResult
+from llmquant.compat.loading import KeyMap, map_keys
+from llmquant.engine.blocks import quantize_blocks
+from llmquant.engine.calibration import CalibrationData, load_calibration
+from llmquant.engine.finalize import finalize
+from llmquant.engine.journal import Journal
+from llmquant.engine.layer import needs_statistics
+from llmquant.engine.output import OutputFolder, is_finished, read_provenance
+from llmquant.engine.prepare import Prepared, load_tokenizer
+from llmquant.engine.progress import Progress
+from llmquant.engine.shards import ShardWriter
+from llmquant.engine.streaming import StreamedWeights
+from llmquant.engine.units import Unit, split_into_units
+from llmquant.errors import OutputError, PlanError
+from llmquant.models.skeleton import decoder_blocks
+from llmquant.recipe.plan import Plan
+from llmquant.recipe.schema import canonical_json
+
+_SPACE_MARGIN = 1.02  # headers, config, tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: the result.
+        provenance: the content of its llmquant.json.
+    """
+
+    folder: Path
+    provenance: dict[str, Any]
+
+
+def run(
+    prepared: Prepared,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Quantize, write, verify and name the result.
+
+    Args:
+        prepared: the model and the plan.
+        out: folder of the result; it appears when everything is in it.
+        resume: continue an interrupted run.
+        overwrite: replace a finished result, or drop an interrupted run.
+        progress: is told what happens.
+
+    Raises:
+        OutputError: if the result cannot be written; what was done stays for `resume`.
+        DataError: if there is no tokenizer, or not enough calibration text.
+        QuantizationError: if a weight or a statistic cannot be quantized.
+    """
+    progress = progress or Progress()
+    began = time.monotonic()
+    with OutputFolder(out) as output:
+        output.check(resume=resume, overwrite=overwrite)
+        calibration = _calibration(prepared)
+        if calibration and calibration.note:
+            progress.note(calibration.note)
+        identity = run_identity(prepared, calibration)
+        if resume and is_finished(output.out) and not output.partial.exists():
+            return _already_finished(output, identity)
+        units = _units(prepared)
+        journal = output.begin(identity, resume=resume, overwrite=overwrite)
+        _check_space(output, prepared.plan, journal)
+        writer = ShardWriter(output.partial, journal, prepared.checkpoint, prepared.plan.inventory.dtype, progress)
+        _write_units(prepared, units, writer, calibration, progress)
+        finalize(prepared, units, journal, output, identity, calibration, progress, began)
+        return RunResult(output.out, read_provenance(output.out))
+
+
+def run_identity(prepared: Prepared, calibration: CalibrationData | None) -> dict[str, Any]:
+    """What must be equal for two runs to give the same bytes; a journal is continued only by an identical run."""
+    return {
+        "schema": 1,
+        "llmquant": version("llmquant"),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "source": prepared.checkpoint.fingerprint(),
+        "recipe": canonical_json(prepared.plan.recipe),
+        "calibration": calibration.sha256 if calibration else None,
+    }
+
+
+def _calibration(prepared: Prepared) -> CalibrationData | None:
+    plan = prepared.plan
+    if not any(needs_statistics(row) for row in plan.quantized):
+        return None
+    for row in plan.quantized:
+        if row.module.block is None and needs_statistics(row):
+            raise PlanError(
+                f"{row.module.name} lies outside the decoder blocks, where no statistics are collected; "
+                "give its rule `rounding: {method: rtn}`"
+            )
+    assert plan.recipe.calibration is not None  # the recipe's own check
+    tokenizer = load_tokenizer(prepared.checkpoint.folder)
+    context = getattr(prepared.model.config, "max_position_embeddings", None)
+    return load_calibration(plan.recipe.calibration, tokenizer, context=context)
+
+
+def _units(prepared: Prepared) -> list[Unit]:
+    path, _ = decoder_blocks(prepared.model)
+    return split_into_units(prepared.plan, prepared.checkpoint.tensors, _key_map(prepared), path)
+
+
+def _key_map(prepared: Prepared) -> KeyMap:
+    return map_keys(prepared.model, prepared.checkpoint.tensors)
+
+
+def _already_finished(output: OutputFolder, identity: Mapping[str, Any]) -> RunResult:
+    provenance = read_provenance(output.out)
+    if provenance.get("identity") != identity:
+        raise OutputError(
+            f"{output.out} holds the finished result of a different run; give another folder, or --overwrite"
+        )
+    output.tidy()
+    return RunResult(output.out, provenance)
+
+
+def _check_space(output: OutputFolder, plan: Plan, journal: Journal) -> None:
+    done = sum(shard.bytes for shard in journal.shards.values())
+    output.require_space(int(plan.bytes_after * _SPACE_MARGIN) - done)
+
+
+def _write_units(
+    prepared: Prepared, units: list[Unit], writer: ShardWriter, calibration: CalibrationData | None, progress: Progress
+) -> None:
+    progress.stage("quantize", len(units))
+    pending = []
+    for unit in units:
+        if writer.is_written(unit):
+            progress.step(unit.file)
+        elif any(needs_statistics(row) for row, _ in unit.quantized):
+            pending.append(unit)
+        else:
+            writer.write_data_free(unit)
+    if pending:
+        assert calibration is not None
+        _calibrate(prepared, units, writer, calibration)
+
+
+def _calibrate(prepared: Prepared, units: list[Unit], writer: ShardWriter, calibration: CalibrationData) -> None:
+    model = prepared.model
+    path, blocks = decoder_blocks(model)
+    by_block = {unit.block: unit for unit in units}
+    weights = StreamedWeights(model, prepared.checkpoint, _key_map(prepared), path, prepared.plan.inventory.dtype)
+    weights.load_outside()
+    last = max(unit.block for unit in units if unit.block is not None and not writer.is_written(unit))
+    quantize_blocks(
+        model,
+        model.base_model,
+        list(blocks)[: last + 1],
+        [[row for row, _ in by_block[i].quantized] for i in range(last + 1)],
+        calibration.windows,
+        scale_dtype=prepared.plan.inventory.dtype,
+        weights=weights,
+        sink=_UnitSink(by_block, writer),
+        captured=weights.release_outside,
+    )
+
+
+class _UnitSink:
+    """Writes the blocks of a calibrated run, and finds those that an earlier run wrote."""
+
+    def __init__(self, units: Mapping[int | None, Unit], writer: ShardWriter) -> None:
+        self._units, self._writer = units, writer
+
+    def finished(self, index: int) -> Mapping[str, Tensor] | None:
+        unit = self._units[index]
+        return self._writer.read_dense(unit) if self._writer.is_written(unit) else None
+
+    def emit(self, index: int, results: Mapping[str, tuple[LayerResult, float]]) -> None:
+        self._writer.write(self._units[index], results)

@@ -1,0 +1,81 @@
+"""Statistics of the inputs of the layers in one block: H = X^T X / tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from llmquant.algorithms.base import LayerStatistics
+from llmquant.errors import QuantizationError
+
+
+class HessianCollector:
+    """Accumulates the Hessians of some layers of a block while the block runs.
+
+    Layers that read the same tensor (q/k/v, gate/up) share one matrix: who shares is seen in the first batch, and each
+    later batch must agree.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self._layers = layers
+        self._leader: dict[str, str] = {}
+        self._hessians: dict[str, Tensor] = {}
+        self._divided: set[str] = set()
+        self._tokens: dict[str, int] = dict.fromkeys(layers, 0)
+        # Address and version of an input of this batch -> the layer that counted it, and the input itself: while it is
+        # held, no other tensor can get its address.
+        self._seen: dict[tuple[int, int], tuple[str, Tensor]] = {}
+
+    @contextmanager
+    def attached(self, block: nn.Module) -> Iterator[None]:
+        """Listen while `block`, which holds the layers, runs over its batches."""
+        handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in self._layers.items()]
+        handles.append(block.register_forward_hook(lambda *_: self._seen.clear()))
+        try:
+            yield
+        finally:
+            self._seen.clear()
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str):
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            inputs = args[0].reshape(-1, args[0].shape[-1])
+            self._tokens[name] += inputs.shape[0]
+            leader, _ = self._seen.setdefault((args[0].data_ptr(), args[0]._version), (name, args[0]))
+            if self._leader.setdefault(name, leader) != leader:
+                raise QuantizationError(f"{name} shared its input with {self._leader[name]}, then with {leader}")
+            if leader == name:
+                self._add(name, inputs.float())
+
+        return hook
+
+    def _add(self, name: str, inputs: Tensor) -> None:
+        hessian = self._hessians.get(name)
+        if hessian is None:
+            size = inputs.shape[1]
+            hessian = self._hessians[name] = torch.zeros(size, size, device=inputs.device)
+        hessian.addmm_(inputs.T, inputs)
+
+    def take(self, name: str) -> LayerStatistics:
+        """Statistics of one layer; call once for each layer, so that its matrix is freed after the last that shares it.
+
+        Raises:
+            QuantizationError: if no token reached the layer.
+        """
+        tokens = self._tokens[name]
+        if tokens == 0:
+            raise QuantizationError(
+                f"no calibration token reached {name}; use more calibration text, or rounding: rtn for this layer"
+            )
+        leader = self._leader.pop(name)
+        hessian = self._hessians[leader]
+        if leader not in self._leader.values():
+            del self._hessians[leader]
+        if leader not in self._divided:
+            hessian.div_(tokens)
+            self._divided.add(leader)
+        return LayerStatistics(hessian=hessian, tokens=tokens)

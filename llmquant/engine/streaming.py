@@ -1,0 +1,71 @@
+"""Weights that come from a checkpoint when they are needed and go when they are not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from llmquant.compat.loading import KeyMap, load_keys, release
+from llmquant.errors import CheckpointError
+from llmquant.models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class StreamedWeights:
+    """Gives a meta-device model the weights of one block at a time (see `BlockWeights`)."""
+
+    def __init__(
+        self, model: PreTrainedModel, checkpoint: Checkpoint, key_map: KeyMap, blocks_path: str, dtype: torch.dtype
+    ) -> None:
+        self._model, self._checkpoint, self._dtype = model, checkpoint, dtype
+        self._path = f"{blocks_path}."
+        self._keys = key_map.parameter
+
+    def load_outside(self) -> None:
+        """Load what the model runs before, between and after its blocks; not the language-model head.
+
+        Embeddings stay in the checkpoint's dtype and their output is widened: in float32 the vocabulary alone would be
+        the largest thing in memory.
+        """
+        base = self._model.base_model
+        prefix = next(name for name, module in self._model.named_modules() if module is base)
+        for module in base.modules():
+            if isinstance(module, nn.Embedding):
+                module.to(self._dtype)
+                module.register_forward_hook(_widen)
+        names = {f"{prefix}.{name}" if prefix else name for name, _ in base.named_parameters()}
+        outside = {name for name in names if not name.startswith(self._path)}
+        self._load(outside)
+
+    def release_outside(self) -> None:
+        """Free what `load_outside` loaded."""
+        for name, module in self._model.named_modules():
+            if not f"{name}.".startswith(self._path):
+                release(module, recurse=False)
+
+    def load(self, index: int) -> None:
+        """Load decoder block `index`."""
+        prefix = f"{self._path}{index}."
+        self._load({name for name, _ in self._model.named_parameters() if name.startswith(prefix)})
+
+    def release(self, index: int) -> None:
+        """Free decoder block `index`."""
+        release(self._model.get_submodule(f"{self._path}{index}"))
+
+    def _load(self, names: set[str]) -> None:
+        keys = [key for key, name in self._keys.items() if name in names]
+        load_keys(self._model, keys, self._checkpoint.read)
+        for name in sorted(names):
+            if self._model.get_parameter(name).is_meta:
+                raise CheckpointError(
+                    f"the checkpoint has no tensor for {name}, which config.json describes; the weights and the config do "
+                    "not belong together"
+                )
+
+
+def _widen(module: nn.Module, args: object, output: Tensor) -> Tensor:
+    return output.float()

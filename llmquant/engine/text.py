@@ -1,0 +1,89 @@
+"""Documents from a text file, a data set on the hub, or the user's own Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from llmquant.engine.builtin_text import python_documents
+from llmquant.errors import DataError
+
+_HUB_DOCUMENTS = 20_000  # a streamed data set can be endless
+
+
+def read_documents(dataset: str, *, split: str | None = None, column: str = "text") -> list[str]:
+    """Documents of a data set, in a fixed order.
+
+    Args:
+        dataset: a .txt, .jsonl or .json file; "builtin:python" (the standard library's own sources); or "hub:NAME", a
+            data set of the `datasets` library, streamed.
+        split: split of a built-in or hub data set; calibration or train by default.
+        column: key of the text in jsonl rows, json rows and hub data sets.
+
+    Raises:
+        DataError: if there is no such data set, or it holds no text.
+    """
+    if dataset == "builtin:python":
+        return python_documents(split or "calibration")  # pyright: ignore[reportArgumentType]  # checked there
+    if dataset.startswith("builtin:"):
+        raise DataError(f"unknown built-in data set {dataset!r}; there is one: builtin:python")
+    source = _hub_rows(dataset[4:], split, column) if dataset.startswith("hub:") else _file_rows(Path(dataset), column)
+    documents = [text for text in source if text.strip()]
+    if not documents:
+        raise DataError(f"{dataset} holds no text")
+    return documents
+
+
+def _file_rows(path: Path, column: str) -> Iterator[str]:
+    if not path.is_file():
+        raise DataError(f"no text file at {path}; give a .txt, .jsonl or .json file, builtin:python, or hub:NAME")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
+    if path.suffix == ".jsonl":
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                yield _row_text(_parse_json(line, f"{path}, line {number}"), column, f"{path}, line {number}")
+    elif path.suffix == ".json":
+        rows = _parse_json(text, str(path))
+        if not isinstance(rows, list):
+            raise DataError(f"{path} holds a {type(rows).__name__}; wanted a list of texts or of rows with {column!r}")
+        for number, row in enumerate(rows):
+            yield _row_text(row, column, f"{path}, entry {number}")
+    else:
+        yield text
+
+
+def _parse_json(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not JSON: {error.msg}") from error
+
+
+def _row_text(row: object, column: str, where: str) -> str:
+    if isinstance(row, str):
+        return row
+    value = row.get(column) if isinstance(row, dict) else None
+    if not isinstance(value, str):
+        keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        raise DataError(f"{where} has no text under {column!r} (it has: {keys}); name the right column")
+    return value
+
+
+def _hub_rows(name: str, split: str | None, column: str) -> Iterator[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise DataError(f"reading hub:{name} needs the `datasets` package; pip install 'llmquant[data]'") from error
+    try:
+        rows = load_dataset(name, split=split or "train", streaming=True)
+        for number, row in enumerate(islice(rows, _HUB_DOCUMENTS)):
+            yield _row_text(row, column, f"hub:{name}, row {number}")
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"cannot read data set hub:{name}: {error}") from error

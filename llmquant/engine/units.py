@@ -1,0 +1,85 @@
+"""Units of work: each becomes one shard of the result, and is either on disk as a whole or made again.
+
+One unit holds what lies outside the decoder blocks (embeddings, final norm, head), and then there is one for each block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llmquant.compat.loading import KeyMap
+from llmquant.errors import CheckpointError
+from llmquant.recipe.plan import Plan, PlanRow
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Attributes:
+    block: index of the decoder block, None for what is outside.
+    file: name of the shard.
+    copied: checkpoint keys that go into the shard as they are.
+    quantized: rows of the plan with the checkpoint key of their weight.
+    """
+
+    block: int | None
+    file: str
+    copied: tuple[str, ...]
+    quantized: tuple[tuple[PlanRow, str], ...]
+
+
+def split_into_units(plan: Plan, keys: Iterable[str], key_map: KeyMap, blocks_path: str) -> list[Unit]:
+    """Deal the tensors of a checkpoint to units.
+
+    Args:
+        plan: what becomes of each module.
+        keys: all tensors of the checkpoint.
+        key_map: where they go in the model.
+        blocks_path: name of the list of decoder blocks, such as "model.layers".
+
+    Raises:
+        CheckpointError: if a weight to be quantized is not in the checkpoint as a tensor of its own, or the checkpoint
+            lacks a weight of the model.
+    """
+    quantized = {f"{row.module.name}.weight": row for row in plan.quantized}
+    copied: dict[int | None, list[str]] = {None: []}
+    chosen: dict[int | None, list[tuple[PlanRow, str]]] = {None: []}
+    found = set()
+    for key in sorted(keys):
+        parameter = key_map.parameter.get(key)
+        block = _block_of(parameter or key, blocks_path)
+        row = quantized.get(parameter or "")
+        if row is None:
+            copied.setdefault(block, []).append(key)
+            continue
+        if key in key_map.merged:
+            raise CheckpointError(
+                f"{row.module.name} is assembled from several checkpoint tensors ({key}, ...), which cannot be quantized "
+                "one by one; keep it with a rule"
+            )
+        found.add(parameter)
+        chosen.setdefault(block, []).append((row, key))
+    if missing := quantized.keys() - found:
+        raise CheckpointError(
+            f"the checkpoint has no tensor for {sorted(missing)[0]}, which config.json describes and the recipe "
+            "quantizes; the weights and the config do not belong together"
+        )
+    order = [None, *sorted(b for b in copied.keys() | chosen.keys() if b is not None)]
+    rank = {row.module.name: i for i, row in enumerate(plan.rows)}
+    return [
+        Unit(
+            block,
+            f"model-{index:05d}-of-{len(order):05d}.safetensors",
+            tuple(copied.get(block, ())),
+            tuple(sorted(chosen.get(block, ()), key=lambda pair: rank[pair[0].module.name])),
+        )
+        for index, block in enumerate(order, 1)
+    ]
+
+
+def _block_of(name: str, blocks_path: str) -> int | None:
+    prefix = f"{blocks_path}."
+    if not name.startswith(prefix):
+        return None
+    number = name[len(prefix) :].split(".", 1)[0]
+    return int(number) if number.isdigit() else None

@@ -1,0 +1,55 @@
+"""After writing: reopen the result, decode it with the independent reference, and compare it with what was meant."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llmquant.engine.journal import Journal
+from llmquant.engine.layer import digest
+from llmquant.engine.progress import Progress
+from llmquant.engine.units import Unit
+from llmquant.errors import OutputError
+from llmquant.formats.compressed_tensors import suffixes
+from llmquant.formats.reference import decode_reference
+from llmquant.models.checkpoint import Checkpoint
+
+
+def verify(folder: Path, units: Sequence[Unit], journal: Journal, source: Checkpoint, progress: Progress) -> int:
+    """Compare a written folder with the journal's digests and with the source, tensor by tensor.
+
+    Returns:
+        the number of tensors that were compared.
+
+    Raises:
+        OutputError: naming the first tensor that is not what was meant.
+        CheckpointError: if the folder cannot be read as a checkpoint.
+    """
+    written = Checkpoint.open(folder, allow_quantized=True)
+    expected = {name for record in journal.shards.values() for name in record.tensors}
+    if written.tensors.keys() != expected:
+        odd = sorted(written.tensors.keys() ^ expected)[0]
+        raise OutputError(f"{folder}: tensor {odd} is {'missing' if odd in expected else 'not ours'}; {_ADVICE}")
+    for unit in units:
+        layers = journal.shards[unit.file].layers
+        for row, key in unit.quantized:
+            name = key.removesuffix(".weight")
+            tensors = {n: written.read(n) for n in (f"{name}.{suffix}" for suffix in suffixes(row.scheme))}
+            if digest(decode_reference(name, tensors, row.scheme)) != layers[row.module.name].digest:
+                raise OutputError(f"{folder}: {name} does not decode to what was written; {_ADVICE}")
+        for key in unit.copied:
+            if _bytes_hash(written.read(key)) != _bytes_hash(source.read(key)):
+                raise OutputError(f"{folder}: {key} differs from the source; {_ADVICE}")
+        progress.step(unit.file)
+    return len(expected)
+
+
+_ADVICE = "the disk or the memory is failing, or another program writes there; delete the folder and quantize again"
+
+
+def _bytes_hash(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
