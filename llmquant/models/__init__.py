@@ -1,0 +1,1 @@
+"""Models before quantization: their checkpoint on disk, their skeleton and the inventory of their modules."""

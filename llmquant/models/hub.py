@@ -1,0 +1,73 @@
+"""A model's folder from what the user typed: a local folder, or a hub id, which is fetched into the cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llmquant.errors import CheckpointError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# No pickle ever; "consolidated*" repeats all weights of some models under other names; subfolders hold other formats.
+FETCHED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+NOT_FETCHED = ["*/*", "consolidated*"]
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def locate(source: str | Path, *, revision: str | None = None) -> Path:
+    """Find the folder of a model, fetching safetensors, configuration and tokenizer when `source` is a hub id.
+
+    Args:
+        source: a local folder or a hub id such as "org/model".
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        CheckpointError: if it is neither, or the hub cannot give it.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise _not_a_folder(path)
+    if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
+        raise CheckpointError(f"{source}: no such folder, and not a hub id like 'org/model'; check the path")
+    return _fetch(source, revision)
+
+
+def pickle_refusal(where: Path, names: list[str]) -> CheckpointError:
+    """The error for a checkpoint that has only pickle files, with the reason and the safe way."""
+    return CheckpointError(
+        f"{where}: its weights are pickle files ({', '.join(names[:3])}), and loading a pickle can run any code, so "
+        "llmquant never does. Convert it on a machine you trust: "
+        "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) writes safetensors, then use that"
+    )
+
+
+def _not_a_folder(path: Path) -> CheckpointError:
+    if path.suffix in PICKLES:
+        return pickle_refusal(path.parent, [path.name])
+    hint = f"give its folder, {path.parent}" if path.suffix == ".safetensors" else "give the folder of a model"
+    return CheckpointError(f"{path}: is a file, not a folder with config.json and safetensors; {hint}")
+
+
+def _fetch(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED)
+        )
+    except GatedRepoError as error:
+        advice = "it is gated: accept its terms on the hub and log in with `hf auth login`"
+        raise CheckpointError(f"{repository}: {advice}") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        advice = "neither a folder here nor a model on the hub; check the spelling, and log in if it is private"
+        raise CheckpointError(f"{repository}: {advice}") from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{repository}: the hub has no revision {revision!r} of it") from error
+    except (OSError, ValueError) as error:
+        # Everything huggingface_hub raises for a network, a disk or a cache is one of these two.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        advice = "not a folder here, and the hub could not give it; check the path or the connection, then try again"
+        raise CheckpointError(f"{repository}: {advice} ({reason})") from error

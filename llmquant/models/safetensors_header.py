@@ -1,0 +1,162 @@
+"""The header of one safetensors file, read and checked without touching the data.
+
+A file is an 8-byte little-endian length, that many bytes of JSON, then the tensors. The JSON maps each name to dtype,
+shape and the byte range behind the header. The library's own check runs only when it maps the whole file; ours reads
+the header alone, so that a damaged checkpoint of any size is refused before any work.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmquant.errors import CheckpointError
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
+# The limit of the safetensors library: a longer header would be refused by every other reader.
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies.
+
+    Attributes:
+        name: as in the file.
+        dtype: of the stored elements.
+        shape: of the tensor.
+        file: the safetensors file that holds it.
+        begin: absolute offset of its first byte in `file`.
+        end: absolute offset behind its last byte.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path
+    begin: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensor in bytes."""
+        return self.end - self.begin
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Read and check the header of one safetensors file.
+
+    Args:
+        file: path of the file.
+
+    Returns:
+        every tensor by name, in the order of the header.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated, or its header contradicts itself or the file's size.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            length = int.from_bytes(prefix, "little")
+            _check_length(file, size, len(prefix), length)
+            raw = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}); check the path") from error
+    if len(raw) != length:
+        raise _damaged(file, f"the header has {len(raw)} of its {length} bytes")
+    data = 8 + length
+    tensors = {name: _entry(file, name, entry, data) for name, entry in _parse(file, raw).items()}
+    _check_layout(file, list(tensors.values()), data, size)
+    return tensors
+
+
+def _damaged(file: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{file}: {reason}; the file is damaged or incomplete, fetch it again")
+
+
+def _check_length(file: Path, size: int, prefix: int, length: int) -> None:
+    if prefix < 8:
+        raise _damaged(file, f"{size} bytes are too few for a safetensors file")
+    if length > MAX_HEADER_BYTES:
+        raise _damaged(file, f"its first 8 bytes announce a header of {length} bytes (at most {MAX_HEADER_BYTES})")
+    if length > size - 8:
+        raise _damaged(file, f"its first 8 bytes announce a header of {length} bytes but only {size - 8} follow")
+
+
+def _parse(file: Path, raw: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise _damaged(file, f"its header names {twice!r} twice")
+        return found
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise _damaged(file, f"its header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _damaged(file, f"its header is a JSON {type(header).__name__}, not an object")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _entry(file: Path, name: str, entry: object, data: int) -> TensorInfo:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise _damaged(file, f"the header entry of {name!r} lacks dtype, shape or data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(f"{file}: {name!r} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or not all(map(_is_size, shape)):
+        raise _damaged(file, f"{name!r} has the impossible shape {shape!r}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise _damaged(file, f"{name!r} has the impossible data_offsets {offsets!r}")
+    begin, end = offsets
+    wanted = prod(shape) * DTYPES[dtype].itemsize
+    if end - begin != wanted:
+        raise _damaged(file, f"{name!r} is {dtype} {shape} = {wanted} bytes but its offsets hold {end - begin}")
+    return TensorInfo(name, DTYPES[dtype], tuple(shape), file, data + begin, data + end)
+
+
+def _check_layout(file: Path, tensors: list[TensorInfo], data: int, size: int) -> None:
+    expected = data
+    before = "the header"
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end)):
+        if tensor.begin != expected:
+            what = "overlaps" if tensor.begin < expected else "leaves a gap after"
+            raise _damaged(file, f"the data of {tensor.name!r} {what} {before}")
+        expected, before = tensor.end, repr(tensor.name)
+    if size < expected:
+        raise _damaged(file, f"it is truncated: {size} of {expected} bytes")
+    if size > expected:
+        raise _damaged(file, f"{size - expected} bytes follow the last tensor")
