@@ -1,0 +1,47 @@
+"""The relative error of a quantized layer, measured on its inputs.
+
+Legend: W weight (O, I), Q its quantized form, D = Q - W, H Hessian (I, I) = X^T X / tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmquant.numerics.quantized import QuantizedTensor
+
+_CHUNK = 1 << 22
+
+
+def relative_loss(weight: Tensor, quantized: QuantizedTensor, hessian: Tensor | None) -> float:
+    """tr(D H D^T) / tr(W H W^T), or |D|^2 / |W|^2 without a Hessian.
+
+    Args:
+        weight: (out_features, in_features), any float dtype.
+        quantized: its quantized form, which is measured as it dequantizes from the stored scales.
+        hessian: (in_features, in_features) float32, or None.
+
+    Returns:
+        0 for an exact result, also where the layer puts out nothing at all.
+    """
+    step = max(1, _CHUNK // weight.shape[1])
+    lost = torch.zeros((), dtype=torch.float64, device=weight.device)
+    power = torch.zeros_like(lost)
+    for begin in range(0, weight.shape[0], step):
+        rows = slice(begin, begin + step)
+        values = weight[rows].float()
+        part = QuantizedTensor(
+            quantized.codes[rows],
+            quantized.scales if quantized.scales.shape[0] == 1 else quantized.scales[rows],
+            quantized.zeros if quantized.zeros is None or quantized.zeros.shape[0] == 1 else quantized.zeros[rows],
+        )
+        lost += _power(part.dequantize().float() - values, hessian)
+        power += _power(values, hessian)
+    if lost <= 0:
+        return 0.0
+    return (lost / power).item() if power > 0 else float("inf")
+
+
+def _power(rows: Tensor, hessian: Tensor | None) -> Tensor:
+    """tr(R H R^T) in float64, or |R|^2."""
+    return ((rows if hessian is None else rows @ hessian) * rows).sum(dtype=torch.float64)

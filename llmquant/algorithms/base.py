@@ -1,0 +1,75 @@
+"""What a rounding algorithm is: a module with `NEEDS`, `Options` and `quantize`.
+
+Legend: O out_features, I in_features, T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from llmquant.numerics.quantized import QuantizedTensor
+from llmquant.spec import Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStatistics:
+    """What calibration measured on the inputs of one layer.
+
+    Attributes:
+        hessian: (in_features, in_features) float32, X^T X / tokens of its inputs X (tokens, in_features); symmetric.
+            Algorithms read it only, so layers that share their inputs can share it.
+        tokens: how many inputs were seen.
+    """
+
+    hessian: Tensor | None = None
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerResult:
+    """One quantized layer.
+
+    Attributes:
+        quantized: codes, scales and zeros.
+        loss: share of the output power that the rounding error makes: with D = Q - W and H the Hessian,
+            tr(D H D^T) / tr(W H W^T); without a Hessian |D|^2 / |W|^2. 0 is exact.
+        counters: how often something unusual was met, such as {"dead_columns": 3}; without zeros.
+    """
+
+    quantized: QuantizedTensor
+    loss: float
+    counters: dict[str, int]
+
+
+class Algorithm(Protocol):
+    """A module of this package.
+
+    Attributes:
+        NEEDS: statistics that the engine must collect: empty, or {"hessian"}.
+        Options: frozen keyword-only dataclass of the recipe keys it takes, all with defaults.
+    """
+
+    NEEDS: frozenset[str]
+    Options: type[Any]
+
+    def quantize(
+        self, weight: Tensor, statistics: LayerStatistics, scheme: Scheme, options: Any, *, scale_dtype: torch.dtype
+    ) -> LayerResult:
+        """Round one weight.
+
+        Args:
+            weight: (out_features, in_features), any float dtype; read only.
+            statistics: of the inputs of this layer; read only.
+            scheme: what the weight becomes; groups run along in_features.
+            options: an instance of this module's `Options`.
+            scale_dtype: dtype in which the scales will be stored.
+
+        Raises:
+            QuantizationError: if the weight or a needed statistic is missing or not finite, or the groups do not
+                divide in_features.
+        """
+        ...

@@ -1,0 +1,170 @@
+"""Pack signed codes into 32-bit words in the layout of compressed-tensors 0.20, and back.
+
+A row is one dense stream of bits, lowest bit first: code i of a row, stored as `code + 2^(bits-1)`, fills bits
+`bits * i` to `bits * i + bits - 1` of the row's little-endian words. 2, 4 and 8 bits never cross a word; 3 bits do.
+(compressed_tensors/compressors/pack_quantized/helpers.py, 0.20.)
+
+    bits = 4, one word:  | code 7 | code 6 | ... | code 1 | code 0 |     bits 31..28 ... 3..0
+
+Any width packs the same way here: eight codes lie in one 64-bit integer, one a byte, and three shift-and-mask folds
+close the gaps, which leaves `bits` full bytes. Rows go through in chunks that stay in the cache.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+WORD_BITS = 32
+_CPU_CHUNK = 1 << 18
+_GPU_CHUNK = 1 << 26
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack signed codes along their rows.
+
+    Args:
+        codes: (rows, cols) int8, in [-2^(bits-1), 2^(bits-1) - 1].
+        bits: 2, 3, 4 or 8.
+
+    Returns:
+        (rows, ceil(cols * bits / 32)) int32; unused high bits of a row's last word are 0.
+
+    Raises:
+        ValueError: if `codes` is not a matrix of int8, or holds a code that `bits` cannot hold.
+    """
+    _require(codes, torch.int8, bits)
+    rows, cols = codes.shape
+    offset = 1 << (bits - 1)
+    packed = torch.empty(rows, packed_words(cols, bits), dtype=torch.int32, device=codes.device)
+    padded = -(-cols // WORD_BITS) * WORD_BITS
+    for begin, end in _row_chunks(rows, padded, codes.device):
+        # The pad code becomes 0 once the offset is added.
+        chunk = codes.new_full((end - begin, padded), -offset)
+        chunk[:, :cols] = codes[begin:end]
+        if bits < 8:
+            low, high = torch.aminmax(chunk) if chunk.numel() else (chunk.new_zeros(()), chunk.new_zeros(()))
+            if low < -offset or high >= offset:
+                raise ValueError(f"codes lie in [{low}, {high}], but {bits} bits hold [{-offset}, {offset - 1}]")
+        lanes = chunk.view(torch.int64)
+        lanes.bitwise_xor_(_repeat(offset, 8))
+        _fold(lanes, bits)
+        unit, taken = _low_units(bits)
+        dense = (
+            lanes.view(unit).view(end - begin, -1, 8 // unit.itemsize)[..., :taken].contiguous().view(end - begin, -1)
+        )
+        packed[begin:end] = dense.view(torch.int32)[:, : packed.shape[1]]
+    return packed
+
+
+def unpack(packed: Tensor, bits: int, cols: int) -> Tensor:
+    """Undo `pack`.
+
+    Args:
+        packed: (rows, ceil(cols * bits / 32)) int32.
+        bits: 2, 3, 4 or 8.
+        cols: codes in a row.
+
+    Returns:
+        (rows, cols) int8.
+
+    Raises:
+        ValueError: if `packed` is not a matrix of int32, or has the wrong number of words for `cols`.
+    """
+    _require(packed, torch.int32, bits)
+    rows, words = packed.shape
+    if words != packed_words(cols, bits):
+        raise ValueError(f"{cols} codes of {bits} bits need {packed_words(cols, bits)} words a row, not {words}")
+    codes = torch.empty(rows, cols, dtype=torch.int8, device=packed.device)
+    blocks = -(-cols // WORD_BITS)
+    for begin, end in _row_chunks(rows, blocks * WORD_BITS, packed.device):
+        dense = packed.new_zeros(end - begin, blocks * bits)
+        dense[:, :words] = packed[begin:end]
+        spread = torch.zeros(end - begin, blocks * 4, 8, dtype=torch.uint8, device=packed.device)
+        unit, taken = _low_units(bits)
+        spread.view(unit)[..., :taken] = dense.view(unit).view(end - begin, -1, taken)
+        _unfold(spread.view(torch.int64), bits)
+        offset_codes = spread.view(torch.int8).view(end - begin, -1)[:, :cols]
+        torch.add(offset_codes, -(1 << (bits - 1)), out=codes[begin:end])
+    return codes
+
+
+def pack_zeros(zeros: Tensor, bits: int) -> Tensor:
+    """Pack zero points, which compressed-tensors packs along the outputs.
+
+    Args:
+        zeros: (out_features, groups) int8, in code units.
+        bits: 2, 3, 4 or 8.
+
+    Returns:
+        (ceil(out_features * bits / 32), groups) int32.
+    """
+    return pack(zeros.t(), bits).t().contiguous()
+
+
+def unpack_zeros(packed: Tensor, bits: int, out_features: int) -> Tensor:
+    """Undo `pack_zeros`.
+
+    Args:
+        packed: (ceil(out_features * bits / 32), groups) int32.
+        bits: 2, 3, 4 or 8.
+        out_features: rows of the result.
+
+    Returns:
+        (out_features, groups) int8.
+    """
+    return unpack(packed.t(), bits, out_features).t().contiguous()
+
+
+def packed_words(cols: int, bits: int) -> int:
+    """How many 32-bit words a row of `cols` codes takes."""
+    return -(-cols * bits // WORD_BITS)
+
+
+def _require(tensor: Tensor, dtype: torch.dtype, bits: int) -> None:
+    if bits not in (2, 3, 4, 8):
+        raise ValueError(f"codes have 2, 3, 4 or 8 bits, not {bits}")
+    if tensor.ndim != 2 or tensor.dtype != dtype:
+        raise ValueError(f"expected a matrix of {dtype}, got {tensor.dtype} of shape {list(tensor.shape)}")
+    if sys.byteorder != "little":
+        raise ValueError("packing is written for little-endian machines only")
+
+
+def _row_chunks(rows: int, cols: int, device: torch.device) -> list[tuple[int, int]]:
+    budget = _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
+    step = max(1, budget // max(1, cols))
+    return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
+
+def _repeat(pattern: int, width: int) -> int:
+    """The int64 that holds `pattern` in each of its lanes of `width` bits."""
+    value = sum(pattern << at for at in range(0, 64, width))
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _low_units(bits: int) -> tuple[torch.dtype, int]:
+    """The widest integer type that divides `bits` bytes, and how many of it those bytes are: copies go faster so."""
+    return {2: (torch.int16, 1), 3: (torch.uint8, 3), 4: (torch.int32, 1), 8: (torch.int64, 1)}[bits]
+
+
+def _fold(lanes: Tensor, bits: int) -> None:
+    """Close the gaps between the eight codes of each int64, in place."""
+    if bits == 8:
+        return
+    lanes.bitwise_and_(_repeat((1 << bits) - 1, 8))
+    for width in (8, 16, 32):
+        filled = bits * width // 8
+        lanes.bitwise_or_(lanes >> (width - filled))
+        lanes.bitwise_and_(_repeat((1 << 2 * filled) - 1, 2 * width))
+
+
+def _unfold(lanes: Tensor, bits: int) -> None:
+    """Open the gaps that `_fold` closed, in place."""
+    if bits == 8:
+        return
+    for width in (32, 16, 8):
+        filled = bits * width // 8
+        lanes.bitwise_or_(lanes << (width - filled))
+        lanes.bitwise_and_(_repeat((1 << filled) - 1, width))
