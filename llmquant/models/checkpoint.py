@@ -80,7 +80,7 @@ class Checkpoint:
         if info is None:
             raise CheckpointError(f"{self.folder}: has no tensor {name!r}")
         tensor = torch.empty(info.shape, dtype=info.dtype)
-        target = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        target = tensor.reshape(-1).view(torch.uint8).numpy().data
         try:
             with info.file.open("rb", buffering=0) as stream:
                 stream.seek(info.begin)

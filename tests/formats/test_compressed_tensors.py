@@ -27,8 +27,9 @@ def random_quantized(scheme: Scheme, out_features: int, in_features: int, dtype:
 
 
 def equal(a: QuantizedTensor, b: QuantizedTensor) -> bool:
-    same_zeros = (a.zeros is None) == (b.zeros is None) and (a.zeros is None or torch.equal(a.zeros, b.zeros))
-    return torch.equal(a.codes, b.codes) and torch.equal(a.scales, b.scales) and same_zeros
+    if a.zeros is None or b.zeros is None:
+        return a.zeros is b.zeros and torch.equal(a.codes, b.codes) and torch.equal(a.scales, b.scales)
+    return all(map(torch.equal, (a.codes, a.scales, a.zeros), (b.codes, b.scales, b.zeros)))
 
 
 @pytest.mark.parametrize("name", NAMES)
