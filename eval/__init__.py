@@ -1,7 +1,8 @@
 """What was lost and what was gained, with intervals: the quantized model against its 16-bit baseline.
 
-`make_windows` turns documents into token windows, `evaluate` measures two loaded models on them and gives an `EvalReport`,
-which `llmquant.eval.report` renders as a page and `llmquant.eval.table` as a table. Nothing here loads a model.
+`make_windows` turns documents into token windows, `evaluate` measures two loaded models on them and gives an
+`EvalReport`, which `llmquant.eval.report` renders as a page and `llmquant.eval.table` as a table. Nothing here loads a
+model.
 """
 
 from __future__ import annotations

@@ -1,0 +1,182 @@
+"""Two models on the same tokens, side by side: perplexity of both, KL(baseline||quantized), agreement.
+
+The models run window batch by window batch, and only one batch of logits of each exists at a time; log-probabilities
+are taken in float64, a slice of positions at a time, because the KL of an 8-bit model can lie below float32 rounding.
+What remains is a few numbers per scored token. A position where either model gives a non-finite number is counted, not
+averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llmquant.errors import DataError, QuantizationError
+from llmquant.eval.result import ComparisonSection
+from llmquant.eval.scores import TokenScores
+from llmquant.eval.statistics import Estimate, Floats, cluster_bootstrap, cluster_sums, exponential
+from llmquant.eval.summary import summarize
+from llmquant.eval.windows import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LOGIT_ELEMENTS = 1 << 26  # logits of one model in a batch, when the caller names no batch size
+_SLICE_ELEMENTS = 1 << 22  # float64 log-probabilities of one model at once: 32 MiB
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Result of `compare`: per-token scores, both perplexities, and the section of the report made from them."""
+
+    scores: TokenScores
+    perplexity_baseline: Estimate
+    perplexity_quantized: Estimate
+    section: ComparisonSection
+
+
+def compare(
+    baseline: PreTrainedModel,
+    quantized: PreTrainedModel,
+    windows: Windows,
+    *,
+    batch_size: int | None = None,
+    noise_floor: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Score both models on the same windows and summarise the difference.
+
+    Args:
+        baseline: the reference; the models may be one object.
+        quantized: must predict the same vocabulary.
+        windows: from `make_windows`.
+        batch_size: windows at once; chosen from the vocabulary if None.
+        noise_floor: mean KL caused by the baseline's own rounding (`measure_noise_floor`), for the verdict.
+        seed: of the bootstrap.
+        progress: called with (windows done, windows in all).
+
+    Raises:
+        DataError: if the vocabularies differ or do not hold the tokens.
+        QuantizationError: if no position is finite.
+    """
+    scores = score_tokens(baseline, quantized, windows, batch_size=batch_size, progress=progress)
+    finite = scores.finite
+    if not finite.any():
+        bad = [name for name in ("baseline", "quantized") if not np.isfinite(getattr(scores, f"nll_{name}")).any()]
+        raise QuantizationError(
+            f"none of the {len(finite)} scored positions is finite: the {' and the '.join(bad) or 'quantized'} model "
+            "gives NaN or Inf everywhere; check its weights with `llmquant inspect`, or evaluate in a wider dtype"
+        )
+    kept = TokenScores(*(getattr(scores, field.name)[finite] for field in fields(TokenScores)))
+    return Comparison(
+        scores,
+        _perplexity(kept.nll_baseline, kept.window, seed),
+        _perplexity(kept.nll_quantized, kept.window, seed),
+        summarize(kept, nonfinite=int((~finite).sum()), noise_floor=noise_floor, seed=seed),
+    )
+
+
+def _perplexity(nll: Floats, window: NDArray[np.int64], seed: int) -> Estimate:
+    return exponential(cluster_bootstrap(*cluster_sums(nll, window), seed=seed))
+
+
+def score_tokens(
+    baseline: PreTrainedModel,
+    quantized: PreTrainedModel,
+    windows: Windows,
+    *,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> TokenScores:
+    """Run both models over all windows; arguments and errors as in `compare`."""
+    parts: list[dict[str, Tensor]] = []
+    with evaluating(baseline), evaluating(quantized), torch.inference_mode():
+        begin = 0
+        size = batch_size or _batch_size(baseline, windows)
+        while begin < len(windows):
+            ids, scored = windows.ids[begin : begin + size], windows.scored[begin : begin + size]
+            parts.append(_score_batch(_logits(baseline, ids), _logits(quantized, ids), ids, scored, first_window=begin))
+            begin += len(ids)
+            if progress is not None:
+                progress(begin, len(windows))
+    return TokenScores(**{name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]})
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Switch dropout off inside the block."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def score_window(model: PreTrainedModel, windows: Windows) -> None:
+    """Run one model over the first window, for measurements of memory."""
+    with evaluating(model), torch.inference_mode():
+        _logits(model, windows.ids[:1])
+
+
+def _batch_size(model: PreTrainedModel, windows: Windows) -> int:
+    vocabulary = model.config.get_text_config().vocab_size
+    return max(1, _LOGIT_ELEMENTS // (windows.ids.shape[1] * vocabulary))
+
+
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """(windows, length - 1, vocabulary): the last position predicts nothing that is scored."""
+    return model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1]
+
+
+def _score_batch(
+    baseline: Tensor, quantized: Tensor, ids: Tensor, scored: Tensor, *, first_window: int
+) -> dict[str, Tensor]:
+    vocabulary = baseline.shape[-1]
+    if quantized.shape[-1] != vocabulary:
+        raise DataError(
+            f"the baseline predicts {vocabulary} tokens, the quantized model {quantized.shape[-1]}; "
+            "they are not versions of one model"
+        )
+    if int(ids.max()) >= vocabulary:
+        raise DataError(
+            f"the text holds token {int(ids.max())}, the models know {vocabulary}; use the baseline's own tokenizer"
+        )
+    window, position = scored.nonzero(as_tuple=True)
+    target = ids[window, position + 1]
+    rows = max(1, _SLICE_ELEMENTS // vocabulary)
+    slices: list[dict[str, Tensor]] = []
+    for part in torch.arange(len(window)).split(rows):
+        where = (window[part].to(baseline.device), position[part].to(baseline.device))
+        there = tuple(index.to(quantized.device) for index in where)
+        slices.append(
+            _score_rows(baseline[where], quantized[there].to(baseline.device), target[part].to(baseline.device))
+        )
+    columns: dict[str, Any] = {name: torch.cat([each[name] for each in slices]) for name in slices[0]} if slices else {}
+    return {"window": window + first_window, "position": position + 1, "target": target, **columns}
+
+
+def _score_rows(baseline: Tensor, quantized: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Numbers of each row; logits (rows, vocabulary), target (rows,)."""
+    log_p, log_q = baseline.double().log_softmax(-1), quantized.double().log_softmax(-1)
+    p = log_p.exp()
+    terms = (p * (log_p - log_q)).masked_fill(p == 0, 0.0)  # 0 ln 0 = 0, also where both models mask a token
+    columns = {
+        "nll_baseline": -log_p.gather(1, target[:, None])[:, 0],
+        "nll_quantized": -log_q.gather(1, target[:, None])[:, 0],
+        "kl": terms.sum(-1).clamp_min(0.0),  # clamps float64 rounding only: KL is never negative; NaN stays NaN
+        "confidence": p.amax(-1),
+        "top_baseline": baseline.argmax(-1),
+        "top_quantized": quantized.argmax(-1),
+    }
+    return {name: column.cpu() for name, column in columns.items()}

@@ -1,0 +1,152 @@
+"""One evaluation from start to report, on two loaded models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmquant.eval.budget import check_budget
+from llmquant.eval.divergence import Progress, compare, score_window
+from llmquant.eval.machine import machine, versions
+from llmquant.eval.memory import checkpoint_size, measure_memory
+from llmquant.eval.noise import measure_noise_floor
+from llmquant.eval.result import AnatomyPart, EvalReport, Memory, ModelSection, Speed
+from llmquant.eval.statistics import Estimate
+from llmquant.eval.throughput import ThroughputOptions, measure_throughput
+from llmquant.eval.windows import Windows
+from llmquant.eval.worst import worst_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Stage = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is known of the pair beyond the two loaded models; it goes into the report.
+
+    Attributes:
+        name: short name of the quantized model, such as its recipe's.
+        baseline_name: name of the baseline, such as its hub id.
+        folder: the quantized checkpoint, for its size.
+        baseline_folder: the baseline's checkpoint.
+        limits: budget by name (see `llmquant.eval.budget`).
+        kernels: how many layers run on which kernel.
+        anatomy: bytes by module kind and scheme of the quantized checkpoint.
+        anatomy_baseline: the same of the baseline.
+        layer_losses: relative loss by module name, as the quantizing run recorded it.
+        recipe_yaml: text of the recipe.
+    """
+
+    name: str
+    baseline_name: str
+    folder: Path | None = None
+    baseline_folder: Path | None = None
+    limits: Mapping[str, float | None] = field(default_factory=dict)
+    kernels: Mapping[str, int] = field(default_factory=dict)
+    anatomy: tuple[AnatomyPart, ...] = ()
+    anatomy_baseline: tuple[AnatomyPart, ...] = ()
+    layer_losses: Mapping[str, float] = field(default_factory=dict)
+    recipe_yaml: str | None = None
+
+
+def evaluate(
+    baseline: PreTrainedModel,
+    quantized: PreTrainedModel,
+    windows: Windows,
+    subject: Subject,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int | None = None,
+    throughput: ThroughputOptions | None = None,
+    noise_floor: bool = False,
+    seed: int = 0,
+    progress: Stage | None = None,
+) -> EvalReport:
+    """Measure everything and give the report.
+
+    Args:
+        baseline: the 16-bit (or 32-bit) model.
+        quantized: the other one, on the same device.
+        windows: the text, from `make_windows`.
+        subject: names, folders, budget and facts of the quantizing run.
+        tokenizer: decodes the worst tokens.
+        batch_size: windows at once; chosen from the vocabulary if None.
+        throughput: what to time; None leaves speed out.
+        noise_floor: also measure how far the baseline is from itself in a wider dtype (holds a wider copy of it).
+        seed: of the bootstrap.
+        progress: called with (stage, done, in all) for the stages "noise floor", "divergence" and "speed".
+
+    Raises:
+        DataError: if the models' vocabularies differ, or a window is too short for the speed test.
+        QuantizationError: if no position is finite.
+        CheckpointError: if a folder holds no complete safetensors checkpoint.
+        RecipeError: for an unknown budget.
+    """
+    memory = [measure_memory(model, partial(score_window, model, windows)) for model in (baseline, quantized)]
+    floor = measure_noise_floor(baseline, windows, progress=_stage(progress, "noise floor")) if noise_floor else None
+    comparison = compare(
+        baseline, quantized, windows,
+        batch_size=batch_size, noise_floor=floor, seed=seed, progress=_stage(progress, "divergence"),
+    )  # fmt: skip
+    timed = None
+    if throughput is not None:
+        prompt = windows.ids[0]
+        timed = measure_throughput(baseline, quantized, prompt, throughput, progress=_stage(progress, "speed"))
+    parameters = sum(parameter.numel() for parameter in baseline.parameters())
+    section = partial(_section, parameters=parameters)
+    after = section(
+        subject.name, quantized, subject.folder, comparison.perplexity_quantized, memory[1], timed and timed.quantized
+    )
+    return EvalReport(
+        name=subject.name,
+        protocol=windows.protocol,
+        seed=seed,
+        versions=versions(),
+        machine=machine(baseline.device),
+        baseline=section(
+            subject.baseline_name, baseline, subject.baseline_folder, comparison.perplexity_baseline,
+            memory[0], timed and timed.baseline,
+        ),
+        quantized=after,
+        comparison=comparison.section,
+        speed_protocol=timed and timed.protocol,
+        kernels=dict(subject.kernels),
+        budget=check_budget(subject.limits, comparison.section, after.bits_per_weight),
+        anatomy_baseline=subject.anatomy_baseline,
+        anatomy=subject.anatomy,
+        layer_losses=dict(subject.layer_losses),
+        worst_tokens=worst_tokens(comparison.scores, windows, tokenizer),
+        recipe_yaml=subject.recipe_yaml,
+    )  # fmt: skip
+
+
+def _stage(progress: Stage | None, name: str) -> Progress | None:
+    return None if progress is None else partial(progress, name)
+
+
+def _section(
+    name: str,
+    model: PreTrainedModel,
+    folder: Path | None,
+    perplexity: Estimate,
+    memory: Memory,
+    speed: Speed | None,
+    *,
+    parameters: int,
+) -> ModelSection:
+    size = None if folder is None else checkpoint_size(folder)
+    return ModelSection(
+        name=name,
+        dtype=str(model.dtype).removeprefix("torch."),
+        parameters=parameters,
+        checkpoint_bytes=size and size.file_bytes,
+        bits_per_weight=size and size.bits_per_weight(parameters),
+        perplexity=perplexity,
+        memory=memory,
+        speed=speed,
+    )

@@ -1,0 +1,47 @@
+"""Facts about the machine and the software that belong beside a number. No host or user names."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in ("llmquant", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a source tree that was never installed
+            found[package] = "not installed"
+    return found
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """Processor, cores, threads and device."""
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device_name(device),
+    }
+
+
+def cpu_name() -> str:
+    """Name of the processor."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """Name of a torch device: the GPU's own name, or the device type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,143 @@
+"""Tokens per second of two models, measured in turn.
+
+The models alternate within every round (A B, then B A), so a machine that slows down or is shared slows both; the
+speed-up is the median of the per-round ratios. A forward pass with a key-value cache is timed, not `generate`: no
+sampling, no stopping rule, the same fixed tokens for both models.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from llmquant.errors import DataError
+from llmquant.eval.divergence import Progress, evaluating
+from llmquant.eval.machine import device_name
+from llmquant.eval.result import Speed, SpeedProtocol
+from llmquant.eval.statistics import spread
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MAX_ROUNDS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThroughputOptions:
+    """What is timed.
+
+    Attributes:
+        prompt_tokens: tokens of the prefill pass.
+        decode_tokens: single-token passes that follow it.
+        batch_size: sequences at once.
+        warmup: untimed rounds.
+        min_rounds: timed rounds at least, whatever the time.
+        seconds: no new round starts after this time.
+    """
+
+    prompt_tokens: int = 128
+    decode_tokens: int = 32
+    batch_size: int = 1
+    warmup: int = 1
+    min_rounds: int = 5
+    seconds: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Speed of both models and how it was measured."""
+
+    baseline: Speed
+    quantized: Speed
+    protocol: SpeedProtocol
+
+
+def measure_throughput(
+    baseline: PreTrainedModel,
+    quantized: PreTrainedModel,
+    prompt: Tensor,
+    options: ThroughputOptions,
+    *,
+    progress: Progress | None = None,
+) -> Throughput:
+    """Time prefill and decode of both models.
+
+    Args:
+        baseline: the reference.
+        quantized: the other model.
+        prompt: (tokens,) int64 token ids, at least prompt_tokens + decode_tokens of them.
+        options: what is timed.
+        progress: called with (whole seconds used, seconds planned) after each round.
+
+    Raises:
+        DataError: if the prompt is too short.
+    """
+    wanted = options.prompt_tokens + options.decode_tokens
+    if len(prompt) < wanted:
+        raise DataError(
+            f"the speed test needs {wanted} tokens (prompt {options.prompt_tokens} + decode {options.decode_tokens}), "
+            f"the first window has {len(prompt)}; use longer windows or a shorter prompt"
+        )
+    ids = prompt[:wanted].expand(options.batch_size, -1)
+    models = (baseline, quantized)
+    rounds: list[list[tuple[float, float]]] = []
+    with evaluating(baseline), evaluating(quantized), torch.inference_mode():
+        for _ in range(options.warmup):
+            for model in models:
+                _run_once(model, ids, options)
+        start = time.perf_counter()
+        while len(rounds) < options.min_rounds or _goes_on(len(rounds), start, options):
+            order = (0, 1) if len(rounds) % 2 == 0 else (1, 0)
+            timed = {which: _run_once(models[which], ids, options) for which in order}
+            rounds.append([timed[0], timed[1]])
+            if progress is not None:
+                progress(min(int(time.perf_counter() - start), int(options.seconds)), int(options.seconds))
+    return _summarize(rounds, baseline, options)
+
+
+def _goes_on(done: int, start: float, options: ThroughputOptions) -> bool:
+    return done < _MAX_ROUNDS and time.perf_counter() - start < options.seconds
+
+
+def _run_once(model: PreTrainedModel, ids: Tensor, options: ThroughputOptions) -> tuple[float, float]:
+    """Tokens per second of one prefill and of the decode steps after it."""
+    ids = ids.to(model.device)
+    steps = ids[:, options.prompt_tokens :].split(1, dim=1)
+    start = _now(model)
+    # generate, too, asks the prefill for the last position's logits only
+    cache = model(input_ids=ids[:, : options.prompt_tokens], use_cache=True, logits_to_keep=1).past_key_values
+    middle = _now(model)
+    for step in steps:
+        cache = model(input_ids=step, past_key_values=cache, use_cache=True).past_key_values
+    end = _now(model)
+    return (
+        options.batch_size * options.prompt_tokens / (middle - start),
+        options.batch_size * options.decode_tokens / (end - middle),
+    )
+
+
+def _now(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def _summarize(
+    rounds: list[list[tuple[float, float]]], baseline: PreTrainedModel, options: ThroughputOptions
+) -> Throughput:
+    speeds = [Speed(*(spread([each[which][phase] for each in rounds]) for phase in (0, 1))) for which in (0, 1)]
+    ratios = [spread([each[1][phase] / each[0][phase] for each in rounds]) for phase in (0, 1)]
+    protocol = SpeedProtocol(
+        batch_size=options.batch_size,
+        prompt_tokens=options.prompt_tokens,
+        decode_tokens=options.decode_tokens,
+        threads=torch.get_num_threads(),
+        device=device_name(baseline.device),
+        prefill_speedup=ratios[0],
+        decode_speedup=ratios[1],
+    )
+    return Throughput(speeds[0], speeds[1], protocol)

@@ -1,0 +1,227 @@
+"""Documents to token windows: the protocol beside every number.
+
+Documents are tokenised one by one without special tokens, each followed by a separator, and laid end to end. Windows
+of `length` tokens start every `stride` text tokens; where the tokenizer has a BOS token, each window spends its first
+place on it. Each text token is scored at most once: a later window scores only the tokens that no earlier window
+scored, and a token without any context is never scored. The incomplete window at the end is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from llmquant.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+DEFAULT_LENGTH = 512
+SEPARATOR = "\n\n"
+_SUFFIXES = (".txt", ".jsonl", ".json")
+_CHARACTERS_PER_TOKEN = 16  # generous: a long text is tokenised no further than a limit on windows needs
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How the text became scored tokens.
+
+    Attributes:
+        source: the user's word for the text, such as a file name.
+        length: tokens in a window, BOS included.
+        stride: text tokens between the starts of neighbouring windows.
+        add_bos: whether each window begins with the tokenizer's BOS token.
+        separator: text put after each document.
+        documents: documents read.
+        windows: windows scored.
+        scored_tokens: tokens whose log-probability counts; at most `length - 1` in a window.
+        data_hash: "sha256:" and the hash of all window token ids (row by row, little-endian int64).
+    """
+
+    source: str
+    length: int
+    stride: int
+    add_bos: bool
+    separator: str
+    documents: int
+    windows: int
+    scored_tokens: int
+    data_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Token windows and what is scored in them.
+
+    Attributes:
+        ids: (windows, length) int64.
+        scored: (windows, length - 1) bool; position t stands for the prediction of token t + 1.
+        protocol: how they were made.
+    """
+
+    ids: Tensor
+    scored: Tensor
+    protocol: Protocol
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+
+def read_documents(path: str | Path) -> list[str]:
+    """Read the documents of a text file.
+
+    Args:
+        path: .txt (one document), .jsonl (one per line: a string or an object with the key "text") or .json (a list of
+            those).
+
+    Raises:
+        DataError: if the file is missing, is of another kind, is malformed or holds no text.
+    """
+    path = Path(path)
+    if path.suffix not in _SUFFIXES:
+        raise DataError(f"{path}: unknown kind of text file {path.suffix!r}; use one of {', '.join(_SUFFIXES)}")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such text file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); convert it to UTF-8 first") from None
+    documents = [text for text in _parse(path, content) if text.strip()]
+    if not documents:
+        raise DataError(f"{path}: holds no text")
+    return documents
+
+
+def _parse(path: Path, content: str) -> list[str]:
+    if path.suffix == ".txt":
+        return [content]
+    try:
+        if path.suffix == ".jsonl":
+            entries = [json.loads(line) for line in content.split("\n") if line.strip()]
+        else:
+            entries = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: malformed JSON: {error}") from None
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: a .json text file is a list of texts, not {type(entries).__name__}")
+    return [_text_of(path, number, entry) for number, entry in enumerate(entries, 1)]
+
+
+def _text_of(path: Path, number: int, entry: Any) -> str:
+    text = entry.get("text") if isinstance(entry, dict) else entry
+    if not isinstance(text, str):
+        raise DataError(f'{path}: entry {number} is neither a string nor an object with a string under "text"')
+    return text
+
+
+def context_limit(config: PretrainedConfig) -> int | None:
+    """The most tokens a model takes at once, or None where its configuration names no limit."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def make_windows(
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    source: str,
+    length: int | None = None,
+    stride: int | None = None,
+    max_windows: int | None = None,
+    context: int | None = None,
+) -> Windows:
+    """Tokenise documents into windows.
+
+    Args:
+        documents: texts, in order.
+        tokenizer: of the baseline; its BOS token, if it has one, starts each window.
+        source: the user's word for the text, kept in the protocol.
+        length: tokens in a window; 512 if None, or the context limit where that is smaller.
+        stride: text tokens from one window to the next; without it windows do not overlap.
+        max_windows: keep only the first windows.
+        context: the model's context limit (see `context_limit`).
+
+    Raises:
+        DataError: if the tokenizer is missing, a number is out of range, or the text is shorter than one window.
+    """
+    if tokenizer is None:
+        raise DataError(
+            "the model folder has no tokenizer, and perplexity needs one; copy the baseline's tokenizer files there"
+        )
+    bos: Any = tokenizer.bos_token_id  # declared far too widely
+    length = _checked_length(length, context)
+    body = length - (bos is not None)
+    stride = body if stride is None else stride
+    if not 1 <= stride <= body:
+        raise DataError(f"stride must lie between 1 and {body} (the text tokens of a window), not {stride}")
+    if max_windows is not None and max_windows < 1:
+        raise DataError(f"max_windows must be at least 1, not {max_windows}")
+    needed = None if max_windows is None else body + (max_windows - 1) * stride
+    tokens = _tokenise(documents, tokenizer, needed)
+    if tokens.numel() < body:
+        raise DataError(
+            f"{source}: the text has {tokens.numel()} tokens, shorter than one window of {body}; "
+            "give a longer text or a smaller length"
+        )
+    ids = tokens.unfold(0, body, stride)[:max_windows].clone()
+    if bos is not None:
+        ids = torch.cat([torch.full((len(ids), 1), bos, dtype=ids.dtype), ids], dim=1)
+    scored = torch.ones(len(ids), length - 1, dtype=torch.bool)
+    scored[1:, : max(length - 1 - stride, 0)] = False  # an earlier window scored them
+    protocol = Protocol(
+        source=source,
+        length=length,
+        stride=stride,
+        add_bos=bos is not None,
+        separator=SEPARATOR,
+        documents=len(documents),
+        windows=len(ids),
+        scored_tokens=int(scored.sum()),
+        data_hash=hash_ids(ids),
+    )
+    return Windows(ids, scored, protocol)
+
+
+def hash_ids(ids: Tensor) -> str:
+    """ "sha256:" and the hash of token ids in row order as little-endian int64."""
+    return "sha256:" + hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def _checked_length(length: int | None, context: int | None) -> int:
+    if length is None:
+        return min(DEFAULT_LENGTH, context or DEFAULT_LENGTH)
+    if length < 2:
+        raise DataError(f"a window needs at least 2 tokens to score one, not {length}")
+    if context is not None and length > context:
+        raise DataError(
+            f"windows of {length} tokens exceed the model's context of {context}; use a length of at most {context}"
+        )
+    return length
+
+
+def _tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, needed: int | None) -> Tensor:
+    """All tokens, or at least the first `needed` ones."""
+    tokens: list[int] = []
+    for document in documents:
+        if needed is not None and len(tokens) >= needed:
+            break
+        text = document + SEPARATOR
+        if needed is not None and len(text) > (limit := _CHARACTERS_PER_TOKEN * (needed - len(tokens) + 1)):
+            head = _encode(text[:limit], tokenizer)
+            if len(tokens) + len(head) > needed:  # the last token before the cut may be wrong, and is not used
+                tokens += head[:-1]
+                continue
+        tokens += _encode(text, tokenizer)
+    return torch.tensor(tokens, dtype=torch.int64)
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    # verbose=False: the warning about texts beyond the model's context does not apply, they are cut into windows
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,0 +1,47 @@
+"""The tokens where the quantized model left the baseline furthest, in their context."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmquant.eval.result import WorstToken
+from llmquant.eval.scores import TokenScores
+from llmquant.eval.windows import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CONTEXT_TOKENS = 24
+
+
+def worst_tokens(
+    scores: TokenScores, windows: Windows, tokenizer: PreTrainedTokenizerBase, *, count: int = 20
+) -> tuple[WorstToken, ...]:
+    """The `count` finite positions of highest KL, worst first, decoded."""
+    kl = np.where(scores.finite, scores.kl, -1.0)
+    order = np.argsort(-kl, kind="stable")[:count]
+    return tuple(_decoded(scores, windows, tokenizer, int(at)) for at in order if kl[at] >= 0)
+
+
+def _decoded(scores: TokenScores, windows: Windows, tokenizer: PreTrainedTokenizerBase, at: int) -> WorstToken:
+    window, position = int(scores.window[at]), int(scores.position[at])
+    begin = max(int(windows.protocol.add_bos), position - _CONTEXT_TOKENS)
+    context = windows.ids[window, begin:position].tolist()
+    return WorstToken(
+        window=window,
+        position=position,
+        kl=float(scores.kl[at]),
+        context=_text(tokenizer, context),
+        token=_text(tokenizer, [int(scores.target[at])]),
+        probability_baseline=math.exp(-scores.nll_baseline[at]),
+        probability_quantized=math.exp(-scores.nll_quantized[at]),
+        top_baseline=_text(tokenizer, [int(scores.top_baseline[at])]),
+        top_quantized=_text(tokenizer, [int(scores.top_quantized[at])]),
+    )
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
