@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmquant.engine.prepare import plan_only, prepare
+from llmquant.engine.output import is_finished, read_provenance
+from llmquant.engine.prepare import load_tokenizer, plan_only, prepare
 from llmquant.engine.progress import Progress
 from llmquant.engine.run import RunResult, run
-from llmquant.recipe.load import load_recipe
+from llmquant.engine.text import read_documents
+from llmquant.eval.evaluate import Subject
+from llmquant.eval.result import AnatomyPart, EvalReport
+from llmquant.recipe.load import dump_recipe, load_recipe
 
 if TYPE_CHECKING:
     from llmquant.recipe.plan import Plan
@@ -60,3 +65,88 @@ def quantize(
     """
     prepared = prepare(source, load_recipe(recipe), revision=revision)
     return run(prepared, Path(out), resume=resume, overwrite=overwrite, progress=progress)
+
+
+def evaluate(
+    model: str | Path,
+    baseline: str | Path,
+    *,
+    text: str = "builtin:python",
+    length: int | None = None,
+    stride: int | None = None,
+    max_windows: int | None = None,
+    dtype: str = "auto",
+    speed: bool = True,
+    noise_floor: bool = False,
+    budget: Mapping[str, float | None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> EvalReport:
+    """Measure a quantized model against its baseline on the same tokens.
+
+    Args:
+        model: the quantized folder, or hub id.
+        baseline: the model it was made from; its tokenizer is used.
+        text: a .txt, .jsonl or .json file, "hub:NAME", or the built-in text (the evaluation split).
+        length: tokens in a window; 512, or the model's context where that is smaller.
+        stride: text tokens from one window to the next; without it windows do not overlap.
+        max_windows: use only the first windows.
+        dtype: in which both models compute; "auto" is that of the checkpoint.
+        speed: also measure prefill and decode throughput.
+        noise_floor: also measure how far the baseline is from itself in float32.
+        budget: limits by name (kl, perplexity_ratio, bits_per_weight); over those of the recipe.
+        progress: is called with (stage, done, in all).
+
+    Raises:
+        LlmquantError: CheckpointError, DataError or RecipeError.
+    """
+    from llmquant.eval import evaluate as measure
+    from llmquant.eval import make_windows
+    from llmquant.eval.throughput import ThroughputOptions
+    from llmquant.eval.windows import context_limit
+    from llmquant.hf.load import load
+    from llmquant.hf.swap import kernels_used
+
+    documents = read_documents(text, split="eval" if text.startswith("builtin:") else "test")
+    tokenizer = load_tokenizer(baseline)
+    before, after = load(baseline, dtype=dtype), load(model, dtype=dtype)
+    windows = make_windows(
+        documents, tokenizer, source=text, length=length, stride=stride, max_windows=max_windows,
+        context=context_limit(before.config),
+    )  # fmt: skip
+    return measure(
+        before,
+        after,
+        windows,
+        _subject(Path(model), Path(baseline), kernels_used(after), budget or {}),
+        tokenizer=tokenizer,
+        throughput=ThroughputOptions() if speed else None,
+        noise_floor=noise_floor,
+        progress=progress,
+    )
+
+
+def _subject(folder: Path, baseline: Path, kernels: Mapping[str, int], budget: Mapping[str, float | None]) -> Subject:
+    facts = read_provenance(folder) if is_finished(folder) else None
+    local = {"folder": folder if folder.is_dir() else None, "baseline_folder": baseline if baseline.is_dir() else None}
+    if facts is None:  # another tool's checkpoint: nothing is known of how it was made
+        return Subject(name=folder.name, baseline_name=baseline.name, kernels=kernels, limits=budget, **local)
+    recipe = load_recipe(facts["recipe"])
+    limits = recipe.budget.model_dump() if recipe.budget else {}
+    return Subject(
+        name=recipe.name,
+        baseline_name=baseline.name,
+        kernels=kernels,
+        limits={**limits, **budget},
+        anatomy=_anatomy(facts["plan"]["rows"], "bytes_after"),
+        anatomy_baseline=_anatomy(facts["plan"]["rows"], "bytes_before"),
+        layer_losses={name: layer["loss"] for name, layer in facts["layers"].items()},
+        recipe_yaml=dump_recipe(recipe),
+        **local,
+    )
+
+
+def _anatomy(rows: list[dict[str, Any]], key: str) -> tuple[AnatomyPart, ...]:
+    sizes: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        sizes[row["kind"], "keep" if key == "bytes_before" else row["scheme"]] += row[key]
+    return tuple(AnatomyPart(kind, scheme, size) for (kind, scheme), size in sizes.items())

@@ -1,8 +1,8 @@
 """Text that every CPython carries: the source files and documentation topics of the standard library.
 
-The demo must work without a network, so its texts are read from the user's own Python. Nothing is shipped. Whole modules
-(and whole documentation topics) are dealt to one of three splits by a hash of their name, so the splits are disjoint and
-the same module lands in the same split under every Python version.
+The demo must work without a network, so its texts are read from the user's own Python. Nothing is shipped. Whole
+modules (and whole documentation topics) are dealt to one of three splits by a hash of their name, so the splits are
+disjoint and the same module lands in the same split under every Python version.
 """
 
 from __future__ import annotations

@@ -34,20 +34,24 @@ class Call:
 
 
 class BlockInputs:
-    """Hidden states of every batch in front of the next block, and the arguments of all blocks."""
+    """Hidden states of every batch in front of the next block, and the arguments of all blocks.
+
+    Attributes:
+        hidden: for each batch (batch, length, features).
+    """
 
     def __init__(self, hidden: list[Tensor], calls: list[list[Call]]) -> None:
-        self._hidden, self._calls = hidden, calls
+        self.hidden, self._calls = hidden, calls
 
     def run(self, index: int, block: nn.Module) -> None:
         """Run block `index` on all batches and drop the outputs (hooks on its modules see the inputs)."""
-        for hidden, call in zip(self._hidden, self._calls[index], strict=True):
+        for hidden, call in zip(self.hidden, self._calls[index], strict=True):
             call.run(block, hidden)
 
     def advance(self, index: int, block: nn.Module) -> None:
         """Replace the hidden states by the outputs of block `index`."""
         for i, call in enumerate(self._calls[index]):
-            self._hidden[i] = call.run(block, self._hidden[i])
+            self.hidden[i] = call.run(block, self.hidden[i])
         self._calls[index].clear()
 
 

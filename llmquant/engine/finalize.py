@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmquant.engine.calibration import CalibrationData
 from llmquant.engine.journal import Journal
 from llmquant.engine.output import PROVENANCE, OutputFolder

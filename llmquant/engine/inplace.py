@@ -64,18 +64,17 @@ class _BorrowedWeights:
     def _copy(self, prefix: str, module: nn.Module, *, recurse: bool) -> None:
         for name, parameter in list(module.named_parameters(recurse=recurse)):
             source = self._model.get_parameter(f"{prefix}.{name}" if prefix else name)
-            owner = module.get_submodule(name.rpartition(".")[0])
-            setattr(
-                owner, name.rpartition(".")[2], nn.Parameter(source.detach().to(parameter.dtype), requires_grad=False)
-            )
+            owner, _, leaf = name.rpartition(".")
+            value = nn.Parameter(source.detach().to(parameter.dtype), requires_grad=False)
+            setattr(module.get_submodule(owner), leaf, value)
 
 
 class _Results:
     def __init__(self) -> None:
         self.results: dict[str, LayerResult] = {}
 
-    def finished(self, index: int) -> Mapping[str, Tensor] | None:
+    def finished(self, index: int) -> Mapping[str, Tensor] | None:  # noqa: ARG002
         return None
 
-    def emit(self, index: int, results: Mapping[str, tuple[LayerResult, float]]) -> None:
+    def emit(self, index: int, results: Mapping[str, tuple[LayerResult, float]]) -> None:  # noqa: ARG002
         self.results |= {name: result for name, (result, _) in results.items()}

@@ -44,7 +44,7 @@ class OutputFolder:
         if self.out.exists() and any(self.out.iterdir()):
             if not is_finished(self.out):
                 raise OutputError(f"{self.out} exists and was not made by llmquant; give another folder")
-            if not overwrite:
+            if not (overwrite or (resume and not self.partial.exists())):
                 raise OutputError(f"{self.out} holds a finished result; give another folder, or --overwrite")
         if self.partial.exists() and any(self.partial.iterdir()):
             if not (self.partial / JOURNAL).is_file():
@@ -93,8 +93,8 @@ class OutputFolder:
         free = shutil.disk_usage(self.partial).free
         if free < needed:
             raise OutputError(
-                f"{self.partial.parent} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB are still to be written; "
-                "free some space or choose another disk"
+                f"{self.partial.parent} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB are still to "
+                "be written; free some space or choose another disk"
             )
 
     def finish(self) -> None:

@@ -72,6 +72,6 @@ def load_tokenizer(folder: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"{folder} has no tokenizer that transformers can load ({str(error).splitlines()[0]}); copy its tokenizer files "
-            "there, or use a recipe that needs no calibration"
+            f"{folder} has no tokenizer that transformers can load ({str(error).splitlines()[0]}); copy its "
+            "tokenizer files there, or use a recipe that needs no calibration"
         ) from error

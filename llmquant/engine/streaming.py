@@ -62,10 +62,10 @@ class StreamedWeights:
         for name in sorted(names):
             if self._model.get_parameter(name).is_meta:
                 raise CheckpointError(
-                    f"the checkpoint has no tensor for {name}, which config.json describes; the weights and the config do "
-                    "not belong together"
+                    f"the checkpoint has no tensor for {name}, which config.json describes; the weights and the "
+                    "config do not belong together"
                 )
 
 
-def _widen(module: nn.Module, args: object, output: Tensor) -> Tensor:
+def _widen(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
     return output.float()

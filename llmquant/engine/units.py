@@ -1,15 +1,16 @@
 """Units of work: each becomes one shard of the result, and is either on disk as a whole or made again.
 
-One unit holds what lies outside the decoder blocks (embeddings, final norm, head), and then there is one for each block.
+One unit holds what lies outside the decoder blocks (embeddings, final norm, head); then there is one for each block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmquant.compat.loading import KeyMap
 from llmquant.errors import CheckpointError
+from llmquant.models.safetensors_header import TensorInfo
 from llmquant.recipe.plan import Plan, PlanRow
 
 
@@ -28,24 +29,24 @@ class Unit:
     quantized: tuple[tuple[PlanRow, str], ...]
 
 
-def split_into_units(plan: Plan, keys: Iterable[str], key_map: KeyMap, blocks_path: str) -> list[Unit]:
+def split_into_units(plan: Plan, tensors: Mapping[str, TensorInfo], key_map: KeyMap, blocks_path: str) -> list[Unit]:
     """Deal the tensors of a checkpoint to units.
 
     Args:
         plan: what becomes of each module.
-        keys: all tensors of the checkpoint.
+        tensors: all tensors of the checkpoint.
         key_map: where they go in the model.
         blocks_path: name of the list of decoder blocks, such as "model.layers".
 
     Raises:
-        CheckpointError: if a weight to be quantized is not in the checkpoint as a tensor of its own, or the checkpoint
-            lacks a weight of the model.
+        CheckpointError: if a weight to be quantized is missing, has another shape than the config says, or is not a
+            tensor of its own.
     """
     quantized = {f"{row.module.name}.weight": row for row in plan.quantized}
     copied: dict[int | None, list[str]] = {None: []}
     chosen: dict[int | None, list[tuple[PlanRow, str]]] = {None: []}
     found = set()
-    for key in sorted(keys):
+    for key in sorted(tensors):
         parameter = key_map.parameter.get(key)
         block = _block_of(parameter or key, blocks_path)
         row = quantized.get(parameter or "")
@@ -54,9 +55,10 @@ def split_into_units(plan: Plan, keys: Iterable[str], key_map: KeyMap, blocks_pa
             continue
         if key in key_map.merged:
             raise CheckpointError(
-                f"{row.module.name} is assembled from several checkpoint tensors ({key}, ...), which cannot be quantized "
-                "one by one; keep it with a rule"
+                f"{row.module.name} is assembled from several checkpoint tensors ({key}, ...), which cannot be "
+                "quantized one by one; keep it with a rule"
             )
+        _check_shape(row, tensors[key])
         found.add(parameter)
         chosen.setdefault(block, []).append((row, key))
     if missing := quantized.keys() - found:
@@ -75,6 +77,15 @@ def split_into_units(plan: Plan, keys: Iterable[str], key_map: KeyMap, blocks_pa
         )
         for index, block in enumerate(order, 1)
     ]
+
+
+def _check_shape(row: PlanRow, tensor: TensorInfo) -> None:
+    wanted = row.module.shape[::-1] if row.module.kind == "conv1d" else row.module.shape
+    if tensor.shape != wanted:
+        raise CheckpointError(
+            f"{tensor.name} has shape {tensor.shape} in the checkpoint, but config.json describes {wanted}; "
+            "the weights and the config do not belong together"
+        )
 
 
 def _block_of(name: str, blocks_path: str) -> int | None:

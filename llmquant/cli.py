@@ -1,0 +1,166 @@
+"""The command line: thin, one function for each verb."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmquant.errors import LlmquantError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 for an error, 2 for a budget that is not met."""
+    args = _parser().parse_args(arguments)
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console()
+    try:
+        return args.run(args, console)
+    except LlmquantError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; --resume continues a quantization")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llmquant", description="Weight quantization for Hugging Face causal LMs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    plan = commands.add_parser("plan", help="what each tensor would become, before any work")
+    _model_and_recipe(plan)
+    plan.add_argument("--full", action="store_true", help="one line for each module, not for each kind")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the plan as JSON")
+    plan.set_defaults(run=_plan)
+
+    quantize = commands.add_parser("quantize", help="quantize a checkpoint into a folder")
+    _model_and_recipe(quantize)
+    quantize.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the new folder")
+    quantize.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    quantize.add_argument(
+        "--overwrite", action="store_true", help="replace a finished result or drop an interrupted run"
+    )
+    quantize.add_argument("--revision", help="branch, tag or commit of a hub model")
+    quantize.set_defaults(run=_quantize)
+
+    evaluate = commands.add_parser("eval", help="measure a quantized model against its baseline")
+    evaluate.add_argument("model", metavar="OUT", help="the quantized folder")
+    evaluate.add_argument("--baseline", required=True, metavar="MODEL", help="the model it was made from")
+    evaluate.add_argument("--text", default="builtin:python", help="a .txt, .jsonl or .json file, or hub:NAME")
+    evaluate.add_argument("--length", type=int, help="tokens in a window (512, or the model's context)")
+    evaluate.add_argument("--stride", type=int, help="tokens between windows (no overlap)")
+    evaluate.add_argument("--max-windows", type=int, help="use only the first windows")
+    evaluate.add_argument("--dtype", default="auto", help="compute dtype of both models (that of the checkpoint)")
+    evaluate.add_argument("--no-speed", action="store_true", help="leave the throughput out")
+    evaluate.add_argument("--noise-floor", action="store_true", help="measure the baseline against itself in float32")
+    evaluate.add_argument(
+        "--budget", action="append", default=[], metavar="NAME=VALUE", help="a limit, such as kl=0.03"
+    )
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    evaluate.add_argument("--report", type=Path, metavar="FILE", help="write a self-contained HTML page")
+    evaluate.set_defaults(run=_evaluate)
+
+    demo = commands.add_parser("demo", help="quantize and evaluate the bundled model, write report.html")
+    demo.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="working folder")
+    demo.add_argument("--report", type=Path, default=Path("report.html"), metavar="FILE")
+    demo.set_defaults(run=_demo)
+
+    recipes = commands.add_parser("recipes", help="the recipes that ship with llmquant")
+    recipes.add_argument("name", nargs="?", help="print this one")
+    recipes.set_defaults(run=_recipes)
+    return parser
+
+
+def _model_and_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="model folder, config.json (plan only) or hub id")
+    parser.add_argument("-r", "--recipe", required=True, help="preset name or YAML file")
+
+
+def _plan(args: argparse.Namespace, console: Console) -> int:
+    from llmquant.api import plan
+    from llmquant.plan_view import print_plan
+
+    result = plan(args.model, args.recipe)
+    print_plan(console, result, full=args.full)
+    if args.json:
+        args.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _quantize(args: argparse.Namespace, console: Console) -> int:
+    from llmquant.api import quantize
+    from llmquant.console import RunDisplay, print_result
+
+    with RunDisplay(console) as display:
+        result = quantize(
+            args.model, args.recipe, args.out,
+            revision=args.revision, resume=args.resume, overwrite=args.overwrite, progress=display,
+        )  # fmt: skip
+    print_result(console, result)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, console: Console) -> int:
+    from llmquant.api import evaluate
+    from llmquant.console import RunDisplay
+    from llmquant.eval.report import write_html
+    from llmquant.eval.table import print_reports
+
+    with RunDisplay(console) as display:
+        report = evaluate(
+            args.model, args.baseline, text=args.text, length=args.length, stride=args.stride,
+            max_windows=args.max_windows, dtype=args.dtype, speed=not args.no_speed, noise_floor=args.noise_floor,
+            budget=_limits(args.budget), progress=display.stages,
+        )  # fmt: skip
+    print_reports(console, [report])
+    if args.json:
+        report.write_json(args.json)
+    if args.report:
+        write_html(args.report, [report])
+    return 2 if any(not limit.met for limit in report.budget) else 0
+
+
+def _limits(words: Sequence[str]) -> dict[str, float]:
+    from llmquant.errors import RecipeError
+
+    limits = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            limits[name] = float(value)
+        except ValueError as error:
+            raise RecipeError(f"--budget {word}: wanted NAME=NUMBER, such as kl=0.03") from error
+    return limits
+
+
+def _demo(args: argparse.Namespace, console: Console) -> int:
+    from llmquant.demo import demo
+
+    demo(args.out, args.report, console)
+    return 0
+
+
+def _recipes(args: argparse.Namespace, console: Console) -> int:
+    from rich.table import Table
+
+    from llmquant.recipe.load import load_recipe, preset_names, preset_text
+
+    if args.name:
+        sys.stdout.write(preset_text(args.name))
+        return 0
+    table = Table(box=None)
+    table.add_column("recipe", style="bold")
+    table.add_column("what it does")
+    for name in preset_names():
+        table.add_row(name, load_recipe(name).description)
+    console.print(table)
+    return 0

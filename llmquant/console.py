@@ -1,0 +1,100 @@
+"""What the command line shows while and after it works."""
+
+from __future__ import annotations
+
+import resource
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from llmquant.engine.journal import LayerRecord
+from llmquant.engine.progress import Progress
+from llmquant.engine.run import RunResult
+
+_WORST_LAYERS = 5
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class _PeakMemoryColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:  # noqa: ARG002
+        return Text(f"peak {peak_bytes() / 1e9:.2f} GB", style="dim")
+
+
+class RunDisplay(Progress):
+    """Bars with time left, peak memory and the error of the last layer."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = RichProgress(
+            TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), _PeakMemoryColumn(), TextColumn("[dim]{task.fields[detail]}"),
+            console=console,
+        )  # fmt: skip
+        self._task: Any = None
+
+    def __enter__(self) -> RunDisplay:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def stage(self, name: str, total: int) -> None:
+        self._task = self._bars.add_task(name, total=total, detail="")
+
+    def step(self, detail: str = "") -> None:  # noqa: ARG002
+        self._bars.advance(self._task)
+
+    def layer(self, name: str, record: LayerRecord) -> None:
+        self._bars.update(self._task, detail=f"{name} {record.scheme} error {record.loss:.2%}")
+
+    def note(self, text: str) -> None:
+        self._console.print(f"[yellow]note:[/] {text}")
+
+    def stages(self, name: str, done: int, total: int) -> None:
+        """The same bars for an evaluation, which reports (stage, done, in all)."""
+        tasks = {task.description: task.id for task in self._bars.tasks}
+        if name not in tasks:
+            tasks[name] = self._bars.add_task(name, total=total, detail="")
+        self._bars.update(tasks[name], completed=done, total=total)
+
+
+def print_result(console: Console, result: RunResult) -> None:
+    """The end of a run: where it is, how large, which layers lost most, and what was unusual."""
+    facts = result.provenance
+    plan = facts["plan"]
+    console.print(
+        f"[bold green]{result.folder}[/]  {plan['bytes_before'] / 1e6:,.1f} MB -> {plan['bytes_after'] / 1e6:,.1f} MB, "
+        f"{plan['bits_per_weight']:.2f} bits per weight; {facts['verified_tensors']} tensors verified; "
+        f"{facts['seconds']:.0f} s, peak {facts['peak_memory_bytes'] / 1e9:.2f} GB"
+    )
+    table = Table(title="Layers with the largest error", title_justify="left", box=None, header_style="dim")
+    table.add_column("layer")
+    table.add_column("scheme")
+    table.add_column("rounding")
+    table.add_column("error", justify="right")
+    worst = sorted(facts["layers"].items(), key=lambda item: -item[1]["loss"])[:_WORST_LAYERS]
+    for name, layer in worst:
+        table.add_row(name, layer["scheme"], layer["method"], f"{layer['loss']:.3%}")
+    console.print(table)
+    for name, count in facts["counters"].items():
+        console.print(f"[yellow]note:[/] {name.replace('_', ' ')}: {count}")

@@ -1,0 +1,55 @@
+"""Small checkpoints with a tokenizer and a calibration text, made on the spot."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, and a BOS token in front."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({"<s>": 0, **{c: i + 1 for i, c in enumerate(alphabet)}}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", clean_up_tokenization_spaces=False)
+
+
+def tiny_llama(**changes) -> LlamaForCausalLM:
+    """Three blocks; every projection takes groups of 32."""
+    torch.manual_seed(1)
+    sizes = {
+        "vocab_size": 257, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    config = LlamaConfig(**(sizes | changes), dtype=torch.bfloat16)
+    return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A sharded bf16 Llama with a tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama().save_pretrained(folder, max_shard_size="100KB")
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """Plain text of about 20 kB."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(f"{i} times {i + 1} makes {i * (i + 1)}; so it goes on and on." for i in range(400)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def gptq_recipe(text_file):
+    """A calibrated recipe for the tiny checkpoint."""
+    return {
+        "version": 1,
+        "name": "test-gptq",
+        "rules": [{"match": "linear", "scheme": "int4-g32"}, {"match": "mlp.down", "scheme": "int8-g32"}],
+        "rounding": {"method": "gptq"},
+        "calibration": {"dataset": str(text_file), "samples": 12, "length": 48},
+    }
