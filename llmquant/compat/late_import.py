@@ -1,0 +1,50 @@
+"""Run something right after another module is imported, so that `import llmquant` need not import transformers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+
+
+def after_import(name: str, callback: Callable[[], None]) -> None:
+    """Call `callback` once: now if module `name` is imported already, else as soon as it has been.
+
+    Args:
+        name: full name of the module.
+        callback: may import and change the module.
+    """
+    if name in sys.modules:
+        callback()
+    else:
+        sys.meta_path.insert(0, _Watcher(name, callback))
+
+
+class _Watcher(MetaPathFinder):
+    """Finds nothing itself: lets the others find the module and hangs the callback behind its execution."""
+
+    def __init__(self, name: str, callback: Callable[[], None]) -> None:
+        self._name, self._callback = name, callback
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002 - the signature is Python's
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_then_call(module: ModuleType) -> None:
+                execute(module)
+                self._callback()
+
+            spec.loader.exec_module = execute_then_call  # pyright: ignore[reportAttributeAccessIssue]
+        return spec

@@ -1,0 +1,179 @@
+"""The compressed-tensors quantizer of transformers, with a door for our own reader.
+
+transformers finds a quantizer by the `quant_method` of config.json, and its entry for compressed-tensors demands the
+package of that name and turns all weights into dense ones at the first forward. `CompressedTensorsQuantizer` takes
+that entry: a subclass may keep a checkpoint packed, and whatever it declines goes to the original, unchanged.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
+from transformers.utils.quantization_config import CompressedTensorsConfig as OriginalConfig
+from transformers.utils.quantization_config import QuantizationMethod
+
+from llmquant.errors import CheckpointError
+
+if TYPE_CHECKING:  # transformers.modeling_utils imports the quantizers, and so perhaps this module
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+METHOD = "compressed-tensors"
+_ASKED = "dequantize or use_optimized_inference was asked for"
+
+
+class CompressedTensorsConfig(OriginalConfig):
+    """The `quantization_config` of a checkpoint, kept word for word; the original parses it with its own package.
+
+    It has the name of the original on purpose: transformers compares the names of the classes when a user passes a
+    config too, as in `from_pretrained(..., quantization_config=CompressedTensorsConfig(dequantize=True))`.
+
+    Attributes:
+        stored: the entry of config.json; saving writes it back.
+        dequantize: what the user asks of `from_pretrained`, None if nothing. The stored key of that name is advice to
+            readers that cannot keep asymmetric weights packed, and stays in `stored`.
+        use_optimized_inference: as `dequantize`.
+    """
+
+    def __init__(self, stored: Mapping[str, Any]) -> None:  # not the original's: it needs the package
+        self.stored = dict(stored)
+        self.dequantize: bool | None = None
+        self.use_optimized_inference: bool | None = None
+        self.quant_method = QuantizationMethod.COMPRESSED_TENSORS
+
+    @property
+    def quantization_config(self) -> Any:
+        """What the original's attribute of this name holds (needs the compressed-tensors package)."""
+        return self.original().quantization_config
+
+    def original(self) -> OriginalConfig:
+        """The config that transformers would have made of the stored entry and the user's wishes."""
+        config = OriginalConfig.from_dict(copy.deepcopy(self.stored))
+        for name in ("dequantize", "use_optimized_inference"):
+            if getattr(self, name) is not None:
+                setattr(config, name, getattr(self, name))
+        return config
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        config = cls(config_dict.get("quantization_config", config_dict))
+        unused = config.update(**kwargs)
+        return (config, unused) if return_unused_kwargs else config
+
+    def to_dict(self) -> dict[str, Any]:
+        return copy.deepcopy(self.stored)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self.to_dict()
+
+
+class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
+    """Keeps a checkpoint packed where the subclass can, and is the original quantizer otherwise.
+
+    Attributes:
+        packed: whether the weights stay packed; False makes every method the original's.
+    """
+
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        self.use_fp8_kernel = False  # the original sets it late, in validate_environment
+        self.packed = True
+        refusal = self._refuse(quantization_config)
+        if refusal is None:
+            HfQuantizer.__init__(self, quantization_config, **kwargs)  # the original's own __init__ needs the package
+        else:
+            self._become_original(quantization_config, refusal, **kwargs)
+
+    def refuse_config(self, stored: Mapping[str, Any]) -> str | None:
+        """Why a checkpoint with this `quantization_config` cannot stay packed, or None."""
+        raise NotImplementedError
+
+    def swap(self, model: PreTrainedModel, stored: Mapping[str, Any], files: Sequence[str] | None) -> str | None:
+        """Replace the quantized modules of a meta-device model; or say why not, leaving the model untouched."""
+        raise NotImplementedError
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        if not self.packed:
+            super().validate_environment(*args, **kwargs)
+
+    def get_load_operations(self) -> dict[str, Any]:
+        return {} if self.packed else super().get_load_operations()
+
+    @property
+    def is_trainable(self) -> bool:
+        return not self.packed and super().is_trainable
+
+    @property
+    def is_qat_trainable(self) -> bool:  # a method in the original, hence always true there
+        return not self.packed and super().is_qat_trainable()
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        if self.packed:
+            config = self.quantization_config
+            refusal = self.swap(model, config.stored, checkpoint_files)
+            if refusal is not None:
+                self._become_original(config, refusal, pre_quantized=self.pre_quantized)
+                self.validate_environment()
+        if not self.packed:
+            super()._process_model_before_weight_loading(model, checkpoint_files=checkpoint_files, **kwargs)
+
+    def _refuse(self, config: Any) -> str | None:
+        if not isinstance(config, CompressedTensorsConfig):
+            return "its quantization_config was made by other code"
+        if config.dequantize or config.use_optimized_inference:
+            return _ASKED
+        return self.refuse_config(config.stored)
+
+    def _become_original(self, config: Any, reason: str, **kwargs: Any) -> None:
+        self.packed = False
+        level = logging.INFO if reason == _ASKED else logging.WARNING
+        log.log(level, "transformers and compressed-tensors load this checkpoint, it does not stay packed: %s", reason)
+        try:
+            original = config.original() if isinstance(config, CompressedTensorsConfig) else config
+            super().__init__(original, **kwargs)
+        except ImportError as error:
+            raise CheckpointError(
+                f"llmquant cannot keep this checkpoint packed ({reason}), and the compressed-tensors package, which "
+                "reads all of its formats, is not installed; pip install compressed-tensors"
+            ) from error
+
+
+def take_over(quantizer: type[CompressedTensorsQuantizer]) -> None:
+    """Make transformers use `quantizer` for compressed-tensors checkpoints."""
+    AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = CompressedTensorsConfig
+    AUTO_QUANTIZER_MAPPING[METHOD] = quantizer  # register_quantizer() refuses names that exist
+
+
+def add_quantizer(method: str, quantizer: type[HfQuantizer]) -> None:
+    """Let config objects with this `quant_method` work; checkpoints cannot carry it, as no config class is added."""
+    AUTO_QUANTIZER_MAPPING[method] = quantizer
+
+
+def mark_as_packed(model: PreTrainedModel, quantizer: CompressedTensorsQuantizer) -> None:
+    """Let `model` pass as one that `quantizer` loaded, as far as saving, casting and generation look at it."""
+    from transformers import PreTrainedModel
+
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config._is_quantized = True
+    model.config.quantization_config = quantizer.quantization_config
+    model.hf_quantizer = quantizer
+    model.quantization_method = quantizer.quantization_config.quant_method
+    model.is_quantized = True
+
+
+def remove_decompression(model: nn.Module) -> None:
+    """Take away the hook by which compressed-tensors turns all weights dense at the first forward."""
+    hook = getattr(model, "ct_decompress_hook", None)
+    if hook is not None:
+        hook.remove()
+        del model.ct_decompress_hook

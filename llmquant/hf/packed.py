@@ -1,0 +1,75 @@
+"""The quantizer that keeps integer checkpoints of compressed-tensors packed, ours and other tools'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+
+from llmquant.compat.quantizers import CompressedTensorsQuantizer
+from llmquant.errors import CheckpointError
+from llmquant.hf.swap import NotPackable, check_config, find_packed, finish, place_dense, place_empty
+from llmquant.layers.packed_linear import PackedLinear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PackedQuantizer(CompressedTensorsQuantizer):
+    """Loads weights as they lie on disk into `PackedLinear`; saving writes the same tensors again."""
+
+    def refuse_config(self, stored: Mapping[str, Any]) -> str | None:
+        try:
+            check_config(stored)
+        except NotPackable as error:
+            return str(error)
+        return None
+
+    def swap(self, model: PreTrainedModel, stored: Mapping[str, Any], files: Sequence[str] | None) -> str | None:
+        try:
+            keys = None if files is None else _tensor_names(files)
+            schemes = find_packed(model, stored, keys)
+        except NotPackable as error:
+            return str(error)
+        place_empty(model, schemes, model.dtype)
+        if keys is not None:
+            _require_all(model, keys)
+        return None
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if self.packed:
+            finish(model)
+        return super()._process_model_after_weight_loading(model, **kwargs)
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        place_dense(model, dtype or model.dtype)
+        return model
+
+
+def _tensor_names(files: Sequence[str]) -> list[str]:
+    names = []
+    for file in files:
+        if not file.endswith(".safetensors"):
+            raise NotPackable(f"{file} is not a safetensors file")
+        with safe_open(file, framework="pt") as opened:
+            names += opened.keys()
+    return names
+
+
+def _require_all(model: PreTrainedModel, keys: Sequence[str]) -> None:
+    """transformers would fill what is missing with random numbers and only warn."""
+    from llmquant.compat.loading import map_keys
+
+    wanted = {
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if isinstance(module, PackedLinear)
+        for parameter, _ in module.named_parameters()
+    }
+    missing = sorted(wanted - set(map_keys(model, keys).parameter.values()))
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint lacks {missing[0]}" + (f" and {len(missing) - 1} more tensors" if missing[1:] else "")
+        )

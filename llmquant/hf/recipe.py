@@ -1,0 +1,205 @@
+"""The quantizer behind `RecipeConfig`: quantize an ordinary checkpoint while transformers loads it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.base import HfQuantizer
+
+from llmquant.algorithms.base import LayerResult
+from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed
+from llmquant.engine.calibration import load_calibration
+from llmquant.engine.finalize import model_quantization_config
+from llmquant.engine.inplace import quantize_loaded
+from llmquant.engine.layer import needs_statistics, quantize_layer
+from llmquant.engine.prepare import load_tokenizer
+from llmquant.errors import CheckpointError, LlmquantError, PlanError
+from llmquant.formats.compressed_tensors import encode
+from llmquant.hf.config import RecipeConfig
+from llmquant.hf.packed import PackedQuantizer
+from llmquant.hf.swap import finish, place_empty, replace, stand_in
+from llmquant.layers.packed_linear import PackedLinear
+from llmquant.models.skeleton import take_inventory
+from llmquant.recipe.plan import Plan, PlanRow, make_plan
+
+log = logging.getLogger(__name__)
+
+
+class RecipeQuantizer(HfQuantizer):
+    """Plans on the meta-device model, then quantizes each tensor as it is read, or all of them after loading.
+
+    Attributes:
+        plan: made before any weight is read.
+        losses: relative error of each quantized layer, by module name.
+        counters: what happened to weights on the way, summed over layers.
+    """
+
+    quantization_config: RecipeConfig
+
+    def __init__(self, quantization_config: RecipeConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.plan: Plan | None = None
+        self.losses: dict[str, float] = {}
+        self.counters: dict[str, int] = {}
+        self.error: LlmquantError | None = None
+        self._pending: dict[str, PlanRow] = {}  # by the name of the weight that is still to be read
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any layer needs calibration data, so that quantizing has to wait for the whole model."""
+        assert self.plan is not None
+        return any(needs_statistics(row) for row in self.plan.quantized)
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    def param_needs_quantization(
+        self,
+        model: PreTrainedModel,  # noqa: ARG002 - here and below the signatures are the base class's
+        param_name: str,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> bool:
+        return param_name in self._pending
+
+    def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
+        return 0 if param_name in self._pending else super().param_element_size(model, param_name, param)
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _QuantizeOnLoad(self)
+
+    def quantize(self, model: PreTrainedModel, name: str, weight: Tensor) -> dict[str, Tensor]:
+        """Quantize the weight `name`; the tensors of its `PackedLinear` under their full names."""
+        row = self._pending.pop(name)
+        module = model.get_submodule(row.module.name)
+        del module.weight
+        module.weight = stand_in()
+        result = quantize_layer(row, weight, None, weight.dtype)
+        self._note(row.module.name, result)
+        return encode(row.module.name, result.quantized, row.scheme)
+
+    def _process_model_before_weight_loading(
+        self,
+        model: PreTrainedModel,
+        device_map: Any = None,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        plan = make_plan(self.quantization_config.recipe, take_inventory(model))
+        _check_plan(plan)
+        self.plan = plan
+        if self.calibrated:
+            _require_one_device(device_map)
+            return
+        weights = {row.module.name: model.get_submodule(row.module.name).weight for row in plan.quantized}
+        place_empty(model, {row.module.name: row.scheme for row in plan.quantized}, model.dtype)
+        for row in plan.quantized:
+            # The loader drops tensors for which the model has no parameter of the same name.
+            module = model.get_submodule(row.module.name)
+            del module.weight
+            module.register_parameter("weight", weights[row.module.name])  # pyright: ignore[reportArgumentType]
+            self._pending[f"{row.module.name}.weight"] = row
+
+    def _process_model_after_weight_loading(
+        self,
+        model: PreTrainedModel,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        assert self.plan is not None
+        if self.error is not None:
+            raise self.error
+        if self._pending:
+            raise CheckpointError(f"the checkpoint lacks {next(iter(self._pending))}")
+        if self.calibrated:
+            self._calibrate(model, self.plan)
+        if self.counters:
+            log.warning("while quantizing: %s", ", ".join(f"{name} {n}" for name, n in sorted(self.counters.items())))
+        finish(model)
+        stored = model_quantization_config(self.plan)
+        mark_as_packed(model, PackedQuantizer(CompressedTensorsConfig(stored)))
+
+    def _calibrate(self, model: PreTrainedModel, plan: Plan) -> None:
+        assert plan.recipe.calibration is not None
+        tokenizer = self.quantization_config.tokenizer
+        if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = load_tokenizer(os.fspath(tokenizer or model.name_or_path))
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        data = load_calibration(plan.recipe.calibration, tokenizer, context=context)
+        if data.note:
+            log.warning("calibration: %s", data.note)
+        results = quantize_loaded(model, plan, data.windows)
+        for row in plan.quantized:
+            module = model.get_submodule(row.module.name)
+            assert isinstance(module.weight, Tensor)
+            assert module.bias is None or isinstance(module.bias, nn.Parameter)
+            # What lies outside the blocks needs no calibration, see _check_plan.
+            result = results.pop(row.module.name, None) or quantize_layer(row, module.weight, None, model.dtype)
+            self._note(row.module.name, result)
+            replace(model, row.module.name, PackedLinear.from_quantized(result.quantized, row.scheme, module.bias))
+
+    def _note(self, name: str, result: LayerResult) -> None:
+        self.losses[name] = result.loss
+        for counter, value in result.counters.items():
+            if value:
+                self.counters[counter] = self.counters.get(counter, 0) + value
+
+
+class _QuantizeOnLoad(ConversionOps):
+    """Quantizes one tensor between reading it and giving it to the model, so that only one is held in full."""
+
+    def __init__(self, quantizer: RecipeQuantizer) -> None:
+        self._quantizer = quantizer
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],  # noqa: ARG002
+        target_patterns: list[str],  # noqa: ARG002
+        *,
+        model: PreTrainedModel,
+        missing_keys: set[str] | None = None,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        loaded = {}
+        for name, value in input_dict.items():
+            if not self._quantizer.param_needs_quantization(model, name):
+                loaded[name] = value
+                continue
+            weight = value[0] if isinstance(value, list) else value
+            if missing_keys is not None:
+                missing_keys.discard(name)  # else memory for the whole weight would be taken
+            try:
+                loaded.update(self._quantizer.quantize(model, name, weight))
+            except LlmquantError as error:  # the loader would bury it in a RuntimeError; it is raised after loading
+                self._quantizer.error = self._quantizer.error or error
+        return loaded
+
+
+def _check_plan(plan: Plan) -> None:
+    for row in plan.quantized:
+        if row.scheme.activations:
+            raise PlanError(
+                f"{row.module.name}: {row.scheme} cannot be run by llmquant, only written for other readers; "
+                "use llmquant.quantize, or a weight-only scheme such as int8"
+            )
+        if row.module.block is None and needs_statistics(row):
+            raise PlanError(
+                f"{row.module.name} lies outside the decoder blocks, where no statistics are collected; "
+                "give its rule `rounding: {method: rtn}`"
+            )
+
+
+def _require_one_device(device_map: Any) -> None:
+    if isinstance(device_map, Mapping) and (len(set(device_map.values())) > 1 or "disk" in device_map.values()):
+        raise PlanError(
+            "a recipe that needs calibration runs the model on one device, but device_map spreads it over "
+            f"{device_map}; drop device_map, or use llmquant.quantize, which holds one block at a time"
+        )

@@ -1,0 +1,226 @@
+"""Which modules of a model a compressed-tensors checkpoint stores packed, and replacing them by `PackedLinear`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from llmquant.errors import CheckpointError
+from llmquant.formats.compressed_tensors import schemes_of
+from llmquant.layers.packed_linear import PackedLinear
+from llmquant.spec import Scheme
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_UNREAD = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsity_config")
+
+
+class NotPackable(Exception):
+    """A checkpoint that `PackedLinear` cannot hold as a whole; the message says which part and why."""
+
+
+def check_config(stored: Mapping[str, Any]) -> None:
+    """Check that every group of a `quantization_config` is one of our weight-only integer schemes.
+
+    Raises:
+        NotPackable: naming the first part that is not.
+        CheckpointError: if the config is malformed.
+    """
+    for key in _UNREAD:
+        if stored.get(key):
+            raise NotPackable(f"its quantization_config has a {key}")
+    groups = schemes_of(stored).groups
+    if not groups:
+        raise NotPackable("its quantization_config names no weights")
+    for targets, scheme in groups:
+        if scheme is None or scheme.activations:
+            what = scheme or "a format that is not a weight-only integer one"
+            raise NotPackable(f"{', '.join(targets[:3])} are quantized as {what}")
+
+
+def find_packed(
+    model: PreTrainedModel, stored: Mapping[str, Any], keys: Sequence[str] | None = None
+) -> dict[str, Scheme]:
+    """The modules of `model` that the checkpoint stores packed.
+
+    Args:
+        model: with its original modules; weights are not looked at.
+        stored: the `quantization_config` of the checkpoint.
+        keys: names of all tensors in the checkpoint, where known.
+
+    Raises:
+        NotPackable: if anything else is quantized too, such as experts or embeddings.
+        CheckpointError: if packed weights are missing.
+    """
+    check_config(stored)
+    table = schemes_of(stored)
+    tied = {name.removesuffix(".weight") for name in model.all_tied_weights_keys}
+    found = {}
+    for name, module in model.named_modules():
+        kind = _class_name(module)
+        scheme = table.scheme_for(name, kind) if kind and name not in tied else None
+        if scheme is None or scheme.is_keep:
+            continue
+        if not _is_linear(module):
+            raise NotPackable(f"{name} is a {type(module).__name__}, not a plain linear layer")
+        _, in_features = linear_shape(module)
+        if not scheme.divides(in_features):
+            raise CheckpointError(f"{name}: {in_features} inputs are not divisible into the groups of {scheme}")
+        found[name] = scheme
+    if keys is not None:
+        _check_count(found, keys)
+    return found
+
+
+def _check_count(found: Mapping[str, Scheme], keys: Sequence[str]) -> None:
+    # Names in a checkpoint may differ from those in the model, but each packed weight belongs to one module.
+    stored = [key for key in keys if key.endswith(".weight_packed")]
+    if len(stored) > len(found):
+        extra = next((key for key in stored if key.removesuffix(".weight_packed") not in found), stored[0])
+        raise NotPackable(
+            f"it holds {len(stored)} packed weights, and {len(found)} of them belong to plain linear layers; "
+            f"{extra} does not"
+        )
+    if len(stored) < len(found):
+        missing = next((name for name in found if f"{name}.weight_packed" not in keys), "")
+        raise CheckpointError(
+            f"the quantization_config names {len(found)} quantized layers of this model, but the checkpoint holds "
+            f"{len(stored)} packed weights; {missing or 'one'} has none; the checkpoint is incomplete"
+        )
+
+
+def _class_name(module: nn.Module) -> str | None:
+    """The class that compressed-tensors would match, None for what it leaves alone; Conv1D is our extension."""
+    if isinstance(module, nn.Embedding):
+        return "Embedding"
+    return "Linear" if isinstance(module, nn.Linear) or _is_conv1d(module) else None
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return type(module) is Conv1D
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # A subclass may compute something else in its forward.
+    return type(module) is nn.Linear or _is_conv1d(module)
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(out_features, in_features) of an nn.Linear or a Conv1D."""
+    return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else (module.nf, module.nx)  # type: ignore[return-value]
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` under `name`, in the training mode of the one it replaces."""
+    parent, _, child = name.rpartition(".")
+    module.train(model.get_submodule(name).training)
+    setattr(model.get_submodule(parent), child, module)
+
+
+def place_empty(model: nn.Module, schemes: Mapping[str, Scheme], dtype: torch.dtype) -> None:
+    """Replace modules by `PackedLinear` without weights (on the meta device), scales and bias in `dtype`."""
+    for name, scheme in schemes.items():
+        module = model.get_submodule(name)
+        out_features, in_features = linear_shape(module)
+        bias = getattr(module, "bias", None) is not None
+        packed = PackedLinear(in_features, out_features, scheme, bias=bias, dtype=dtype, device="meta")
+        packed.weight = stand_in()
+        replace(model, name, packed)
+
+
+def stand_in() -> Tensor:
+    """What `PackedLinear.weight` is while a model loads: `_init_weights` of some models ask for it by name.
+
+    They leave alone whatever carries this mark. It is no parameter, so that neither loading nor saving sees it.
+    """
+    weight = torch.empty(0)
+    weight._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+    return weight
+
+
+def finish(model: nn.Module) -> None:
+    """Drop the stand-ins, and let no packed weight ask for a gradient: the loader makes every float one trainable."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.weight_scale.requires_grad_(False)
+            if hasattr(module, "weight"):
+                del module.weight
+
+
+def place_dense(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace every `PackedLinear` by an nn.Linear with the dequantized weight; a Conv1D becomes a Linear too."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, PackedLinear):
+            dense = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+            dense.weight = nn.Parameter(module.dequantize().to(dtype))
+            if module.bias is not None:
+                dense.bias = nn.Parameter(module.bias.detach().to(dtype))
+            replace(model, name, dense)
+
+
+def swap_packed(model: PreTrainedModel) -> PreTrainedModel:
+    """Keep a model packed that plain transformers has loaded with compressed-tensors.
+
+    For models that were loaded before `import llmquant`; otherwise this has happened already and nothing is done.
+
+    Args:
+        model: as `from_pretrained` returned it; changed in place.
+
+    Returns:
+        the same model.
+
+    Raises:
+        CheckpointError: if the model is not one of ours to keep packed, or has run a forward, which made it dense.
+    """
+    from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, remove_decompression
+    from llmquant.hf.packed import PackedQuantizer
+
+    if getattr(getattr(model, "hf_quantizer", None), "packed", False):
+        return model
+    config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        raise CheckpointError("the model is not quantized; load a checkpoint with packed weights")
+    stored = json.loads(json.dumps(config.to_dict() if not isinstance(config, dict) else config, default=str))
+    try:
+        schemes = find_packed(model, stored)
+    except NotPackable as error:
+        raise CheckpointError(f"the model cannot be kept packed: {error}") from error
+    for name in schemes:
+        if not hasattr(model.get_submodule(name), "weight_packed"):
+            raise CheckpointError(
+                f"{name} has no packed weight any more: compressed-tensors makes weights dense at the first forward; "
+                "load the model again and call swap_packed before it runs, or import llmquant before loading"
+            )
+    for name in schemes:
+        _take_over(model, name, schemes[name])
+    finish(model)
+    remove_decompression(model)
+    mark_as_packed(model, PackedQuantizer(CompressedTensorsConfig(stored)))
+    return model
+
+
+def _take_over(model: nn.Module, name: str, scheme: Scheme) -> None:
+    loaded = model.get_submodule(name)
+    scales = loaded.weight_scale
+    assert isinstance(scales, Tensor)
+    place_empty(model, {name: scheme}, scales.dtype)
+    packed = model.get_submodule(name)
+    for parameter, _ in list(packed.named_parameters()):
+        setattr(packed, parameter, getattr(loaded, parameter))
+
+
+def kernels_used(model: nn.Module) -> dict[str, int]:
+    """How many layers each kernel runs, by the kernel's name; for reports.
+
+    Args:
+        model: any model; layers that are not packed do not count.
+    """
+    return dict(Counter(module.kernel_name() for module in model.modules() if isinstance(module, PackedLinear)))

@@ -1,0 +1,226 @@
+"""Loading keeps weights packed, equals the dense model bit for bit, and saves the same files again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.utils.quantization_config import CompressedTensorsConfig
+
+from llmquant.errors import CheckpointError
+from llmquant.hf.swap import kernels_used
+from llmquant.layers.packed_linear import PackedLinear
+from tests.hf.conftest import TOKENS, edit_quantization, logits, schemes_in_blocks, write_packed
+
+Folder = Callable[[str], Path]
+
+
+def mixed(name: str) -> str:
+    return "int8" if name.endswith(("down_proj", "c_proj")) else "int4-g32-asym" if "0" in name else "int3-g16"
+
+
+def packed_names(model: torch.nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+
+
+def load_strict(folder: Path, **kwargs: object):
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True, **kwargs)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    return model
+
+
+CASES = [
+    ("llama", "int4-g32"),
+    ("llama", "int2-g16"),
+    ("llama", "int8"),
+    ("llama", "int4-tensor"),
+    ("llama-bias", "int4-g16-asym"),
+    ("llama", mixed),
+    ("qwen3-tied", "int4-g32-asym"),
+    ("qwen3-tied", "int3-g32"),
+    ("gpt2", "int4-g32"),
+    ("gpt2", mixed),
+]
+
+
+@pytest.mark.parametrize(("name", "scheme"), CASES)
+def test_from_pretrained_stays_packed_and_equals_dense(dense_folder: Folder, tmp_path: Path, name: str, scheme) -> None:
+    dense = dense_folder(name)
+    schemes = schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), scheme)
+    fake = write_packed(dense, tmp_path / "q", schemes)
+    model = load_strict(tmp_path / "q")
+    assert packed_names(model) == set(schemes)
+    assert {n: m.scheme for n, m in model.named_modules() if isinstance(m, PackedLinear)} == schemes
+    assert not hasattr(model, "ct_decompress_hook")
+    assert torch.equal(logits(model), logits(fake))
+    assert packed_names(model) == set(schemes)  # after the forward too
+    assert not any(p.requires_grad for n, p in model.named_parameters() if "weight_" in n)
+    assert sum(kernels_used(model).values()) == len(schemes)
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("llama", mixed), ("qwen3-tied", "int4-g32-asym"), ("gpt2", "int8")])
+def test_saving_writes_the_same_folder(dense_folder: Folder, tmp_path: Path, name: str, scheme) -> None:
+    dense = dense_folder(name)
+    write_packed(dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), scheme))
+    model = load_strict(tmp_path / "q")
+    logits(model)  # plain transformers would save dense weights from now on
+    model.save_pretrained(tmp_path / "again")
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("q", "again"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
+    configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("q", "again")]
+    assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
+    assert torch.equal(logits(load_strict(tmp_path / "again")), logits(model))
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_saved_folder_loads_in_compressed_tensors(dense_folder: Folder, tmp_path: Path) -> None:
+    """The independent reader: the original quantizer, on the folder that we saved."""
+    dense = dense_folder("llama")
+    write_packed(dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int4-g32"))
+    model = load_strict(tmp_path / "q")
+    model.save_pretrained(tmp_path / "again")
+    plain = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "again", dtype="auto", quantization_config=CompressedTensorsConfig(dequantize=True)
+    )
+    assert not packed_names(plain)
+    assert torch.equal(plain.model.layers[0].mlp.down_proj.weight, model.model.layers[0].mlp.down_proj.dequantize())
+    assert torch.equal(logits(plain), logits(model))
+
+
+def test_stored_dequantize_is_advice_to_others(dense_folder: Folder, tmp_path: Path) -> None:
+    dense = dense_folder("llama")
+    schemes = schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int4-g32-asym")
+    write_packed(dense, tmp_path / "q", schemes)
+    edit_quantization(tmp_path / "q", lambda stored: stored.update(dequantize=True))
+    model = load_strict(tmp_path / "q")
+    assert packed_names(model) == set(schemes)
+    model.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]["dequantize"] is True
+
+
+def test_generate_compile_and_gradients(dense_folder: Folder, tmp_path: Path) -> None:
+    dense = dense_folder("llama")
+    schemes = schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int4-g32")
+    fake = write_packed(dense, tmp_path / "q", schemes)
+    model = load_strict(tmp_path / "q")
+    generated = model.generate(TOKENS, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert torch.equal(generated, fake.generate(TOKENS, max_new_tokens=6, do_sample=False, pad_token_id=0))
+    embedded = model.get_input_embeddings()(TOKENS).detach().requires_grad_()
+    model(inputs_embeds=embedded).logits.float().sum().backward()
+    assert embedded.grad is not None and embedded.grad.abs().sum() > 0
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(TOKENS, use_cache=False).logits, logits(fake))
+
+
+def test_disk_offload(dense_folder: Folder, tmp_path: Path) -> None:
+    dense = dense_folder("llama")
+    schemes = schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int4-g32-asym")
+    fake = write_packed(dense, tmp_path / "q", schemes)
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu",
+              "model.rotary_emb": "cpu", "lm_head": "disk"}  # fmt: skip
+    model = load_strict(tmp_path / "q", device_map=places, offload_folder=tmp_path / "offload")
+    assert model.model.layers[1].mlp.down_proj.weight_packed.is_meta
+    assert torch.equal(logits(model), logits(fake))
+    assert torch.equal(logits(model), logits(fake))
+
+
+def test_float32_model_means_the_same_weights(dense_folder: Folder, tmp_path: Path) -> None:
+    dense = dense_folder("llama")
+    write_packed(dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int4-g32"))
+    stored, wide = (AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype=d) for d in ("auto", torch.float32))
+    layer, wider = (m.model.layers[0].mlp.down_proj for m in (stored, wide))
+    assert wider.weight_scale.dtype == torch.float32
+    assert torch.equal(layer.quantized().codes, wider.quantized().codes)
+    assert torch.equal(layer.weight_scale.float(), wider.weight_scale)
+    assert torch.equal(layer.dequantize(), wider.dequantize().to(torch.bfloat16))  # one rounding, in either order
+
+
+def test_dequantize_gives_a_plain_model(dense_folder: Folder, tmp_path: Path) -> None:
+    dense = dense_folder("qwen3-tied")
+    fake = write_packed(
+        dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int4-g32")
+    )
+    model = load_strict(tmp_path / "q").dequantize()
+    assert not packed_names(model)
+    assert torch.equal(logits(model), logits(fake))
+    model.save_pretrained(tmp_path / "dense")
+    assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+
+
+def _as_w8a8(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    for key in [key for key in tensors if key.endswith("weight_packed")]:
+        name = key.removesuffix("_packed")
+        tensors[name] = tensors.pop(key).view(torch.int8) ^ -128
+        del tensors[f"{name}_shape"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def change(stored: dict) -> None:
+        stored["format"] = stored["config_groups"]["group_0"]["format"] = "int-quantized"
+        stored["config_groups"]["group_0"]["input_activations"] = {
+            "num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True,
+        }  # fmt: skip
+
+    edit_quantization(folder, change)
+
+
+def test_unknown_scheme_goes_to_the_original(
+    dense_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dense = dense_folder("llama")
+    fake = write_packed(dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int8"))
+    _as_w8a8(tmp_path / "q")
+    with caplog.at_level(logging.WARNING):
+        model = load_strict(tmp_path / "q")
+    assert "does not stay packed: Linear are quantized as w8a8-dynamic" in caplog.text
+    assert not packed_names(model)
+    logits(model)  # makes it dense
+    weight = model.model.layers[1].self_attn.q_proj.weight
+    assert torch.equal(weight, fake.model.layers[1].self_attn.q_proj.weight)
+
+
+def test_packed_embedding_goes_to_the_original(
+    dense_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dense = dense_folder("llama")
+    schemes = schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int8")
+    write_packed(dense, tmp_path / "q", schemes)
+
+    def target_embedding(stored: dict) -> None:
+        stored["config_groups"]["group_0"]["targets"] = ["Linear", "Embedding"]
+        stored["dequantize"] = True
+
+    edit_quantization(tmp_path / "q", target_embedding)
+    with caplog.at_level(logging.WARNING):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype="auto")
+    assert "model.embed_tokens is a Embedding" in caplog.text
+    assert not packed_names(model)
+
+
+@pytest.mark.parametrize("suffix", ["weight_packed", "weight_scale"])
+def test_missing_tensor_is_an_error(dense_folder: Folder, tmp_path: Path, suffix: str) -> None:
+    dense = dense_folder("llama")
+    write_packed(dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int4-g32"))
+    tensors = load_file(tmp_path / "q" / "model.safetensors")
+    del tensors[f"model.layers.1.mlp.up_proj.{suffix}"]
+    save_file(tensors, tmp_path / "q" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "q")
+
+
+def test_group_that_does_not_divide_is_an_error(dense_folder: Folder, tmp_path: Path) -> None:
+    dense = dense_folder("llama")
+    write_packed(dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int4-g32"))
+    edit_quantization(tmp_path / "q", lambda s: s["config_groups"]["group_0"]["weights"].update(group_size=128))
+    with pytest.raises(CheckpointError, match="64 inputs are not divisible"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "q")
