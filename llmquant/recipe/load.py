@@ -1,4 +1,4 @@
-"""Recipes from presets, files and plain data; every mistake is named with its file, line, key and nearest right word."""
+"""Recipes from presets, files and plain data; a mistake is named with its file, line, key and nearest right word."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class _Model(BaseModel):
 
 
 class Rounding(_Model):
-    """How codes are chosen: a method of `llmquant.algorithms` and that method's options, side by side in one mapping."""
+    """How codes are chosen: a method of `llmquant.algorithms` and its options, side by side in one mapping."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,0 +1,159 @@
+"""Take stock of a model: every parameter in exactly one entry, each named by what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from llmquant.models import families
+from llmquant.recipe.inventory import Kind, ModuleInfo
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def list_modules(model: PreTrainedModel, prefix: str, blocks: int) -> tuple[ModuleInfo, ...]:
+    """List everything in `model` that has parameters, in the model's order.
+
+    Args:
+        model: a causal language model; on meta is enough.
+        prefix: name of the list of decoder blocks, such as "model.layers".
+        blocks: how many there are.
+    """
+    walk = _Walk(model, prefix, blocks)
+    return _with_fused(tuple(info for name, module in model.named_modules() for info in walk.entries(name, module)))
+
+
+class _Walk:
+    def __init__(self, model: PreTrainedModel, prefix: str, blocks: int) -> None:
+        from transformers.pytorch_utils import Conv1D
+
+        self.conv1d = Conv1D
+        self.prefix = f"{prefix}."
+        self.blocks = blocks
+        self.head = model.get_output_embeddings()
+        self.names = {name for name, _ in model.named_modules()}
+        self.owners: dict[int, str] = {}  # id of a parameter -> the module that owns it
+
+    def entries(self, name: str, module: nn.Module) -> Iterator[ModuleInfo]:
+        own = dict(module.named_parameters(recurse=False))
+        if not own:
+            return
+        kind = self._kind(name, module)
+        if kind == "experts" and not isinstance(module, nn.Linear):
+            yield from self._experts(name, own)
+            return
+        yield self._entry(name, kind, module, own)
+
+    def _entry(self, name: str, kind: Kind, module: nn.Module, own: dict[str, nn.Parameter]) -> ModuleInfo:
+        largest = max(own.values(), key=lambda parameter: parameter.numel())
+        shape = tuple(largest.shape)
+        if isinstance(module, self.conv1d):
+            shape = shape[::-1]
+        block = self._block(name)
+        return ModuleInfo(
+            name=name,
+            kind=kind,
+            shape=shape,
+            parameters=self._claim(name, own.values()),
+            block=block,
+            sets=self._sets(name, kind, block, is_head=module is self.head),
+            tied_to=None if self.owners[id(largest)] == name else self.owners[id(largest)],
+            bias=own.get("bias") is not None,
+        )
+
+    def _experts(self, name: str, own: dict[str, nn.Parameter]) -> Iterator[ModuleInfo]:
+        for key, weight in own.items():
+            if key.endswith("_bias") and key.removesuffix("_bias") in own:
+                continue
+            bias = own.get(f"{key}_bias")
+            full = f"{name}.{key}"
+            count = self._claim(full, [weight] if bias is None else [weight, bias])
+            shape, block = tuple(weight.shape), self._block(name)
+            yield ModuleInfo(full, "experts", shape, count, block, frozenset({"experts"}), bias=bias is not None)
+
+    def _claim(self, name: str, parameters: Iterable[nn.Parameter]) -> int:
+        count = 0
+        for parameter in parameters:
+            if self.owners.setdefault(id(parameter), name) == name:
+                count += parameter.numel()
+        return count
+
+    def _kind(self, name: str, module: nn.Module) -> Kind:
+        components, class_name = name.split("."), type(module).__name__
+        if isinstance(module, nn.Embedding):
+            return "embedding"
+        if "Router" in class_name or families.ROUTERS.intersection(components) or self._gates_experts(components):
+            return "router"
+        if families.EXPERTS.intersection(components) or _has_stacked_weights(module):
+            return "experts"
+        if isinstance(module, nn.Linear):
+            return "linear"
+        if isinstance(module, self.conv1d):
+            return "conv1d"
+        return "norm" if "norm" in class_name.lower() or "norm" in components[-1].lower() else "other"
+
+    def _gates_experts(self, components: list[str]) -> bool:
+        siblings = (".".join([*components[:-1], word]) for word in families.EXPERTS)
+        return components[-1] == families.ROUTER_BESIDE_EXPERTS and any(name in self.names for name in siblings)
+
+    def _block(self, name: str) -> int | None:
+        if not name.startswith(self.prefix):
+            return None
+        return int(name[len(self.prefix) :].split(".", 1)[0])
+
+    def _sets(self, name: str, kind: Kind, block: int | None, *, is_head: bool) -> frozenset[str]:
+        if is_head:
+            return frozenset({"lm_head"})
+        if kind in ("embedding", "experts", "router"):
+            return frozenset({kind})
+        if kind not in ("linear", "conv1d") or block is None:
+            return frozenset()
+        *parents, leaf = name[len(self.prefix) :].split(".")
+        sets = {"linear", *_part_sets(parents, leaf)}
+        if block == 0:
+            sets.add("first_block")
+        if block == self.blocks - 1:
+            sets.add("last_block")
+        return frozenset(sets)
+
+
+def _part_sets(parents: list[str], leaf: str) -> set[str]:
+    """Sets that follow from the names inside a block."""
+    if any(word in parent.lower() for parent in parents for word in families.ATTENTION):
+        parts = {"attention"}
+        if leaf in families.QKV:
+            parts.add("attention.qkv")
+        if leaf in families.ATTENTION_OUTPUT:
+            parts.add("attention.o")
+        return parts
+    if leaf in families.GATE_UP:
+        return {"mlp", "mlp.gate_up"}
+    return {"mlp", "mlp.down"} if leaf in families.DOWN else set()
+
+
+def _has_stacked_weights(module: nn.Module) -> bool:
+    """Whether it holds 3-D weights that are not the kernel of a convolution: one matrix per expert."""
+    convolution = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    return not convolution and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
+
+
+def _with_fused(modules: tuple[ModuleInfo, ...]) -> tuple[ModuleInfo, ...]:
+    """Mark sets of sibling layers that readers load as one."""
+    siblings: dict[tuple[str, frozenset[str]], list[str]] = {}
+    labels: dict[str, tuple[tuple[str, frozenset[str]], str]] = {}
+    for module in modules:
+        parent, _, leaf = module.name.rpartition(".")
+        for label, members in families.FUSED:
+            if leaf in members and "linear" in module.sets:
+                siblings.setdefault((parent, members), []).append(module.name)
+                labels[module.name] = ((parent, members), f"{parent}:{label}")
+    return tuple(
+        replace(module, fused=labels[module.name][1])
+        if module.name in labels and len(siblings[labels[module.name][0]]) > 1
+        else module
+        for module in modules
+    )

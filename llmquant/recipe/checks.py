@@ -1,0 +1,174 @@
+"""Everything that makes a plan an error. Each check adds its problems; all are reported together, each with its fix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llmquant.recipe.inventory import NAMED_SETS, Inventory, ModuleInfo
+from llmquant.recipe.match import Pattern
+from llmquant.recipe.naming import collective_names, template
+from llmquant.recipe.schema import Recipe, Rule
+from llmquant.recipe.words import did_you_mean, listed
+from llmquant.spec import Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The scheme of a module, the index of the rule that decided (None: no rule), and a note."""
+
+    module: ModuleInfo
+    decider: int | None
+    scheme: Scheme
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Problems:
+    """Problems in order of discovery; those that differ only in the module are told once."""
+
+    _modules: dict[str, list[ModuleInfo]] = field(default_factory=dict)
+
+    def add(self, message: str, module: ModuleInfo | None = None) -> None:
+        """Add a problem, of one module or of the recipe."""
+        found = self._modules.setdefault(message, [])
+        if module is not None:
+            found.append(module)
+
+    def lines(self) -> list[str]:
+        """One line for each problem."""
+        return [f"{_names(modules)}: {text}" if modules else text for text, modules in self._modules.items()]
+
+
+def check_rules(recipe: Recipe, inventory: Inventory, deciders: Sequence[int | None], problems: Problems) -> None:
+    """Patterns that match nothing, rules that later rules override everywhere, and recipes that change nothing."""
+    for index, rule in enumerate(recipe.rules):
+        label = f"rule {index + 1} ({rule})"
+        dead = [p for p in rule.patterns if not any(p.matches(module) for module in inventory.modules)]
+        for pattern in dead:
+            problems.add(f"{label}: {_why_dead(pattern, inventory)}")
+        if len(dead) < len(rule.patterns) and index not in deciders:
+            problems.add(f"{label} decides nothing: later rules override it everywhere; move it down or remove it")
+    if all(rule.parsed.is_keep for rule in recipe.rules):
+        problems.add(
+            "every rule says keep, so nothing would be quantized; add a rule such as {match: linear, scheme: int8}"
+        )
+
+
+def check_decisions(recipe: Recipe, inventory: Inventory, decisions: Sequence[Decision], problems: Problems) -> None:
+    """Modules that cannot become what a rule says, and sets that must not be split."""
+    owners = {module.tied_to for module in inventory.modules if module.tied_to}
+    for decision in decisions:
+        module = decision.module
+        if decision.decider is None:
+            if module.kind == "experts":
+                problems.add(
+                    "no rule names the experts, and nothing is skipped silently; they cannot be quantized yet, so add "
+                    "the rule {match: experts, scheme: keep}",
+                    module,
+                )
+        elif not decision.scheme.is_keep:
+            rule = recipe.rules[decision.decider]
+            reason = _why_not(module, rule, decision.scheme, shared=module.name in owners, portable=recipe.portable)
+            if reason:
+                problems.add(f"{reason} (rule {decision.decider + 1}, {rule})", module)
+    _check_fused(decisions, problems)
+
+
+def check_budget(
+    limit: float, bits_per_weight: float, sizes: Sequence[tuple[ModuleInfo, int]], problems: Problems
+) -> None:
+    """The size of the result against `budget.bits_per_weight`."""
+    if bits_per_weight <= limit:
+        return
+    totals: dict[str, int] = {}
+    for module, size in sizes:
+        totals[template(module)] = totals.get(template(module), 0) + size
+    largest = sorted(totals, key=lambda name: -totals[name])[:3]
+    parts = listed(f"{name.replace('{}', '*')} {totals[name] / sum(totals.values()):.0%}" for name in largest)
+    problems.add(
+        f"{bits_per_weight:.3f} bits per weight, kept modules included, is over the budget of {limit:g}; "
+        f"the largest parts are {parts}"
+    )
+
+
+def _why_dead(pattern: Pattern, inventory: Inventory) -> str:
+    if pattern.kind == "set":
+        return f"this model has no {pattern.text} ({NAMED_SETS[pattern.text]}); remove the pattern"
+    protected = [module for module in inventory.modules if pattern.names(module)]
+    if protected:
+        return (
+            f"{pattern.text!r} fits only protected modules ({_names(protected)}), which patterns never reach; "
+            "write their set or exact name"
+        )
+    names = [module.name for module in inventory.modules]
+    if pattern.kind == "name" and any(name.startswith(f"{pattern.text}.") for name in names):
+        return f"{pattern.text!r} has no weight of its own; did you mean '{pattern.text}.*'?"
+    leaves = [f"*.{name.rpartition('.')[2]}" for name in names]
+    known = leaves if pattern.kind == "glob" else [*NAMED_SETS, *names, *(leaf[2:] for leaf in leaves)]
+    hint = "" if pattern.kind == "regex" else did_you_mean(pattern.text, known)
+    return f"{pattern.text!r} matches nothing{hint or f'; names look like {_example(inventory)}'}"
+
+
+def _example(inventory: Inventory) -> str:
+    return next((module.name for module in inventory.modules if "linear" in module.sets), "lm_head")
+
+
+def _why_not(module: ModuleInfo, rule: Rule, scheme: Scheme, *, shared: bool, portable: bool) -> str:
+    """Why a module cannot have a scheme, with the fix; empty if it can."""
+    if module.kind == "experts":
+        return "experts cannot be quantized yet; give them the rule {match: experts, scheme: keep}"
+    if module.tied_to or shared:
+        return (
+            "one weight serves as embedding and lm_head (tie_word_embeddings), and embeddings cannot be quantized yet; "
+            "keep both"
+        )
+    if module.kind == "embedding":
+        return "embeddings cannot be quantized yet; keep them"
+    if module.kind not in ("linear", "conv1d"):
+        return f"{module.kind} modules cannot be quantized; keep them"
+    if module.block is None and "lm_head" not in module.sets:
+        return "lies outside the decoder blocks, where only lm_head can be quantized; keep it"
+    if scheme.activations == "static":
+        return "static activation scales cannot be calibrated yet; use w8a8-dynamic"
+    if module.kind == "conv1d" and portable:
+        return "Conv1D layers are read back by llmquant alone; say `portable: false` in the recipe if that is enough"
+    return _why_indivisible(module, rule, scheme)
+
+
+def _why_indivisible(module: ModuleInfo, rule: Rule, scheme: Scheme) -> str:
+    in_features = module.shape[-1]
+    if scheme.divides(in_features):
+        return ""
+    tried = f", nor does any of if_indivisible: [{listed(rule.if_indivisible)}]" if rule.if_indivisible else ""
+    sizes = [f"g{size}" for size in (64, 32, 16) if size < (scheme.group_size or 0) and in_features % size == 0]
+    choices = listed([*sizes, "channel", "keep"])
+    return (
+        f"groups of {scheme.group_size} do not divide its {in_features} inputs{tried}; say in the rule what to do "
+        f"instead, as in `if_indivisible: {choices.split(', ')[0]}` (possible here: {choices})"
+    )
+
+
+def _check_fused(decisions: Sequence[Decision], problems: Problems) -> None:
+    fused: dict[str, list[Decision]] = {}
+    for decision in decisions:
+        if decision.module.fused:
+            fused.setdefault(decision.module.fused, []).append(decision)
+    for name, members in fused.items():
+        if len({member.scheme for member in members}) == 1:
+            continue
+        schemes = listed(f"{member.module.name.rpartition('.')[2]} {member.scheme}" for member in members)
+        part = {"qkv": "attention.qkv", "gate_up": "mlp.gate_up"}.get(name.rpartition(":")[2])
+        fix = f", for example by a rule with `match: {part}`" if part else ""
+        first = members[0].module
+        problems.add(f"vLLM loads these as one layer, so they need one scheme{fix}: {schemes}", _parent(first))
+
+
+def _parent(module: ModuleInfo) -> ModuleInfo:
+    return ModuleInfo(module.name.rpartition(".")[0], "other", (), 0, module.block)
+
+
+def _names(modules: Sequence[ModuleInfo]) -> str:
+    names = collective_names(modules)
+    shown = listed(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"

@@ -1,0 +1,193 @@
+"""A recipe applied to a model: the fate of every module, decided before any work and strict about every doubt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmquant.errors import PlanError
+from llmquant.recipe.checks import Decision, Problems, check_budget, check_decisions, check_rules
+from llmquant.recipe.inventory import Inventory, ModuleInfo
+from llmquant.recipe.match import matching
+from llmquant.recipe.schema import Recipe, Rounding, Rule, recipe_to_dict
+from llmquant.recipe.sizes import payload_bytes, stored_bytes
+from llmquant.spec import KEEP, Scheme
+
+NO_RULE = "no rule"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """The fate of one module.
+
+    Attributes:
+        module: what it is.
+        scheme: what its weight becomes; `KEEP` for modules that stay as they are.
+        rule: the rule that decided, or "no rule".
+        rounding: how codes are chosen; None for kept modules.
+        bytes_before: in the model's dtype; 0 for tied weights, which their owner counts.
+        bytes_after: of all tensors written for it, bias included.
+        note: what deserves a look, such as a fallback to another group size; "" mostly.
+    """
+
+    module: ModuleInfo
+    scheme: Scheme
+    rule: str
+    rounding: Rounding | None
+    bytes_before: int
+    bytes_after: int
+    note: str = ""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that store one weight, scales and zero points included, bias and recorded shape aside; 0 if tied."""
+        if self.module.parameters == 0:
+            return 0.0
+        itemsize = self.bytes_before // self.module.parameters
+        if self.scheme.is_keep:
+            return 8.0 * itemsize
+        out_features, in_features = self.module.shape
+        return 8 * payload_bytes((out_features, in_features), self.scheme, itemsize) / (out_features * in_features)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as plain data for JSON."""
+        return {
+            "module": self.module.name,
+            "kind": self.module.kind,
+            "shape": list(self.module.shape),
+            "parameters": self.module.parameters,
+            "scheme": self.scheme.name,
+            "rule": self.rule,
+            "rounding": self.rounding.model_dump(mode="json") if self.rounding else None,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "bits_per_weight": self.bits_per_weight,
+            "tied_to": self.module.tied_to,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a recipe means for one model: one row for each entry of the inventory, in its order."""
+
+    recipe: Recipe
+    inventory: Inventory
+    rows: tuple[PlanRow, ...]
+
+    @property
+    def quantized(self) -> tuple[PlanRow, ...]:
+        """The rows whose weight changes."""
+        return tuple(row for row in self.rows if not row.scheme.is_keep)
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of all tensors of the model as it is."""
+        return sum(row.bytes_before for row in self.rows)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of all tensors of the result; file headers come on top."""
+        return sum(row.bytes_after for row in self.rows)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per parameter of the whole result: kept modules, scales, biases and everything else included."""
+        return 8 * self.bytes_after / self.inventory.parameters
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data for JSON."""
+        return {
+            "recipe": recipe_to_dict(self.recipe),
+            "architecture": self.inventory.architecture,
+            "model_type": self.inventory.model_type,
+            "dtype": str(self.inventory.dtype).removeprefix("torch."),
+            "blocks": self.inventory.blocks,
+            "parameters": self.inventory.parameters,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "bits_per_weight": self.bits_per_weight,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+
+def make_plan(recipe: Recipe, inventory: Inventory) -> Plan:
+    """Decide the fate of every module.
+
+    Args:
+        recipe: its rules are applied in order; the last that matches a module decides, and without one it is kept.
+        inventory: of the model.
+
+    Raises:
+        PlanError: with every problem found: rules that match nothing or are overridden everywhere, groups that do not
+            divide, layers that readers fuse with different schemes, tied or unsupported modules, experts that no rule
+            names, a budget that cannot be met.
+    """
+    problems = Problems()
+    deciders = _deciders(recipe, inventory)
+    check_rules(recipe, inventory, deciders, problems)
+    decisions = [_decide(module, recipe, decider) for module, decider in zip(inventory.modules, deciders, strict=True)]
+    check_decisions(recipe, inventory, decisions, problems)
+    _raise_if_any(problems, recipe, inventory)
+    itemsize = inventory.dtype.itemsize
+    plan = Plan(recipe, inventory, tuple(_row(decision, recipe, itemsize) for decision in decisions))
+    if recipe.budget and recipe.budget.bits_per_weight is not None:
+        sizes = [(row.module, row.bytes_after) for row in plan.rows]
+        check_budget(recipe.budget.bits_per_weight, plan.bits_per_weight, sizes, problems)
+    _raise_if_any(problems, recipe, inventory)
+    return plan
+
+
+def rule_label(recipe: Recipe, index: int) -> str:
+    """How plans name a rule: "rule 2: mlp.down -> int8"."""
+    return f"rule {index + 1}: {recipe.rules[index]}"
+
+
+def _deciders(recipe: Recipe, inventory: Inventory) -> list[int | None]:
+    """Index of the last rule that matches each module."""
+    deciders: list[int | None] = [None] * len(inventory.modules)
+    for index, rule in enumerate(recipe.rules):
+        for pattern in rule.patterns:
+            for position in matching(pattern, inventory):
+                deciders[position] = index
+    return deciders
+
+
+def _decide(module: ModuleInfo, recipe: Recipe, decider: int | None) -> Decision:
+    tied = f"shares the weight of {module.tied_to}" if module.tied_to else ""
+    if decider is None:
+        return Decision(module, None, KEEP, tied)
+    rule = recipe.rules[decider]
+    scheme = rule.parsed
+    if scheme.is_keep or scheme.divides(module.shape[-1]):
+        return Decision(module, decider, scheme, tied)
+    fallback = _fallback(rule, module.shape[-1])
+    if fallback is None:
+        return Decision(module, decider, scheme, tied)
+    note = f"groups of {scheme.group_size} do not divide {module.shape[-1]} inputs, so {fallback.name}"
+    return Decision(module, decider, fallback, note)
+
+
+def _fallback(rule: Rule, in_features: int) -> Scheme | None:
+    return next((scheme for scheme in rule.fallbacks if scheme.divides(in_features)), None)
+
+
+def _row(decision: Decision, recipe: Recipe, itemsize: int) -> PlanRow:
+    module, scheme = decision.module, decision.scheme
+    before = after = module.parameters * itemsize
+    rounding = None
+    rule = NO_RULE if decision.decider is None else rule_label(recipe, decision.decider)
+    if not scheme.is_keep and decision.decider is not None:
+        out_features, in_features = module.shape
+        bias = (module.parameters - out_features * in_features) * itemsize
+        after = stored_bytes((out_features, in_features), scheme, itemsize) + bias
+        rounding = recipe.rules[decision.decider].rounding or recipe.rounding
+    return PlanRow(module, scheme, rule, rounding, before, after, decision.note)
+
+
+def _raise_if_any(problems: Problems, recipe: Recipe, inventory: Inventory) -> None:
+    lines = problems.lines()
+    if lines:
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        listing = "".join(f"\n  - {line}" for line in lines)
+        raise PlanError(f"recipe {recipe.name!r} does not fit {inventory.architecture}, {count}:{listing}")

@@ -1,0 +1,38 @@
+"""Bytes of a quantized weight in the compressed-tensors layout that llmquant writes.
+
+`pack-quantized`: codes in int32 words, row by row; scales in the model's dtype; zero points packed along out_features;
+the original shape as two int64. `int-quantized` (8-bit activations): one byte per code, scales, no shape.
+"""
+
+from __future__ import annotations
+
+from llmquant.spec import Scheme
+
+SHAPE_BYTES = 16
+
+
+def payload_bytes(shape: tuple[int, int], scheme: Scheme, itemsize: int) -> int:
+    """Bytes of codes, scales and zero points of a weight.
+
+    Args:
+        shape: (out_features, in_features).
+        scheme: not keep.
+        itemsize: bytes of one scale.
+    """
+    out_features, in_features = shape
+    rows, groups = scheme.scale_shape(out_features, in_features)
+    scales = rows * groups * itemsize
+    if scheme.activations:
+        return out_features * in_features + scales
+    codes = out_features * _words(in_features, scheme.bits) * 4
+    zeros = 0 if scheme.symmetric else _words(rows, scheme.bits) * groups * 4
+    return codes + scales + zeros
+
+
+def stored_bytes(shape: tuple[int, int], scheme: Scheme, itemsize: int) -> int:
+    """Bytes of all tensors that stand for a weight, its recorded shape included."""
+    return payload_bytes(shape, scheme, itemsize) + (0 if scheme.activations else SHAPE_BYTES)
+
+
+def _words(values: int, bits: int) -> int:
+    return -(-values * bits // 32)

@@ -1,0 +1,91 @@
+"""A plan in few lines: the same module of many blocks is one row, and all kept norms are one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmquant.recipe.naming import collective, template
+from llmquant.recipe.plan import Plan, PlanRow
+from llmquant.spec import Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRow:
+    """Modules of a plan that differ only in their block.
+
+    Attributes:
+        name: "model.layers.{0..79}.mlp.down_proj"; "norms" for all kept norms together.
+        count: number of modules.
+        kind: as in `ModuleInfo`.
+        shape: of one module's weight; empty where shapes differ.
+        scheme: what the weights become.
+        rule: the rule that decided, or "no rule".
+        rounding: method name; "" for kept modules.
+        bytes_before: of all of them.
+        bytes_after: of all of them.
+        bits_per_weight: of their weights.
+        note: as in `PlanRow`.
+    """
+
+    name: str
+    count: int
+    kind: str
+    shape: tuple[int, ...]
+    scheme: Scheme
+    rule: str
+    rounding: str
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+    note: str
+
+
+def summarize(plan: Plan) -> list[SummaryRow]:
+    """Group the rows of a plan, in order of first appearance; counts and bytes add up to those of the plan."""
+    groups: dict[tuple[object, ...], list[PlanRow]] = {}
+    for row in plan.rows:
+        groups.setdefault(_key(row), []).append(row)
+    return [_summary_row(rows) for rows in groups.values()]
+
+
+def explain(plan: Plan) -> str:
+    """The plan in sentences: what each rule decided, what stays and why, and the size."""
+    inventory = plan.inventory
+    lines = [f"{inventory.architecture}: {inventory.parameters:,} parameters in {inventory.blocks} blocks."]
+    decided: dict[tuple[str, str, str], list[PlanRow]] = {}
+    for row in plan.rows:
+        decided.setdefault((row.rule, row.scheme.name, row.note), []).append(row)
+    for (rule, scheme, note), rows in decided.items():
+        share = sum(row.module.parameters for row in rows) / inventory.parameters
+        modules = "1 module" if len(rows) == 1 else f"{len(rows)} modules"
+        lines.append(f"{rule}: {modules}, {share:.1%} of the parameters, {scheme}{f' ({note})' if note else ''}.")
+    before, after = plan.bytes_before, plan.bytes_after
+    lines.append(f"{before:,} bytes become {after:,}: {plan.bits_per_weight:.3f} bits per weight, everything included.")
+    return "\n".join(lines)
+
+
+def _key(row: PlanRow) -> tuple[object, ...]:
+    if row.module.kind == "norm" and row.scheme.is_keep:
+        return ("norms", row.rule)
+    rounding = row.rounding.model_dump_json() if row.rounding else ""
+    module = row.module
+    return (template(module), module.kind, module.shape, module.bias, row.scheme, row.rule, rounding, row.note)
+
+
+def _summary_row(rows: list[PlanRow]) -> SummaryRow:
+    first = rows[0]
+    norms = first.module.kind == "norm" and first.scheme.is_keep and len(rows) > 1
+    shapes = {row.module.shape for row in rows}
+    return SummaryRow(
+        name="norms" if norms else collective([row.module for row in rows]),
+        count=len(rows),
+        kind=first.module.kind,
+        shape=first.module.shape if len(shapes) == 1 else (),
+        scheme=first.scheme,
+        rule=first.rule,
+        rounding=first.rounding.method if first.rounding else "",
+        bytes_before=sum(row.bytes_before for row in rows),
+        bytes_after=sum(row.bytes_after for row in rows),
+        bits_per_weight=first.bits_per_weight,
+        note=first.note,
+    )
