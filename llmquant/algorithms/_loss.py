@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmquant.numerics.quantized import QuantizedTensor
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 21
 
 
 def relative_loss(weight: Tensor, quantized: QuantizedTensor, hessian: Tensor | None) -> float:
@@ -44,4 +44,6 @@ def relative_loss(weight: Tensor, quantized: QuantizedTensor, hessian: Tensor | 
 
 def _power(rows: Tensor, hessian: Tensor | None) -> Tensor:
     """tr(R H R^T) in float64, or |R|^2."""
-    return ((rows if hessian is None else rows @ hessian) * rows).sum(dtype=torch.float64)
+    weighed = rows * rows if hessian is None else (rows @ hessian).mul_(rows)
+    # Rows in float32 first: a float64 sum over all elements costs more than the rounding it measures.
+    return weighed.sum(-1).sum(dtype=torch.float64)

@@ -174,9 +174,9 @@ def _pieces(weight: Tensor, scheme: Scheme, importance: Tensor | None) -> Iterat
 
 def _extremes(pieces: list[Piece], shape: torch.Size) -> tuple[Tensor, Tensor]:
     """The smallest and the largest of 0 and the values of each group, float32, of shape `shape`."""
-    bounds = [torch.aminmax(piece.values, dim=-1) for piece in pieces]
-    low = torch.cat([bound.min for bound in bounds]).float().clamp(max=0)
-    high = torch.cat([bound.max for bound in bounds]).float().clamp(min=0)
+    # Two passes: torch.aminmax over a dimension is several times slower than amin and amax together.
+    low = torch.cat([piece.values.amin(-1) for piece in pieces]).float().clamp(max=0)
+    high = torch.cat([piece.values.amax(-1) for piece in pieces]).float().clamp(min=0)
     if low.shape != shape:
         return low.amin(0, keepdim=True), high.amax(0, keepdim=True)
     return low, high

@@ -19,8 +19,8 @@ from torch import Tensor
 from llmquant.numerics.stored_scale import as_stored
 from llmquant.spec import Scheme
 
-# Long rows with outliers want a third of the covering scale and less; short groups want 0.7 to 1.1 of it.
-FACTORS = tuple(1.2 * 0.92**step for step in range(20))
+# Short groups want 0.7 to 1.1 of the covering scale, in fine steps; long rows with outliers a third of it and less.
+FACTORS = (*(1.12 * 0.955**step for step in range(11)), *(0.62 * 0.84**step for step in range(7)))
 REFITS = 2
 
 

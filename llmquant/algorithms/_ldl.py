@@ -1,0 +1,60 @@
+"""Factorise a damped Hessian as L D L^T in a given order of its rows.
+
+The Cholesky factor C of H + damping gives L = C / diag(C). Small matrices are factorised in float64, where GPTQ is
+measurably more reproducible; large ones in float32, in the same memory that holds the permuted copy of H.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmquant.errors import QuantizationError
+
+FLOAT64_UP_TO = 4096
+FIRST_RAISE = 0.01
+GIVE_UP_ABOVE = 100.0
+
+
+def unit_lower(hessian: Tensor, order: Tensor, dead: Tensor, damp: float) -> tuple[Tensor, int]:
+    """L of `H_d[order][:, order] = L D L^T`, where H_d is H with its diagonal raised.
+
+    Args:
+        hessian: (I, I) float32, symmetric, positive semidefinite up to rounding; read only.
+        order: (I,) permutation.
+        dead: (I,) bool, inputs whose diagonal entry is 0; theirs is taken as 1.
+        damp: what is added to the diagonal first, as a share of the mean of its live entries. Doubled (from at least
+            0.01) until the factorisation succeeds.
+
+    Returns:
+        L (I, I) float32; only the part below its diagonal is meaningful; and how often the damping was raised.
+
+    Raises:
+        QuantizationError: if even a damping of 100 times the mean is not enough.
+    """
+    size = hessian.shape[0]
+    diagonal = hessian.diagonal()
+    mean = diagonal[~dead].mean().item()
+    dead_in_order = dead[order]
+    dtype = torch.float64 if size <= FLOAT64_UP_TO else torch.float32
+    # Pivots below the rounding noise of a float32 Hessian say nothing, whatever the precision of the factorisation.
+    floor = mean * size * torch.finfo(torch.float32).eps
+    raised = 0
+    while damp <= GIVE_UP_ABOVE:
+        # Symmetric, so the transpose is the same matrix in the column-major layout that LAPACK factorises in place.
+        factor = hessian[order.unsqueeze(1), order].to(dtype).t()
+        entries = factor.diagonal()
+        entries[dead_in_order] = 1.0
+        entries.add_(damp * mean)
+        info = torch.empty((), dtype=torch.int32, device=hessian.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, info))
+        pivots = factor.diagonal().clone()
+        if info.item() == 0 and bool(((pivots * pivots) > floor)[~dead_in_order].all()):
+            return factor.div_(pivots).float(), raised
+        del factor, entries
+        damp = max(FIRST_RAISE, 2 * damp)
+        raised += 1
+    raise QuantizationError(
+        f"the Hessian ({size} x {size}, mean of the diagonal {mean:.4g}) has no Cholesky factor even with "
+        f"{GIVE_UP_ABOVE:g} times its mean added to the diagonal: it is not X^T X of any inputs; calibrate again"
+    )

@@ -1,0 +1,168 @@
+"""GPTQ in LDLQ form: round input by input, letting each input make up for the errors of those rounded before it.
+
+Frantar et al. 2023 (arXiv:2210.17323) minimise tr((Q - W) H (Q - W)^T) greedily; Chee et al. 2023 (arXiv:2307.13304,
+theorem 6) show that the same result needs only H = L D L^T instead of the factor of an inverse:
+
+    q_j = round(w_j + sum_{k rounded before j} (w_k - q_k) L_kj)
+
+with L unit lower triangular in the reversed order of rounding. Here the buffer that starts as the permuted W turns
+into the errors E = W - Q row by row, so besides the weight and the Hessian the work takes one matrix for L, one for E
+and the codes. Inside a block of 128 inputs the sum is a matrix-vector product per input; what earlier blocks
+contribute is one GEMM per block.
+
+Grids are fixed beforehand from the original weight, whatever the order, and errors are those of the value that a
+reader dequantizes in the dtype of the scales.
+
+Legend: O out_features, I in_features, G groups a row; E, W and codes are transposed (I, O) here, so that an input is
+contiguous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from llmquant.algorithms._ldl import unit_lower
+from llmquant.algorithms._loss import relative_loss
+from llmquant.algorithms._order import Order, processing_order
+from llmquant.algorithms.base import LayerResult, LayerStatistics
+from llmquant.errors import QuantizationError, RecipeError
+from llmquant.numerics.checks import require_finite
+from llmquant.numerics.grid import Grid, choose_grid
+from llmquant.numerics.quantized import QuantizedTensor
+from llmquant.spec import Scheme
+
+NEEDS: frozenset[str] = frozenset({"hessian"})
+BLOCK = 128
+GridObjective = Literal["absmax", "mse", "diag"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of GPTQ.
+
+    Attributes:
+        damp: what is added to the diagonal of the Hessian first, as a share of its mean; raised as far as needed.
+        order: which input is rounded first: "static" the most important, "group" the most important group and in it
+            the most important input, "none" the first in memory.
+        grid: how the scales are chosen: "absmax" from the range, "mse" by the error of the weights, "diag" by that
+            error weighted with the diagonal of the Hessian.
+    """
+
+    damp: float = 0.01
+    order: Order = "static"
+    grid: GridObjective = "diag"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.damp <= 1:
+            raise RecipeError(f"gptq: damp is a share of the mean diagonal in 0 to 1, not {self.damp}")
+        for key, choices in (("order", get_args(Order)), ("grid", get_args(GridObjective))):
+            if getattr(self, key) not in choices:
+                raise RecipeError(f"gptq: {key} is one of {', '.join(choices)}, not {getattr(self, key)!r}")
+
+
+def quantize(
+    weight: Tensor, statistics: LayerStatistics, scheme: Scheme, options: Options, *, scale_dtype: torch.dtype
+) -> LayerResult:
+    """Round one weight with GPTQ; see `base.Algorithm.quantize`.
+
+    Inputs that calibration never saw differ from 0 are dead: their weights become 0, counted as "dead_columns".
+    "damping_raised" counts how often the damping was raised before the Hessian could be factorised.
+    The loss is measured with the Hessian as given, without damping.
+    """
+    hessian = _require_hessian(statistics, weight.shape[1])
+    require_finite(weight, "the weight")
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    live_weight = weight.masked_fill(dead, 0) if bool(dead.any()) else weight
+    grid = choose_grid(
+        live_weight,
+        scheme,
+        scale_dtype=scale_dtype,
+        objective="absmax" if options.grid == "absmax" else "mse",
+        importance=diagonal if options.grid == "diag" else None,
+    )
+    # L D L^T runs from the last row to the first.
+    order = processing_order(diagonal, grid.scales.shape[1], options.order).flip(0)
+    lower, raised = unit_lower(hessian, order, dead, options.damp)
+    codes = _round_in_order(live_weight, lower, order, grid, scheme)
+    del lower
+    quantized = QuantizedTensor(codes, grid.scales, grid.zeros)
+    counters = {"zero_groups": grid.zero_groups, "dead_columns": int(dead.sum()), "damping_raised": raised}
+    loss = relative_loss(weight, quantized, hessian)
+    return LayerResult(quantized, loss, {key: count for key, count in counters.items() if count})
+
+
+def _require_hessian(statistics: LayerStatistics, in_features: int) -> Tensor:
+    """The Hessian, if calibration made one that can be used."""
+    hessian = statistics.hessian
+    if hessian is None or statistics.tokens == 0:
+        raise QuantizationError(
+            f"gptq needs a Hessian from calibration, but {'there is none' if hessian is None else 'no token was seen'}; "
+            "calibrate with text that reaches this layer, or round it with rtn"
+        )
+    if hessian.shape != (in_features, in_features):
+        raise QuantizationError(f"the Hessian has shape {list(hessian.shape)}, but in_features = {in_features}")
+    require_finite(hessian, "the Hessian")
+    lowest, highest = torch.aminmax(hessian.diagonal())
+    if lowest < 0 or highest == 0:
+        raise QuantizationError(
+            f"the diagonal of the Hessian lies in [{lowest.item():.4g}, {highest.item():.4g}]; it holds mean squares, so "
+            "none may be negative and not all may be 0: calibrate with text that reaches this layer"
+        )
+    return hessian
+
+
+def _round_in_order(weight: Tensor, lower: Tensor, order: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
+    """Codes (O, I) of the weight, rounded from the last entry of `order` to the first."""
+    out_features, in_features = weight.shape
+    errors = weight.t()[order].float().contiguous()
+    codes = torch.empty(in_features, out_features, dtype=torch.int8, device=weight.device)
+    columns = _Columns(grid, scheme, in_features)
+    groups = columns.group_of(order)
+    for end in range(in_features, 0, -BLOCK):
+        begin = max(0, end - BLOCK)
+        block = slice(begin, end)
+        # What is already rounded pushes on this block.
+        targets = torch.addmm(errors[block], lower[end:, block].t(), errors[end:])
+        inner = lower[block, block].t().contiguous()
+        for column in range(end - 1, begin - 1, -1):
+            at = column - begin
+            target = targets[at].addmv_(errors[column + 1 : end].t(), inner[at, at + 1 :])
+            errors[column] -= columns.round(target, groups[column], codes[column])
+    restored = torch.empty_like(codes)
+    restored[order] = codes
+    return restored.t().contiguous()
+
+
+class _Columns:
+    """Rounds one input of all outputs to the grid of its group."""
+
+    def __init__(self, grid: Grid, scheme: Scheme, in_features: int) -> None:
+        self._dtype = grid.scales.dtype
+        self._scales = grid.scales.float().t().contiguous()
+        self._zeros = None if grid.zeros is None else grid.zeros.float().t().contiguous()
+        self._scheme = scheme
+        self._group_size = in_features // grid.scales.shape[1]
+
+    def group_of(self, order: Tensor) -> list[int]:
+        """The group of each input, in the given order."""
+        return (order // self._group_size).tolist()
+
+    def round(self, target: Tensor, group: int, codes: Tensor) -> Tensor:
+        """Write the codes (O,) of `target` (O,); return the values that they dequantize to."""
+        scale = self._scales[group]
+        steps = (target / scale).round_()
+        if self._zeros is None:
+            steps.clamp_(self._scheme.code_min, self._scheme.code_max)
+            codes.copy_(steps)
+        else:
+            zero = self._zeros[group]
+            steps.add_(zero).clamp_(self._scheme.code_min, self._scheme.code_max)
+            codes.copy_(steps)
+            steps.sub_(zero)
+        steps.mul_(scale)
+        return steps if self._dtype == torch.float32 else steps.to(self._dtype).float()
