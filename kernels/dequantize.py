@@ -1,7 +1,7 @@
 """Packed integers to floats: the op `llmquant::dequantize_int`, its torch reference, and the C++ path on the CPU.
 
-The result is `(codes - zeros) * scales`, computed in the dtype of the scales as compressed-tensors does, and then cast. So
-a packed layer gives the bits of the dense layer that plain transformers makes of the same file.
+The result is `(codes - zeros) * scales`, computed in the dtype of the scales as compressed-tensors does, and then cast.
+So a packed layer gives the bits of the dense layer that plain transformers makes of the same file.
 
 The tensors are those of a compressed-tensors file (see formats/compressed_tensors.py):
 

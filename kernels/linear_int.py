@@ -63,14 +63,14 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ARG001 - torch passes it by name
-    x, packed, scale, zero, _ = inputs
+    x, packed, scale, zero, bias = inputs
     if ctx.needs_input_grad[2]:
         raise RuntimeError(
             "the scale of a packed weight asks for a gradient, but packed weights are frozen; "
             "call scale.requires_grad_(False), or train before packing"
         )
     ctx.save_for_backward(packed, scale, zero)
-    ctx.in_features, ctx.dtype = x.shape[-1], x.dtype
+    ctx.in_features, ctx.dtype, ctx.has_bias = x.shape[-1], x.dtype, bias is not None
 
 
 def _backward(bits: int, ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, Tensor | None]:
@@ -80,7 +80,8 @@ def _backward(bits: int, ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, N
         # Through the op, not the function: a compiled backward traces it.
         weight = torch.ops.llmquant.dequantize_int.default(packed, scale, zero, bits, ctx.in_features, ctx.dtype)
         grad_x = grad @ weight
-    if ctx.needs_input_grad[4]:
+    # needs_input_grad ends where the caller's arguments do.
+    if ctx.has_bias and ctx.needs_input_grad[4]:
         grad_bias = grad.flatten(0, -2).sum(0) if grad.ndim > 1 else grad
     return grad_x, None, None, None, grad_bias
 
