@@ -1,0 +1,217 @@
+"""Who can load the result of a plan: rules of other readers, as small functions, before any work is done.
+
+A rule looks at one quantized module (or at the plan as a whole) and gives the reason why a reader cannot take it, or
+None. The rules for transformers 5.23 with compressed-tensors 0.20 and for vLLM on CPU were observed by running them;
+those for vLLM on GPU were read in its source (0.32 and 0.33). tests/clients repeats what can be run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from llmquant.recipe.plan import Plan, PlanRow
+
+LLMQUANT = "llmquant"
+TRANSFORMERS = "transformers"
+VLLM_GPU = "vLLM on GPU"
+VLLM_CPU = "vLLM on CPU"
+
+# vLLM's CPU attention; other sizes end in an error at start.
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+MARLIN_GROUPS = (32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a reader loads the result.
+
+    Attributes:
+        ok: it does.
+        note: how, or why not, and for which modules.
+    """
+
+    ok: bool
+    note: str
+
+
+Reason = str | None
+RowRule = Callable[[PlanRow, Plan], Reason]
+PlanRule = Callable[[Plan], Reason]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    row_rules: tuple[RowRule, ...] = ()
+    plan_rules: tuple[PlanRule, ...] = ()
+    remarks: tuple[PlanRule, ...] = ()
+
+
+def readers(plan: Plan) -> dict[str, Verdict]:
+    """Tell for each reader whether it loads what the plan will write.
+
+    Args:
+        plan: of any model; without quantized modules every reader takes it.
+
+    Returns:
+        verdicts by the reader's name, llmquant first.
+    """
+    return {name: _judge(reader, plan) for name, reader in _READERS.items()}
+
+
+def _judge(reader: _Reader, plan: Plan) -> Verdict:
+    if not plan.quantized:
+        return Verdict(True, "nothing is quantized")
+    reasons = [reason for rule in reader.plan_rules if (reason := rule(plan))]
+    for rule in reader.row_rules:
+        failing: dict[str, list[str]] = {}
+        for row in plan.quantized:
+            if reason := rule(row, plan):
+                failing.setdefault(reason, []).append(row.module.name)
+        reasons += [f"{reason} ({_listed(names)})" for reason, names in failing.items()]
+    if reasons:
+        return Verdict(False, "; ".join(reasons))
+    return Verdict(True, "; ".join(remark for rule in reader.remarks if (remark := rule(plan))))
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+# --- rules for one module --------------------------------------------------------------------------------------------
+
+
+def _only_linear(row: PlanRow, _: Plan) -> Reason:
+    kinds = {
+        "conv1d": "compressed-tensors knows Linear, not the transposed Conv1D",
+        "embedding": "packed embeddings fail or are dropped",
+        "linear": None,
+    }
+    return kinds.get(row.module.kind, f"quantized {row.module.kind} modules are unknown to it")
+
+
+def _no_tensor_scale(row: PlanRow, _: Plan) -> Reason:
+    return f"{row.scheme}: weights need a scale per group or channel" if row.scheme.granularity == "tensor" else None
+
+
+def _gpu_kernel(row: PlanRow, plan: Plan) -> Reason:
+    scheme = row.scheme
+    if scheme.activations:
+        return None
+    if scheme.bits not in (4, 8):
+        return f"{scheme}: no kernel for {scheme.bits} bits without an extra package (Humming)"
+    if scheme.bits == 8 and not scheme.symmetric:
+        return f"{scheme}: asymmetric 8-bit weights run on Hopper only (Machete)"
+    group, in_features = scheme.group_size, row.module.shape[1]
+    if group is None or group in MARLIN_GROUPS:
+        return None
+    triton = scheme.bits == 4 and group in (256, in_features)
+    exllama = scheme.symmetric and plan.inventory.dtype == torch.float16
+    return None if triton or exllama else f"{scheme}: groups are 32, 64, 128 or a whole channel"
+
+
+def _cpu_kernel(row: PlanRow, plan: Plan) -> Reason:
+    scheme = row.scheme
+    if scheme.activations:
+        return None
+    if scheme.bits != 4:
+        return f"{scheme}: weight-only on CPU is 4-bit only (or w8a8)"
+    if scheme.group_size is not None and scheme.group_size % 2:
+        return f"{scheme}: groups are even on CPU"
+    out_features, in_features = _fused_out_features(row, plan), row.module.shape[1]
+    if out_features % 32 or in_features % 32:
+        return f"{out_features} x {in_features}: both sizes are multiples of 32 on CPU (q/k/v and gate/up together)"
+    return None
+
+
+def _whole_words_of_zeros(row: PlanRow, _: Plan) -> Reason:
+    """Zero points are packed along out_features, and vLLM joins the words of q/k/v or gate/up."""
+    out_features = row.module.shape[0]
+    if row.scheme.symmetric or not row.module.fused or out_features * row.scheme.bits % 32 == 0:
+        return None
+    return f"{row.scheme}: {out_features} outputs do not fill words of zero points"
+
+
+def _fused_out_features(row: PlanRow, plan: Plan) -> int:
+    if not row.module.fused:
+        return row.module.shape[0]
+    return sum(other.module.shape[0] for other in plan.rows if other.module.fused == row.module.fused)
+
+
+# --- rules for the plan ----------------------------------------------------------------------------------------------
+
+
+def _one_scheme_if_asymmetric(plan: Plan) -> Reason:
+    schemes = {row.scheme for row in plan.quantized}
+    if len(schemes) == 1 or all(scheme.symmetric for scheme in schemes):
+        return None
+    return "asymmetric weights load only when all quantized layers share one scheme"
+
+
+def _fused_alike(plan: Plan) -> Reason:
+    schemes: dict[str, set[str]] = {}
+    for row in plan.rows:
+        if row.module.fused:
+            schemes.setdefault(row.module.fused, set()).add(row.scheme.name)
+    split = [name for name, found in schemes.items() if len(found) > 1]
+    return f"layers that it fuses have different schemes ({_listed(split)})" if split else None
+
+
+def _cpu_head_size(plan: Plan) -> Reason:
+    size = plan.inventory.head_size
+    if size is None or size in CPU_HEAD_SIZES:
+        return None
+    return f"head size {size} is not one of {', '.join(map(str, CPU_HEAD_SIZES))}"
+
+
+# --- remarks ---------------------------------------------------------------------------------------------------------
+
+
+def _schemes(plan: Plan) -> set:
+    return {row.scheme for row in plan.quantized}
+
+
+def _dense_in_memory(plan: Plan) -> Reason:
+    asymmetric = any(not scheme.symmetric for scheme in _schemes(plan))
+    return f"weights become {str(plan.inventory.dtype)[6:]} at {'load' if asymmetric else 'the first forward'}"
+
+
+def _new_three_bit_layout(plan: Plan) -> Reason:
+    return "needs compressed-tensors 0.20" if any(scheme.bits == 3 for scheme in _schemes(plan)) else None
+
+
+def _gpu_kernels(plan: Plan) -> Reason:
+    weight_only = [row.scheme for row in plan.quantized if not row.scheme.activations]
+    names = [] if len(weight_only) == len(plan.quantized) else ["CUTLASS int8"]
+    if any(scheme.group_size in (None, *MARLIN_GROUPS) for scheme in weight_only):
+        hopper = all(scheme.group_size != 32 for scheme in weight_only)
+        names.append("Marlin (Machete on Hopper)" if hopper else "Marlin")
+    if any(scheme.group_size not in (None, *MARLIN_GROUPS) for scheme in weight_only):
+        names.append("Triton or ExLlama")
+    return f"{', '.join(names)}; by its source, not run"
+
+
+def _sixteen_bit(plan: Plan) -> Reason:
+    return "computes in 16 bit unless --dtype float32" if plan.inventory.dtype == torch.float32 else None
+
+
+def _packed(_: Plan) -> Reason:
+    return "weights stay packed"
+
+
+_READERS = {
+    LLMQUANT: _Reader(remarks=(_packed,)),
+    TRANSFORMERS: _Reader((_only_linear,), (_one_scheme_if_asymmetric,), (_dense_in_memory, _new_three_bit_layout)),
+    VLLM_GPU: _Reader(
+        (_only_linear, _no_tensor_scale, _gpu_kernel, _whole_words_of_zeros),
+        (_fused_alike,),
+        (_gpu_kernels, _sixteen_bit),
+    ),
+    VLLM_CPU: _Reader(
+        (_only_linear, _no_tensor_scale, _cpu_kernel, _whole_words_of_zeros),
+        (_fused_alike, _cpu_head_size),
+        (_sixteen_bit,),
+    ),
+}

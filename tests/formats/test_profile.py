@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import cast
+
+import pytest
+import torch
+
+from llmquant.formats.profile import LLMQUANT, TRANSFORMERS, VLLM_CPU, VLLM_GPU, Verdict, readers
+from llmquant.recipe.inventory import Inventory, Kind, ModuleInfo
+from llmquant.recipe.load import load_recipe
+from llmquant.recipe.plan import Plan, PlanRow
+from llmquant.spec import Scheme
+
+SHAPES = {
+    "self_attn.q_proj": (256, 256),
+    "self_attn.k_proj": (128, 256),
+    "self_attn.v_proj": (128, 256),
+    "self_attn.o_proj": (256, 256),
+    "mlp.gate_proj": (768, 256),
+    "mlp.up_proj": (768, 256),
+    "mlp.down_proj": (256, 768),
+}
+
+
+def plan_of(
+    scheme: str,
+    other: Mapping[str, str] | None = None,
+    *,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
+    kind: str = "linear",
+    head_size: int | None = 32,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Plan:
+    """One Llama block: `scheme` for all, `other` by a part of the name; `shapes` likewise."""
+    rows = []
+    for part, usual in SHAPES.items():
+        shape = next((shape for key, shape in (shapes or {}).items() if key in part), usual)
+        name = next((name for key, name in (other or {}).items() if key in part), scheme)
+        parent, _, last = part.partition(".")
+        fused = "qkv" if last[0] in "qkv" else "gate_up" if last[0] in "gu" else None
+        module = ModuleInfo(
+            f"model.layers.0.{part}",
+            cast("Kind", kind),
+            shape,
+            shape[0] * shape[1],
+            block=0,
+            fused=fused and f"model.layers.0.{parent}:{fused}",
+        )
+        rows.append(PlanRow(module, Scheme.parse(name), "rule", None, 0, 0))
+    inventory = Inventory("LlamaForCausalLM", "llama", dtype, tuple(row.module for row in rows), 1, head_size)
+    recipe = load_recipe({"version": 1, "rules": [{"match": "linear", "scheme": "int8"}]})
+    return Plan(recipe, inventory, tuple(rows))
+
+
+def who(plan: Plan) -> str:
+    """Letters of the readers that take it: T, G, C."""
+    verdicts = readers(plan)
+    assert verdicts[LLMQUANT].ok
+    return "".join(
+        letter for letter, name in zip("TGC", (TRANSFORMERS, VLLM_GPU, VLLM_CPU), strict=True) if verdicts[name].ok
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "letters"),
+    [
+        ("int4-g128", "TGC"),
+        ("int4-g32", "TGC"),
+        ("int4", "TGC"),
+        ("int4-g128-asym", "TGC"),
+        ("int4-asym", "TGC"),
+        ("int8", "TG"),
+        ("int8-g128", "TG"),
+        ("int8-g128-asym", "T"),
+        ("int3-g32", "T"),
+        ("int2-g64", "T"),
+        ("int4-g16", "TC"),
+        ("int4-g96", "TC"),
+        ("int4-tensor", "T"),
+        ("int8-tensor", "T"),
+        ("w8a8-dynamic", "TGC"),
+        ("keep", "TGC"),
+    ],
+)
+def test_one_scheme(scheme: str, letters: str) -> None:
+    assert who(plan_of(scheme)) == letters
+
+
+@pytest.mark.parametrize(
+    ("plan", "letters"),
+    [
+        (plan_of("int4-g32", {"down": "int8"}), "TG"),
+        (plan_of("int4-g32", {"down": "w8a8-dynamic"}), "TGC"),
+        (plan_of("int4-g32", {"down": "keep"}), "TGC"),
+        (plan_of("int4-g32", {"down": "int4-g32-asym"}), "GC"),
+        (plan_of("int4-g32-asym", {"down": "int4-g64-asym"}), "GC"),
+        (plan_of("int4-g32", {"q_proj": "int4-g64"}), "T"),
+        (plan_of("int4-g32", {"up_proj": "keep"}), "T"),
+        (plan_of("int4-g32", head_size=8), "TG"),
+        (plan_of("int4-g32", head_size=None), "TGC"),
+        (plan_of("int4-g32", kind="conv1d"), ""),
+        (plan_of("int8", kind="embedding"), ""),
+        (plan_of("int4-g32", kind="experts"), ""),
+        (plan_of("int4-g32", shapes={"down": (256, 352)}), "TGC"),
+        (plan_of("int4", shapes={"down": (256, 172)}), "TG"),
+        (plan_of("int4", shapes={"o_proj": (200, 256)}), "TG"),
+        # 16 and 16 of k and v do no harm: vLLM sees 256 + 16 + 16 outputs.
+        (plan_of("int4", shapes={"k_proj": (16, 256), "v_proj": (16, 256)}), "TGC"),
+        (plan_of("int4-asym", shapes={"k_proj": (12, 256), "v_proj": (20, 256)}), "T"),
+        (plan_of("int4-g96", shapes={"": (96, 96)}), "TGC"),
+        (plan_of("int4-g16", dtype=torch.float16), "TGC"),
+    ],
+)
+def test_special_plans(plan: Plan, letters: str) -> None:
+    assert who(plan) == letters
+
+
+def test_reasons_name_the_modules() -> None:
+    verdict = readers(plan_of("int4-g32", {"down": "int8", "o_proj": "int3-g32"}))[VLLM_CPU]
+    assert verdict == Verdict(
+        False,
+        "int3-g32: weight-only on CPU is 4-bit only (or w8a8) (model.layers.0.self_attn.o_proj); "
+        "int8: weight-only on CPU is 4-bit only (or w8a8) (model.layers.0.mlp.down_proj)",
+    )
+    split = readers(plan_of("int4-g32", {"q_proj": "int8"}))[VLLM_GPU]
+    assert split.note == "layers that it fuses have different schemes (model.layers.0.self_attn:qkv)"
+
+
+@pytest.mark.parametrize(
+    ("plan", "reader", "note"),
+    [
+        (plan_of("keep"), TRANSFORMERS, "nothing is quantized"),
+        (plan_of("int4"), TRANSFORMERS, "weights become bfloat16 at the first forward"),
+        (plan_of("int4-asym"), TRANSFORMERS, "weights become bfloat16 at load"),
+        (plan_of("int3"), TRANSFORMERS, "needs compressed-tensors 0.20"),
+        (plan_of("int4-g128"), VLLM_GPU, r"^Marlin \(Machete on Hopper\); by its source, not run$"),
+        (plan_of("int4-g32"), VLLM_GPU, "^Marlin; by"),
+        (plan_of("w8a8-dynamic"), VLLM_GPU, "^CUTLASS int8; by"),
+        (plan_of("int4-g256"), VLLM_GPU, "^Triton or ExLlama; by"),
+        (plan_of("int4", dtype=torch.float32), VLLM_CPU, "16 bit unless"),
+    ],
+)
+def test_remarks(plan: Plan, reader: str, note: str) -> None:
+    verdict = readers(plan)[reader]
+    assert verdict.ok
+    assert re.search(note, verdict.note)
