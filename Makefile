@@ -1,0 +1,64 @@
+# make demo    the whole story on the bundled model: quantize, evaluate, report.html
+# make test    the test suite            make test-slow   what it leaves out, such as the install matrix
+# make lint    format, lint, types, import contracts
+# make native  the C++ kernels into the source tree, for work without an editable install
+#
+# PYTHON makes the environment (default python3), VENV is where it lies (default .venv). To use an environment of your
+# own that already has everything:  make test VENV=/path/to/it INSTALLED=1
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*)
+
+ifdef INSTALLED
+DEMO_READY :=
+DEV_READY :=
+else
+DEMO_READY := $(VENV)/.installed
+DEV_READY := $(VENV)/.installed-dev
+endif
+
+.PHONY: demo test test-slow lint format native clean
+
+demo: $(DEMO_READY)
+	$(BIN)/llmquant demo
+
+test: $(DEV_READY)
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-slow: $(DEV_READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(DEV_READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache
+
+format: $(DEV_READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i kernels/cpu/*.cpp kernels/cpu/*.h
+
+native:
+	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/native
+	cmake --install build/native --prefix .
+
+clean:
+	rm -rf build dist kernels/libllmquant_cpu.*
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Two stamps: whoever only wants the demo does not wait for the developers' tools.
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
+	$(PIP) install -c constraints.txt -e .[dev]
+	touch $@ $(VENV)/.installed
