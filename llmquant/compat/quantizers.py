@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -156,6 +157,27 @@ def take_over(quantizer: type[CompressedTensorsQuantizer]) -> None:
 def add_quantizer(method: str, quantizer: type[HfQuantizer]) -> None:
     """Let config objects with this `quant_method` work; checkpoints cannot carry it, as no config class is added."""
     AUTO_QUANTIZER_MAPPING[method] = quantizer
+
+
+@contextmanager
+def tied(model: PreTrainedModel) -> Iterator[None]:
+    """Tie the weights of a meta-device model that is being loaded, for as long as one looks at it.
+
+    transformers ties them after loading, and until then wants them apart and makes `tie_weights` do nothing.
+    """
+    apart = {target: model.get_parameter(target) for target in model.all_tied_weights_keys}
+    for target, source in model.all_tied_weights_keys.items():
+        _set_parameter(model, target, model.get_parameter(source))
+    try:
+        yield
+    finally:
+        for target, parameter in apart.items():
+            _set_parameter(model, target, parameter)
+
+
+def _set_parameter(model: PreTrainedModel, name: str, parameter: nn.Parameter) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, parameter)
 
 
 def mark_as_packed(model: PreTrainedModel, quantizer: CompressedTensorsQuantizer) -> None:

@@ -13,7 +13,7 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
 from llmquant.algorithms.base import LayerResult
-from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed
+from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, tied
 from llmquant.engine.calibration import load_calibration
 from llmquant.engine.finalize import model_quantization_config
 from llmquant.engine.inplace import quantize_loaded
@@ -93,7 +93,9 @@ class RecipeQuantizer(HfQuantizer):
         device_map: Any = None,
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
-        plan = make_plan(self.quantization_config.recipe, take_inventory(model))
+        with tied(model):
+            inventory = take_inventory(model)
+        plan = make_plan(self.quantization_config.recipe, inventory)
         _check_plan(plan)
         self.plan = plan
         if self.calibrated:

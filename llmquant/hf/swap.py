@@ -188,17 +188,16 @@ def swap_packed(model: PreTrainedModel) -> PreTrainedModel:
     config = getattr(model.config, "quantization_config", None)
     if config is None:
         raise CheckpointError("the model is not quantized; load a checkpoint with packed weights")
+    if not any(hasattr(module, "weight_packed") for module in model.modules()):
+        raise CheckpointError(
+            "the model has no packed weights any more: compressed-tensors makes them dense at the first forward; load "
+            "the model again and call swap_packed before it runs, or import llmquant before loading"
+        )
     stored = json.loads(json.dumps(config.to_dict() if not isinstance(config, dict) else config, default=str))
     try:
         schemes = find_packed(model, stored)
     except NotPackable as error:
         raise CheckpointError(f"the model cannot be kept packed: {error}") from error
-    for name in schemes:
-        if not hasattr(model.get_submodule(name), "weight_packed"):
-            raise CheckpointError(
-                f"{name} has no packed weight any more: compressed-tensors makes weights dense at the first forward; "
-                "load the model again and call swap_packed before it runs, or import llmquant before loading"
-            )
     for name in schemes:
         _take_over(model, name, schemes[name])
     finish(model)

@@ -116,7 +116,8 @@ def test_generate_compile_and_gradients(dense_folder: Folder, tmp_path: Path) ->
     assert torch.equal(generated, fake.generate(TOKENS, max_new_tokens=6, do_sample=False, pad_token_id=0))
     embedded = model.get_input_embeddings()(TOKENS).detach().requires_grad_()
     model(inputs_embeds=embedded).logits.float().sum().backward()
-    assert embedded.grad is not None and embedded.grad.abs().sum() > 0
+    assert embedded.grad is not None
+    assert embedded.grad.abs().sum() > 0
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         assert torch.equal(compiled(TOKENS, use_cache=False).logits, logits(fake))

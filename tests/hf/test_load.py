@@ -1,0 +1,49 @@
+"""`llmquant.hf.load.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llmquant.engine.output import JOURNAL
+from llmquant.errors import CheckpointError
+from llmquant.hf.load import load
+from llmquant.hf.swap import kernels_used
+from tests.hf.conftest import logits, schemes_in_blocks, write_packed
+
+Folder = Callable[[str], Path]
+
+
+def test_packed_dense_and_unquantized(dense_folder: Folder, tmp_path: Path) -> None:
+    dense = dense_folder("llama")
+    fake = write_packed(
+        dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int4-g32")
+    )
+    packed, plain, unquantized = load(tmp_path / "q"), load(tmp_path / "q", packed=False), load(str(dense))
+    assert packed.dtype == torch.bfloat16
+    assert sum(kernels_used(packed).values()) == 14
+    assert not kernels_used(plain)
+    assert torch.equal(logits(packed), logits(fake))
+    assert torch.equal(logits(plain), logits(fake))
+    assert not kernels_used(unquantized)
+
+
+def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no folder"):
+        load(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        load(str(tmp_path / "empty"))
+
+
+def test_unfinished_run(dense_folder: Folder, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / JOURNAL).write_text("{}\n")
+    for source in (tmp_path / "out", partial):
+        with pytest.raises(CheckpointError, match="unfinished run; continue it with llmquant quantize --resume"):
+            load(source)

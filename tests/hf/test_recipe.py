@@ -1,0 +1,139 @@
+"""`RecipeConfig`: quantizing inside `from_pretrained` equals quantizing any other way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from llmquant.errors import CheckpointError, PlanError, QuantizationError
+from llmquant.hf.config import RecipeConfig
+from llmquant.hf.packed import PackedQuantizer
+from llmquant.layers.packed_linear import PackedLinear
+from tests.hf.conftest import logits, schemes_in_blocks, write_packed
+
+Folder = Callable[[str], Path]
+
+
+def recipe(scheme: str, **more: object) -> dict[str, object]:
+    return {"version": 1, "rules": [{"match": "linear", "scheme": scheme}], **more}
+
+
+def load(folder: Path, config: RecipeConfig, **kwargs: object):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", quantization_config=config, **kwargs)
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    before, after = ({k: v for f in d.glob("*.safetensors") for k, v in load_file(f).items()} for d in (one, other))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
+
+
+def stored_config(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())["quantization_config"]
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("llama", "int4-g32"), ("llama-bias", "int4-g16-asym"), ("qwen3-tied", "int8"), ("gpt2", "int3-g32")],
+)
+def test_on_the_fly_equals_fake_quant_and_the_written_folder(
+    dense_folder: Folder, tmp_path: Path, name: str, scheme: str
+) -> None:
+    dense = dense_folder(name)
+    schemes = schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), scheme)
+    fake = write_packed(dense, tmp_path / "q", schemes)
+    model = load(dense, RecipeConfig(recipe(scheme, portable=name != "gpt2")))
+    assert {n: m.scheme for n, m in model.named_modules() if isinstance(m, PackedLinear)} == schemes
+    assert torch.equal(logits(model), logits(fake))
+    assert not any("weight" == n.rpartition(".")[2] and "proj" in n for n, _ in model.named_parameters())
+    assert isinstance(model.hf_quantizer, PackedQuantizer)
+    model.save_pretrained(tmp_path / "saved")
+    assert_same_tensors(tmp_path / "saved", tmp_path / "q")
+    assert stored_config(tmp_path / "saved")["quant_method"] == "compressed-tensors"
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype="auto")
+    assert torch.equal(logits(reloaded), logits(model))
+
+
+def test_the_dense_weight_is_dropped_at_once(dense_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a tensor is quantized, no earlier one is held dense."""
+    from llmquant.hf.recipe import RecipeQuantizer
+
+    quantize, held = RecipeQuantizer.quantize, []
+
+    def spy(self, model, name, weight):
+        held.append([n for n, p in model.named_parameters() if n.endswith("_proj.weight") and not p.is_meta])
+        return quantize(self, model, name, weight)
+
+    monkeypatch.setattr(RecipeQuantizer, "quantize", spy)
+    load(dense_folder("llama"), RecipeConfig(recipe("int4-g32")))
+    assert held == [[]] * 14
+
+
+def test_disk_offload(dense_folder: Folder, tmp_path: Path) -> None:
+    dense = dense_folder("llama")
+    fake = write_packed(
+        dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int4-g32")
+    )
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu",
+              "model.rotary_emb": "cpu", "lm_head": "cpu"}  # fmt: skip
+    config = RecipeConfig(recipe("int4-g32"))
+    model = load(dense, config, device_map=places, offload_folder=tmp_path / "offload")
+    assert model.model.layers[1].mlp.down_proj.weight_packed.is_meta
+    assert torch.equal(logits(model), logits(fake))
+
+
+def test_plan_errors_come_before_weights(dense_folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((dense_folder("llama") / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((dense_folder("llama") / "model.safetensors").read_bytes()[:9000])
+    with pytest.raises(PlanError, match="128"):
+        load(tmp_path, RecipeConfig(recipe("int4-g128")))
+
+
+def test_tied_head_is_seen_before_weights_are_tied(dense_folder: Folder) -> None:
+    rules = {"version": 1, "rules": [{"match": "lm_head", "scheme": "int8"}]}
+    with pytest.raises(PlanError, match="tie_word_embeddings"):
+        load(dense_folder("qwen3-tied"), RecipeConfig(rules))
+    head = load(dense_folder("llama"), RecipeConfig(rules)).lm_head
+    assert isinstance(head, PackedLinear)
+
+
+def test_w8a8_is_refused(dense_folder: Folder) -> None:
+    with pytest.raises(PlanError, match="cannot be run by llmquant"):
+        load(dense_folder("llama"), RecipeConfig("w8a8-dynamic"))
+
+
+def test_nan_weight_is_an_error_that_names_it(dense_folder: Folder, tmp_path: Path) -> None:
+    tensors = load_file(dense_folder("llama") / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_bytes((dense_folder("llama") / "config.json").read_bytes())
+    with pytest.raises(QuantizationError, match=r"model\.layers\.0\.mlp\.up_proj"):
+        load(tmp_path, RecipeConfig("int8"))
+
+
+def test_missing_weight_is_an_error(dense_folder: Folder, tmp_path: Path) -> None:
+    tensors = load_file(dense_folder("llama") / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_bytes((dense_folder("llama") / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match=r"lacks model\.layers\.0\.mlp\.up_proj\.weight"):
+        load(tmp_path, RecipeConfig("int8"))
+
+
+def test_quantized_checkpoint_takes_no_recipe(dense_folder: Folder, tmp_path: Path) -> None:
+    dense = dense_folder("llama")
+    write_packed(dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int8"))
+    with pytest.raises(ValueError, match="quantized with CompressedTensorsConfig but you are passing a RecipeConfig"):
+        load(tmp_path / "q", RecipeConfig("int8"))
+
+
+def test_config_says_what_it_is() -> None:
+    config = RecipeConfig(recipe("int4-g32"))
+    assert config.to_dict()["quant_method"] == "llmquant"
+    assert "int4-g32" in repr(config)
