@@ -1,0 +1,58 @@
+"""Bytes of quantized weights, against the tensors that are written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmquant.numerics.pack import pack, pack_zeros
+from llmquant.recipe.sizes import SHAPE_BYTES, payload_bytes, stored_bytes
+from llmquant.spec import Scheme
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("int4-g32", 4.5),
+        ("int4-g128", 4.125),
+        ("int3-g32", 3.5),
+        ("int8-g128", 8.125),
+        ("int8", 8 + 16 / 4096),
+        ("w8a8-dynamic", 8 + 16 / 4096),
+        ("int4-g128-asym", 4 + (16 + 4) / 128),
+    ],
+)
+def test_bits_per_weight_of_a_bf16_layer(name: str, bits: float) -> None:
+    assert 8 * payload_bytes((4096, 4096), Scheme.parse(name), 2) / 4096**2 == bits
+
+
+def test_shape_is_stored_for_packed_weights_only() -> None:
+    packed, plain = Scheme.parse("int8"), Scheme.parse("w8a8-dynamic")
+    assert stored_bytes((8, 64), packed, 2) == 8 * 64 + 8 * 2 + SHAPE_BYTES
+    assert stored_bytes((8, 64), plain, 2) == 8 * 64 + 8 * 2
+
+
+@given(
+    st.sampled_from([2, 3, 4, 8]),
+    st.sampled_from(["", "-g4", "-g32", "-tensor"]),
+    st.booleans(),
+    st.integers(1, 70),
+    st.integers(1, 5),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_payload_equals_the_tensors(
+    bits: int, size: str, asym: bool, out_features: int, groups: int, dtype: torch.dtype
+) -> None:
+    scheme = Scheme.parse(f"int{bits}{size}{'-asym' if asym else ''}")
+    in_features = groups * (scheme.group_size or 7)
+    rows, columns = scheme.scale_shape(out_features, in_features)
+    tensors = [
+        pack(torch.zeros(out_features, in_features, dtype=torch.int8), bits),
+        torch.zeros(rows, columns, dtype=dtype),
+    ]
+    if asym:
+        tensors.append(pack_zeros(torch.zeros(rows, columns, dtype=torch.int8), bits))
+    expected = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+    assert payload_bytes((out_features, in_features), scheme, dtype.itemsize) == expected
