@@ -100,8 +100,9 @@ def _require_hessian(statistics: LayerStatistics, in_features: int) -> Tensor:
     """The Hessian, if calibration made one that can be used."""
     hessian = statistics.hessian
     if hessian is None or statistics.tokens == 0:
+        missing = "there is none" if hessian is None else "no token was seen"
         raise QuantizationError(
-            f"gptq needs a Hessian from calibration, but {'there is none' if hessian is None else 'no token was seen'}; "
+            f"gptq needs a Hessian from calibration, but {missing}; "
             "calibrate with text that reaches this layer, or round it with rtn"
         )
     if hessian.shape != (in_features, in_features):
@@ -110,8 +111,8 @@ def _require_hessian(statistics: LayerStatistics, in_features: int) -> Tensor:
     lowest, highest = torch.aminmax(hessian.diagonal())
     if lowest < 0 or highest == 0:
         raise QuantizationError(
-            f"the diagonal of the Hessian lies in [{lowest.item():.4g}, {highest.item():.4g}]; it holds mean squares, so "
-            "none may be negative and not all may be 0: calibrate with text that reaches this layer"
+            f"the diagonal of the Hessian lies in [{lowest.item():.4g}, {highest.item():.4g}]; it holds mean squares, "
+            "so none may be negative and not all may be 0: calibrate with text that reaches this layer"
         )
     return hessian
 

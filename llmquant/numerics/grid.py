@@ -165,10 +165,10 @@ def _pieces(weight: Tensor, scheme: Scheme, importance: Tensor | None) -> Iterat
     groups = scheme.scale_shape(*weight.shape)[1]
     ranges = row_chunks(weight)
     if scheme.granularity == "tensor":
-        yield slice(0, 1), [Piece(weight[b:e].unsqueeze(1), importance) for b, e in ranges]
+        yield slice(0, 1), [Piece(weight[b:e].contiguous().unsqueeze(1), importance) for b, e in ranges]
         return
     for begin, end in ranges:
-        values = weight[begin:end].reshape(end - begin, groups, -1).float()
+        values = weight[begin:end].contiguous().view(end - begin, groups, -1).float()
         yield slice(begin, end), [Piece(values, importance)]
 
 
@@ -187,9 +187,9 @@ def _range_grid(low: Tensor, high: Tensor, scheme: Scheme, dtype: torch.dtype) -
     if scheme.symmetric:
         # On a tie the negative element decides, which keeps the scale positive.
         return as_stored(torch.where(high > -low, high, low) / scheme.code_min, dtype), None
-    # Dividing first keeps the width finite for weights near the end of float32.
-    levels = scheme.code_max - scheme.code_min
-    scale = as_stored(high / levels - low / levels, dtype)
+    # The width of the range may exceed float32 where its ends do not.
+    width = high.double() - low.double()
+    scale = as_stored((width / (scheme.code_max - scheme.code_min)).float(), dtype)
     zero = (scheme.code_min - (low / scale).round()).clamp(scheme.code_min, scheme.code_max)
     return scale, zero
 
