@@ -25,12 +25,12 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
         CheckpointError: if it is neither, or the hub cannot give it.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source != "" and path.is_dir():
         return path
-    if path.exists():
+    if path.is_file():
         raise _not_a_folder(path)
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
-        raise CheckpointError(f"{source}: no such folder, and not a hub id like 'org/model'; check the path")
+        raise CheckpointError(f"{str(source)!r}: no such folder, and not a hub id like 'org/model'; check the path")
     return _fetch(source, revision)
 
 

@@ -1,0 +1,141 @@
+"""A hub id is fetched through huggingface_hub from a small server on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from llmquant.errors import CheckpointError
+from llmquant.models.hub import locate
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {
+    "good/model": {
+        "config.json": b"{}",
+        "model.safetensors": save({"a": torch.arange(3.0)}),
+        "tokenizer.json": b"{}",
+        "consolidated.safetensors": b"the same again",
+        "onnx/config.json": b"{}",
+        "pytorch_model.bin": b"pickle",
+        "README.md": b"hello",
+    },
+    "old/pickle": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the hub's interface that a snapshot needs."""
+
+    def do_GET(self) -> None:
+        """Answer one request."""
+        parts = unquote(urlparse(self.path).path).strip("/").split("/")
+        api = parts[:2] == ["api", "models"]
+        repository = "/".join(parts[2:4] if api else parts[:2])
+        files = FILES.get(repository)
+        if repository == "gated/model":
+            self.answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "restricted"})
+        elif repository == "down/model":
+            self.answer(501, b"")
+        elif files is None:
+            self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+        elif api and parts[4] == "revision" and parts[5] not in ("main", COMMIT):
+            self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        elif api and parts[4] == "tree":
+            tree = [{"type": "file", "path": path, "size": len(data), "oid": "0" * 40} for path, data in files.items()]
+            self.answer(200, json.dumps(tree).encode())
+        elif api:
+            info = {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]}
+            self.answer(200, json.dumps(info).encode())
+        else:
+            data = files["/".join(parts[4:])]
+            self.answer(200, data, {"ETag": f'"{len(data)}-{parts[-1]}"', "X-Repo-Commit": COMMIT})
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        """Send a response; without its body to HEAD."""
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+# huggingface_hub reads its address once, when it is imported: hence another process, one for all cases.
+CLIENT = """
+import json, sys
+from llmquant.errors import CheckpointError
+from llmquant.models.checkpoint import Checkpoint
+found = {}
+for source, revision in json.loads(sys.argv[1]):
+    try:
+        opened = Checkpoint.open(source, revision=revision)
+        names = sorted(file.name for file in opened.folder.iterdir())
+        found[f"{source}@{revision}"] = [names, opened.read("a").tolist()]
+    except CheckpointError as error:
+        found[f"{source}@{revision}"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def ask(endpoint: str, home: Path, *cases: tuple[str, str | None]) -> dict[str, object]:
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    command = [sys.executable, "-c", CLIENT, json.dumps(cases)]
+    done = subprocess.run(command, env=kept | settings, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_snapshot(endpoint: str, tmp_path: Path) -> None:
+    found = ask(
+        endpoint,
+        tmp_path,
+        ("good/model", None),
+        ("good/model", COMMIT),
+        ("good/model", "nope"),
+        ("old/pickle", None),
+        ("no/such", None),
+        ("gated/model", None),
+        ("down/model", None),
+    )
+    wanted = [["config.json", "model.safetensors", "tokenizer.json"], [0.0, 1.0, 2.0]]
+    assert found["good/model@None"] == wanted
+    assert found[f"good/model@{COMMIT}"] == wanted
+    assert "has no revision 'nope'" in str(found["good/model@nope"])
+    assert "has only pickle or another format" in str(found["old/pickle@None"])
+    assert "neither a folder here nor a model on the hub" in str(found["no/such@None"])
+    assert "it is gated" in str(found["gated/model@None"])
+    assert "not a folder here, and the hub could not give it" in str(found["down/model@None"])
+
+
+@pytest.mark.parametrize("source", ["a/b/c", "../x", "~/none", "/none", "x y", ""])
+def test_what_is_no_hub_id(source: str) -> None:
+    with pytest.raises(CheckpointError, match="no such folder, and not a hub id"):
+        locate(source)
