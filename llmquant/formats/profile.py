@@ -1,8 +1,8 @@
 """Who can load the result of a plan: rules of other readers, as small functions, before any work is done.
 
 A rule looks at one quantized module (or at the plan as a whole) and gives the reason why a reader cannot take it, or
-None. The rules for transformers 5.23 with compressed-tensors 0.20 and for vLLM on CPU were observed by running them;
-those for vLLM on GPU were read in its source (0.32 and 0.33). tests/clients repeats what can be run.
+None. The rules for transformers 5.23 with compressed-tensors 0.20 were found by loading, and a test repeats it; those
+for vLLM were read in its source (0.32), and can be compared with a running one on CPU by the script in tests/clients.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from llmquant.recipe.plan import Plan, PlanRow
+from llmquant.spec import Scheme
 
 LLMQUANT = "llmquant"
 TRANSFORMERS = "transformers"
@@ -144,8 +145,9 @@ def _fused_out_features(row: PlanRow, plan: Plan) -> int:
 
 
 def _one_scheme_if_asymmetric(plan: Plan) -> Reason:
-    schemes = {row.scheme for row in plan.quantized}
-    if len(schemes) == 1 or all(scheme.symmetric for scheme in schemes):
+    schemes = _schemes(plan)
+    # compressed-tensors stores the zero point of a whole tensor unpacked, which loads either way.
+    if len(schemes) == 1 or all(scheme.symmetric or scheme.granularity == "tensor" for scheme in schemes):
         return None
     return "asymmetric weights load only when all quantized layers share one scheme"
 
@@ -169,7 +171,7 @@ def _cpu_head_size(plan: Plan) -> Reason:
 # --- remarks ---------------------------------------------------------------------------------------------------------
 
 
-def _schemes(plan: Plan) -> set:
+def _schemes(plan: Plan) -> set[Scheme]:
     return {row.scheme for row in plan.quantized}
 
 

@@ -96,6 +96,7 @@ def test_one_scheme(scheme: str, letters: str) -> None:
         (plan_of("int4-g32", {"down": "keep"}), "TGC"),
         (plan_of("int4-g32", {"down": "int4-g32-asym"}), "GC"),
         (plan_of("int4-g32-asym", {"down": "int4-g64-asym"}), "GC"),
+        (plan_of("int4-g32", {"down": "int8-tensor-asym"}), "T"),
         (plan_of("int4-g32", {"q_proj": "int4-g64"}), "T"),
         (plan_of("int4-g32", {"up_proj": "keep"}), "T"),
         (plan_of("int4-g32", head_size=8), "TG"),
