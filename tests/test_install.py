@@ -120,7 +120,7 @@ def test_wheel(source: Path, repository: Path, tmp_path: Path) -> None:
     wheel = build("wheel", source, tmp_path / "out")
     check_wheel(wheel, repository, compiled=True)
     python = make_environment(tmp_path / "env")
-    pip("--python", python, "install", "--no-deps", wheel, cwd=tmp_path)
+    pip("--python", python, "install", "--no-deps", "--ignore-installed", wheel, cwd=tmp_path)
     isa, place, presets, errors = probe(python, tmp_path)
     assert isa == (native.supported() or [isa])[-1]
     assert place.is_relative_to(tmp_path / "env")
@@ -134,7 +134,7 @@ def test_wheel(source: Path, repository: Path, tmp_path: Path) -> None:
 def test_editable(source: Path, repository: Path, tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "checkout", symlinks=True)
     python = make_environment(tmp_path / "env")
-    pip("--python", python, "install", "--no-deps", "-e", tmp_path / "checkout", cwd=tmp_path)
+    pip("--python", python, "install", "--no-deps", "--ignore-installed", "-e", tmp_path / "checkout", cwd=tmp_path)
     for folder in (tmp_path, tmp_path / "checkout"):
         isa, place, presets, errors = probe(python, folder)
         assert isa in native.ISAS
@@ -158,7 +158,7 @@ def test_sdist_to_wheel(source: Path, repository: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         assert any(name.endswith("/kernels/cpu/api.cpp") for name in archive.getnames())
     python = make_environment(tmp_path / "env")
-    pip("--python", python, "install", "--no-deps", wheel, cwd=tmp_path)
+    pip("--python", python, "install", "--no-deps", "--ignore-installed", wheel, cwd=tmp_path)
     assert probe(python, tmp_path)[0] in native.ISAS
 
 
@@ -168,7 +168,7 @@ def test_pure(source: Path, repository: Path, tmp_path: Path, environment: dict[
     wheel = build("wheel", source, tmp_path / "out", **environment)
     check_wheel(wheel, repository, compiled=False)
     python = make_environment(tmp_path / "env")
-    pip("--python", python, "install", "--no-deps", wheel, cwd=tmp_path)
+    pip("--python", python, "install", "--no-deps", "--ignore-installed", wheel, cwd=tmp_path)
     isa, _, presets, errors = probe(python, tmp_path)
     assert isa == "torch"
     assert presets == presets_of(repository)
