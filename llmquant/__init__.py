@@ -1,1 +1,39 @@
-"""llmquant: weight quantization for Hugging Face causal language models."""
+"""llmquant: weight quantization for Hugging Face causal language models.
+
+    import llmquant                                              # compressed-tensors weights now stay packed
+    llmquant.quantize("org/model", "int4-g128-gptq", "model-int4")
+    model = llmquant.load("model-int4")
+    report = llmquant.evaluate("model-int4", baseline="org/model")
+
+Importing the package is cheap: the functions below load what they need when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from llmquant.hf import register as _register
+
+if TYPE_CHECKING:
+    from llmquant.api import evaluate, plan, quantize
+    from llmquant.hf.load import load
+    from llmquant.hf.config import RecipeConfig
+
+__all__ = ["RecipeConfig", "evaluate", "load", "plan", "quantize"]
+
+_HOME = {
+    "RecipeConfig": "llmquant.hf.config",
+    "evaluate": "llmquant.api",
+    "load": "llmquant.hf.load",
+    "plan": "llmquant.api",
+    "quantize": "llmquant.api",
+}
+
+_register()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'llmquant' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
