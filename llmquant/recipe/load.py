@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ _EXPECTED = {
 }
 
 
-@cache
 def preset_names() -> list[str]:
     """Names of the recipes that ship with llmquant."""
     return sorted(entry.name[:-5] for entry in files("llmquant.recipes").iterdir() if entry.name.endswith(".yaml"))
@@ -72,7 +70,8 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML text, defaults written out; reading it again gives an equal recipe."""
-    return yaml.dump(recipe_to_dict(recipe), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
+    # Without allow_unicode: PyYAML writes a few line separators bare and then reads them as line breaks.
+    return yaml.dump(recipe_to_dict(recipe), Dumper=RecipeDumper, sort_keys=False, width=100)
 
 
 def _looks_like_path(source: str) -> bool:

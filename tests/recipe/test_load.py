@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmquant.errors import RecipeError
@@ -88,6 +88,7 @@ recipes = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=50)
 @given(recipes)
 def test_round_trips(data: dict[str, Any]) -> None:
     recipe = load_recipe(data)
@@ -226,9 +227,9 @@ def test_empty_and_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="unknown preset 'int4_g128'.*did you mean 'int4-g128'"):
+    with pytest.raises(RecipeError, match=r"unknown preset 'int4_g128'.*did you mean 'int4-g128'"):
         load_recipe("int4_g128")
-    with pytest.raises(RecipeError, match="unknown preset 'zzz'.*presets are int3-g32"):
+    with pytest.raises(RecipeError, match=r"unknown preset 'zzz'.*presets are int3-g32"):
         load_recipe("zzz")
 
 

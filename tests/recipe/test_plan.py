@@ -1,0 +1,274 @@
+"""Plans: who decides, exact bytes, and every problem with its fix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmquant.errors import PlanError
+from llmquant.recipe.inventory import NAMED_SETS, Inventory
+from llmquant.recipe.load import load_recipe, preset_names
+from llmquant.recipe.plan import NO_RULE, Plan, make_plan
+from llmquant.spec import KEEP, Scheme
+
+Make = Callable[..., Inventory]
+
+
+def plan_of(inventory: Inventory, *rules: tuple[Any, ...], **more: Any) -> Plan:
+    """A plan of rules given as (match, scheme) or (match, scheme, if_indivisible)."""
+    keys = ("match", "scheme", "if_indivisible")
+    listed = [dict(zip(keys, rule, strict=False)) for rule in rules]
+    return make_plan(load_recipe({"version": 1, "rules": listed, **more}), inventory)
+
+
+def refusal(inventory: Inventory, *rules: tuple[Any, ...], **more: Any) -> list[str]:
+    """The problems of a plan that must be refused."""
+    with pytest.raises(PlanError) as caught:
+        plan_of(inventory, *rules, **more)
+    first, *problems = str(caught.value).split("\n  - ")
+    assert first.endswith(":")
+    return problems
+
+
+def schemes(plan: Plan) -> dict[str, str]:
+    return {row.module.name: row.scheme.name for row in plan.rows}
+
+
+def test_last_matching_rule_decides(llama: Make) -> None:
+    plan = plan_of(llama(), ("linear", "int4-g128"), ("mlp.down", "int8"), (["first_block", "last_block"], "keep"))
+    decided = schemes(plan)
+    assert decided["model.layers.1.mlp.gate_proj"] == "int4-g128"
+    assert decided["model.layers.1.mlp.down_proj"] == "int8"
+    assert {decided[f"model.layers.{i}.mlp.down_proj"] for i in (0, 2)} == {"keep"}
+    rows = {row.module.name: row for row in plan.rows}
+    assert rows["model.layers.1.mlp.down_proj"].rule == "rule 2: mlp.down -> int8"
+    assert rows["model.layers.0.mlp.down_proj"].rule == "rule 3: first_block, last_block -> keep"
+    assert rows["model.embed_tokens"].rule == rows["lm_head"].rule == NO_RULE
+
+
+def test_plan_covers_the_inventory_in_order(llama: Make) -> None:
+    plan = plan_of(llama(), ("linear", "int8"))
+    assert tuple(row.module for row in plan.rows) == llama().modules
+    assert len(plan.quantized) == 21
+    assert all("linear" in row.module.sets for row in plan.quantized)
+
+
+def test_bytes_are_exact(llama: Make) -> None:
+    plan = plan_of(llama(blocks=1), ("linear", "int4-g128"))
+    rows = {row.module.name.rpartition(".")[2]: row for row in plan.rows}
+    gate = rows["gate_proj"]
+    assert gate.bytes_before == 768 * 256 * 2
+    assert gate.bytes_after == 768 * 256 // 2 + 768 * 2 * 2 + 16
+    assert gate.bits_per_weight == 4.125
+    assert rows["embed_tokens"].bytes_after == rows["embed_tokens"].bytes_before == 100 * 256 * 2
+    assert rows["embed_tokens"].bits_per_weight == 16
+    assert plan.bytes_after == sum(row.bytes_after for row in plan.rows)
+    assert plan.bits_per_weight == 8 * plan.bytes_after / plan.inventory.parameters
+    assert plan.bytes_before == 2 * plan.inventory.parameters
+
+
+def test_tied_weight_counts_once(llama: Make) -> None:
+    plan = plan_of(llama(tied=True), ("linear", "int8"))
+    head = plan.rows[-1]
+    assert (head.bytes_before, head.bytes_after, head.bits_per_weight) == (0, 0, 0)
+    assert head.note == "shares the weight of model.embed_tokens"
+
+
+def test_rounding_of_the_rule_beats_that_of_the_recipe(llama: Make) -> None:
+    rules = [
+        {"match": "linear", "scheme": "int8"},
+        {"match": "mlp.down", "scheme": "int4", "rounding": {"method": "rtn", "grid": "mse"}},
+    ]
+    recipe = load_recipe({"version": 1, "rules": rules})
+    rows = {row.module.name: row.rounding for row in make_plan(recipe, llama()).rows}
+    assert rows["model.layers.0.self_attn.q_proj"] == recipe.rounding
+    assert rows["model.layers.0.mlp.down_proj"] == recipe.rules[1].rounding
+    assert rows["lm_head"] is None
+
+
+@pytest.mark.parametrize(
+    ("width", "allowed", "expected"),
+    [
+        (172, "keep", "keep"),
+        (172, "channel", "int4"),
+        (172, "g4", "int4-g4"),
+        (192, ["g64", "g32", "channel"], "int4-g64"),
+        (352, ["g64", "g32", "channel"], "int4-g32"),
+        (172, ["g64", "g32", "channel"], "int4"),
+        (768, ["g64", "channel"], "int4-g128"),
+    ],
+)
+def test_indivisible_groups(llama: Make, width: int, allowed: str | list[str], expected: str) -> None:
+    plan = plan_of(llama(width=width), ("linear", "int4-g128", allowed))
+    down = next(row for row in plan.rows if row.module.name.endswith("down_proj"))
+    assert down.scheme == Scheme.parse(expected)
+    assert bool(down.note) == (expected != "int4-g128")
+    if down.note:
+        assert down.note == f"groups of 128 do not divide {width} inputs, so {expected}"
+    assert {row.scheme.name for row in plan.quantized if row.module.name.endswith("gate_proj")} == {"int4-g128"}
+
+
+def test_fallback_keeps_zero_points(llama: Make) -> None:
+    plan = plan_of(llama(width=172), ("linear", "int4-g128-asym", "channel"))
+    assert schemes(plan)["model.layers.0.mlp.down_proj"] == "int4-asym"
+
+
+def test_indivisible_without_a_word_is_an_error(llama: Make) -> None:
+    (problem,) = refusal(llama(width=172), ("linear", "int4-g32"))
+    assert problem.startswith("model.layers.{0..2}.mlp.down_proj: groups of 32 do not divide its 172 inputs")
+    assert "if_indivisible: channel" in problem
+    assert "rule 1, linear -> int4-g32" in problem
+    (problem,) = refusal(llama(width=172), ("linear", "int4-g128", ["g64", "g32"]))
+    assert "nor does any of if_indivisible: [g64, g32]" in problem
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("mlp.dwon", "rule 2 (mlp.dwon -> keep): 'mlp.dwon' matches nothing; did you mean 'mlp.down'?"),
+        ("*.down_prj", "'*.down_prj' matches nothing; did you mean '*.down_proj'"),
+        ("model.layers.0.mlp.dwn_proj", "did you mean 'model.layers.0.mlp.down_proj'"),
+        ("down_proj", "'down_proj' matches nothing; did you mean"),
+        ("model.layers.0", "'model.layers.0' has no weight of its own; did you mean 'model.layers.0.*'?"),
+        ("re:nothing", "'re:nothing' matches nothing; names look like model.layers.0.self_attn.q_proj"),
+        ("re:lm_.*", "'re:lm_.*' fits only protected modules (lm_head), which patterns never reach"),
+        ("experts", "this model has no experts (the experts of a mixture of experts); remove the pattern"),
+    ],
+)
+def test_dead_rule(llama: Make, pattern: str, expected: str) -> None:
+    (problem,) = refusal(llama(), ("linear", "int8"), (pattern, "keep"))
+    assert expected in problem
+
+
+def test_dead_entry_of_a_list(llama: Make) -> None:
+    (problem,) = refusal(llama(), ("linear", "int8"), (["mlp.down", "router"], "keep"))
+    assert "this model has no router" in problem
+
+
+def test_rule_that_later_rules_override_everywhere(llama: Make) -> None:
+    problems = refusal(llama(), ("mlp.down", "int8"), ("linear", "int4-g128"))
+    assert problems == [
+        "rule 1 (mlp.down -> int8) decides nothing: later rules override it everywhere; move it down or remove it"
+    ]
+
+
+def test_recipe_that_keeps_everything(llama: Make) -> None:
+    (problem,) = refusal(llama(), ("linear", "keep"))
+    assert "nothing would be quantized" in problem
+
+
+@pytest.mark.parametrize(
+    ("rule", "where", "part"),
+    [
+        (("*.q_proj", "int8"), "model.layers.{0..2}.self_attn", "attention.qkv"),
+        (("*.up_proj", "keep"), "model.layers.{0..2}.mlp", "mlp.gate_up"),
+        (("model.layers.1.self_attn.v_proj", "int4-g64"), "model.layers.1.self_attn", "attention.qkv"),
+    ],
+)
+def test_split_fused_set(llama: Make, rule: tuple[str, str], where: str, part: str) -> None:
+    (problem,) = refusal(llama(), ("linear", "int4-g128"), rule)
+    assert problem.startswith(f"{where}: vLLM loads these as one layer, so they need one scheme")
+    assert f"`match: {part}`" in problem
+    assert rule[1] in problem
+
+
+def test_tied_lm_head_and_its_embedding(llama: Make) -> None:
+    for name in ("lm_head", "embedding", "model.embed_tokens"):
+        (problem,) = refusal(llama(tied=True), ("linear", "int8"), (name, "int8"))
+        assert "one weight serves as embedding and lm_head (tie_word_embeddings)" in problem
+    assert schemes(plan_of(llama(tied=True), ("linear", "int8"), ("lm_head", "keep")))["lm_head"] == "keep"
+
+
+def test_untied_lm_head_can_be_quantized(llama: Make) -> None:
+    plan = plan_of(llama(), ("linear", "int8"), ("lm_head", "int8"))
+    assert schemes(plan)["lm_head"] == "int8"
+
+
+@pytest.mark.parametrize(
+    ("match", "scheme", "expected"),
+    [
+        ("embedding", "int8", "model.embed_tokens: embeddings cannot be quantized yet; keep them"),
+        ("model.layers.0.input_layernorm", "int8", "norm modules cannot be quantized"),
+        ("router", "int8", "model.layers.{0..2}.mlp.gate: router modules cannot be quantized"),
+        ("experts", "int8", "experts cannot be quantized yet; give them the rule {match: experts, scheme: keep}"),
+        ("mlp.down", "w8a8-static", "use w8a8-dynamic"),
+    ],
+)
+def test_unsupported_modules_and_schemes(llama: Make, match: str, scheme: str, expected: str) -> None:
+    rules = [("linear", "int8"), ("experts", "keep"), (match, scheme)]
+    problems = refusal(llama(experts=True), *(rules if match != "experts" else [rules[0], rules[2]]))
+    assert any(expected in problem for problem in problems), problems
+    assert len(problems) == 1
+
+
+def test_experts_must_be_named(llama: Make) -> None:
+    (problem,) = refusal(llama(experts=True), ("linear", "int8"))
+    assert problem.startswith("model.layers.{0..2}.mlp.experts.gate_up_proj: no rule names the experts")
+    plan = plan_of(llama(experts=True), ("linear", "int8"), ("experts", "keep"))
+    assert all(row.rule == "rule 2: experts -> keep" for row in plan.rows if row.module.kind == "experts")
+
+
+def test_all_problems_are_told_at_once(llama: Make) -> None:
+    problems = refusal(
+        llama(width=172, experts=True),
+        ("linear", "int4-g32"),
+        ("*.q_proj", "int8"),
+        ("mlp.dwon", "keep"),
+        ("embedding", "int8"),
+    )
+    words = ["matches nothing", "embeddings cannot", "do not divide", "no rule names the experts", "vLLM loads these"]
+    assert [next(word for word in words if word in problem) for problem in problems] == words
+
+
+def test_budget_of_size(llama: Make) -> None:
+    size = plan_of(llama(), ("linear", "int8")).bits_per_weight
+    plan_of(llama(), ("linear", "int8"), budget={"bits_per_weight": size})
+    (problem,) = refusal(llama(), ("linear", "int8"), budget={"bits_per_weight": size - 0.01})
+    assert f"{size:.3f} bits per weight" in problem
+    assert "the largest parts are model.layers.*.mlp.gate_proj" in problem
+
+
+def test_plan_is_plain_data(llama: Make) -> None:
+    plan = plan_of(llama(tied=True), ("linear", "int4-g128"))
+    data = json.loads(json.dumps(plan.to_dict()))
+    assert data["parameters"] == plan.inventory.parameters
+    assert data["dtype"] == "bfloat16"
+    assert sum(row["bytes_after"] for row in data["rows"]) == data["bytes_after"] == plan.bytes_after
+    assert load_recipe(data["recipe"]) == plan.recipe
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize(("hidden", "width"), [(256, 768), (64, 172), (128, 352)])
+def test_presets_fit_small_models(llama: Make, name: str, hidden: int, width: int) -> None:
+    plan = make_plan(load_recipe(name), llama(hidden=hidden, width=width, tied=True))
+    assert plan.quantized
+    assert plan.bytes_after < plan.bytes_before
+
+
+names = st.sampled_from([*NAMED_SETS, "*", "*.down_proj", "*.q_proj", "re:.*layers.1.*", "model.layers.0.mlp.up_proj"])
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(names, st.sampled_from(["int8", "int4-g128", "int4-g32", "keep"])), min_size=1, max_size=4))
+def test_any_rules_give_a_sound_plan_or_reasons(llama: Make, rules: list[tuple[str, str]]) -> None:
+    try:
+        plan = plan_of(llama(blocks=2), *rules)
+    except PlanError:
+        return
+    fused: dict[str, set[Scheme]] = {}
+    for row in plan.rows:
+        if row.module.fused:
+            fused.setdefault(row.module.fused, set()).add(row.scheme)
+        if row.scheme != KEEP:
+            assert row.module.kind == "linear"
+            assert row.scheme.divides(row.module.shape[1])
+            assert row.bytes_after < row.bytes_before
+        else:
+            assert row.bytes_after == row.bytes_before
+    assert all(len(found) == 1 for found in fused.values())
+    assert {row.rule for row in plan.rows} >= {f"rule {i + 1}: {m} -> {s}" for i, (m, s) in enumerate(rules)}
