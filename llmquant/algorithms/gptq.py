@@ -64,6 +64,7 @@ class Options:
                 raise RecipeError(f"gptq: {key} is one of {', '.join(choices)}, not {getattr(self, key)!r}")
 
 
+@torch.no_grad()
 def quantize(
     weight: Tensor, statistics: LayerStatistics, scheme: Scheme, options: Options, *, scale_dtype: torch.dtype
 ) -> LayerResult:

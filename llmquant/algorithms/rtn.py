@@ -37,6 +37,7 @@ class Options:
             raise RecipeError(f"rtn: grid is one of {', '.join(get_args(GridObjective))}, not {self.grid!r}")
 
 
+@torch.no_grad()
 def quantize(
     weight: Tensor, statistics: LayerStatistics, scheme: Scheme, options: Options, *, scale_dtype: torch.dtype
 ) -> LayerResult:

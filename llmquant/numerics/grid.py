@@ -48,6 +48,7 @@ class Grid:
     zero_groups: int = 0
 
 
+@torch.no_grad()
 def choose_grid(
     weight: Tensor,
     scheme: Scheme,
@@ -98,6 +99,7 @@ def choose_grid(
     return grid
 
 
+@torch.no_grad()
 def round_to_grid(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     """Round each element to the nearest value of the grid, ties to even multiples of the scale.
 

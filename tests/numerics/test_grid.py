@@ -125,7 +125,12 @@ def test_properties(scheme: Scheme, dtype: torch.dtype, objective: str, exponent
     # What a reader dequantizes differs from that by the rounding of its dtype only, and rounds to the same codes.
     read = got.dequantize()
     torch.testing.assert_close(read.double(), exact.view(4, 32), rtol=torch.finfo(dtype).eps, atol=1e-7)
-    assert torch.equal(round_to_grid(read, Grid(got.scales, got.zeros), scheme), got.codes)
+    again = round_to_grid(read, Grid(got.scales, got.zeros), scheme)
+    if dtype == torch.bfloat16 and scheme.bits == 8 and not scheme.symmetric:
+        # code - zero reaches 255 steps, and half a unit of bfloat16 is 1/256 of that: the neighbour may be as near.
+        assert (again.int() - got.codes.int()).abs().max() <= 1
+    else:
+        assert torch.equal(again, got.codes)
 
 
 @pytest.mark.parametrize("asym", ["", "-asym"])
@@ -180,9 +185,9 @@ def test_tiny_weights_keep_a_positive_scale(name: str, dtype: torch.dtype) -> No
 def test_weights_too_large_for_float16_are_refused(name: str) -> None:
     # A float16 scale holds 3e5 / 8, but not the weight that it stands for.
     weight = torch.tensor([[3e5, -1.0, 0.0, 2.0]])
-    with pytest.raises(QuantizationError, match=r"1 of 1 groups reach [23].*e\+05, more than torch.float16 holds"):
+    with pytest.raises(QuantizationError, match=r"1 of 1 groups reach [23].*e\+05, more than torch\.float16 holds"):
         choose_grid(weight, Scheme.parse(name), scale_dtype=torch.float16)
-    with pytest.raises(QuantizationError, match="more than torch.float16 holds"):
+    with pytest.raises(QuantizationError, match=r"more than torch\.float16 holds"):
         choose_grid(weight * 1e6, Scheme.parse(name), scale_dtype=torch.float16, objective="mse")
     assert torch.isfinite(quantize(weight * 1e30, Scheme.parse(name), torch.bfloat16).dequantize()).all()
 

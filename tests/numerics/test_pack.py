@@ -36,7 +36,7 @@ def test_known_words() -> None:
     zeros = torch.tensor([[-8], [-7], [0], [7], [1], [2], [3], [4]], dtype=torch.int8)
     packed = pack_zeros(zeros, 4)
     assert packed.shape == (1, 1)
-    assert packed.item() & 0xFFFFFFFF == 0xCBA9F810
+    assert int(packed) & 0xFFFFFFFF == 0xCBA9F810
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -1,0 +1,176 @@
+"""GPTQ against optimal brain surgeon written down naively, and on Hessians that real calibration produces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmquant.algorithms import gptq, rtn
+from llmquant.algorithms.base import LayerStatistics
+from llmquant.errors import QuantizationError, RecipeError
+from llmquant.numerics.grid import choose_grid, round_to_grid
+from llmquant.spec import Scheme
+
+ORDERS = ("static", "group", "none")
+
+
+def hessian_of(statistics: LayerStatistics) -> Tensor:
+    assert statistics.hessian is not None
+    return statistics.hessian
+
+
+def run(weight: Tensor, statistics: LayerStatistics, name: str = "int4-g32", **options: Any) -> Any:
+    scale_dtype = options.pop("scale_dtype", torch.float32)
+    return gptq.quantize(weight, statistics, Scheme.parse(name), gptq.Options(**options), scale_dtype=scale_dtype)
+
+
+def naive_order(diagonal: list[float], group_size: int, order: str) -> list[int]:
+    inputs = list(range(len(diagonal)))
+    if order == "none":
+        return inputs
+    if order == "static":
+        return sorted(inputs, key=lambda j: -diagonal[j])
+    groups = [inputs[begin : begin + group_size] for begin in range(0, len(inputs), group_size)]
+    groups.sort(key=lambda group: -max(diagonal[j] for j in group))
+    return [j for group in groups for j in sorted(group, key=lambda j: -diagonal[j])]
+
+
+def naive_codes(
+    weight: Tensor, hessian: Tensor, scheme: Scheme, order: str, damp: float, scale_dtype: torch.dtype
+) -> Tensor:
+    """Optimal brain surgeon: after each input, invert the Hessian of those left and spread the error over them."""
+    grid = choose_grid(weight, scheme, scale_dtype=scale_dtype, objective="mse", importance=hessian.diagonal())
+    group_size = weight.shape[1] // grid.scales.shape[1]
+    scales = grid.scales.double().expand(scheme.scale_shape(*weight.shape))
+    zeros = torch.zeros_like(scales) if grid.zeros is None else grid.zeros.double()
+    values, full = weight.double(), hessian.double()
+    full = full + damp * full.diagonal().mean() * torch.eye(len(full))
+    codes = torch.zeros_like(values)
+    left = naive_order(hessian.diagonal().tolist(), group_size, order)
+    while left:
+        inverse = torch.linalg.inv(full[left][:, left])
+        j = left[0]
+        scale, zero = scales[:, j // group_size], zeros[:, j // group_size]
+        codes[:, j] = ((values[:, j] / scale).round() + zero).clamp(scheme.code_min, scheme.code_max)
+        read = (scale * (codes[:, j] - zero)).to(scale_dtype).double()
+        values[:, left] -= torch.outer((values[:, j] - read) / inverse[0, 0], inverse[0])
+        left = left[1:]
+    return codes
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["int4-g32", "int4-g32-asym", "int3", "int2-asym"])
+def test_equals_naive_loop(weight: Tensor, statistics: LayerStatistics, name: str, order: str) -> None:
+    expected = naive_codes(weight, hessian_of(statistics), Scheme.parse(name), order, 0.02, torch.float32)
+    result = run(weight, statistics, name, order=order, damp=0.02)
+    assert torch.equal(result.quantized.codes.double(), expected)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4-g32-asym", "int4-tensor"])
+def test_equals_naive_loop_with_bfloat16_scales(weight: Tensor, statistics: LayerStatistics, name: str) -> None:
+    scheme = Scheme.parse(name)
+    if scheme.granularity == "tensor":
+        weight = weight / weight.abs().amax(1, keepdim=True)
+    expected = naive_codes(weight, hessian_of(statistics), scheme, "static", 0.01, torch.bfloat16)
+    result = run(weight, statistics, name, scale_dtype=torch.bfloat16)
+    assert torch.equal(result.quantized.codes.double(), expected)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("suffix", ["-g32", "-g32-asym", ""])
+@pytest.mark.parametrize("order", ORDERS)
+def test_better_than_rtn_on_the_same_grid(
+    weight: Tensor, statistics: LayerStatistics, bits: int, suffix: str, order: str
+) -> None:
+    name = f"int{bits}{suffix}"
+    plain = rtn.quantize(weight, statistics, Scheme.parse(name), rtn.Options(), scale_dtype=torch.float32)
+    assert run(weight, statistics, name, order=order, grid="absmax").loss < 0.8 * plain.loss
+
+
+def test_options_help_in_the_order_of_their_cost(weight: Tensor, statistics: LayerStatistics) -> None:
+    losses = {grid: run(weight, statistics, "int3-g32", grid=grid).loss for grid in ("absmax", "mse", "diag")}
+    assert losses["diag"] < losses["mse"] < losses["absmax"]
+    by_order = {order: run(weight, statistics, "int3-g32", order=order).loss for order in ORDERS}
+    assert by_order["static"] < by_order["none"]
+    assert by_order["group"] < by_order["none"]
+
+
+def test_inputs_without_correlation_are_rounded_to_nearest(weight: Tensor) -> None:
+    scheme = Scheme.parse("int4-g32")
+    result = run(weight, LayerStatistics(torch.diag(torch.rand(160) + 0.1), 1), grid="mse")
+    grid = choose_grid(weight, scheme, scale_dtype=torch.float32, objective="mse")
+    assert torch.equal(result.quantized.codes, round_to_grid(weight, grid, scheme))
+
+
+@pytest.mark.parametrize("name", ["int4-g32", "int4-g32-asym", "int4"])
+def test_dead_columns_become_zero_and_disturb_nothing(weight: Tensor, statistics: LayerStatistics, name: str) -> None:
+    hessian = hessian_of(statistics)
+    dead = torch.zeros(160, dtype=torch.bool)
+    dead[[0, 50, 51, 159]] = True
+    hessian[dead] = 0
+    hessian[:, dead] = 0
+    weight[:, 50] = 1e3
+    result = run(weight, statistics, name)
+    assert result.counters == {"dead_columns": 4}
+    assert (result.quantized.dequantize()[:, dead] == 0).all()
+    clean = weight.clone()
+    clean[:, dead] = 0
+    assert torch.equal(run(clean, statistics, name).quantized.codes, result.quantized.codes)
+    assert 0 < result.loss < 0.01
+
+
+@pytest.mark.parametrize("damp", [0.0, 0.01])
+def test_fewer_tokens_than_inputs(weight: Tensor, damp: float) -> None:
+    inputs = torch.randn(20, 160)
+    result = run(weight, LayerStatistics(inputs.t() @ inputs / 20, 20), damp=damp)
+    # 20 tokens leave most directions of the 160 inputs free, so the damping has to fill them.
+    assert result.counters == ({"damping_raised": 1} if damp == 0 else {})
+    assert result.loss < 1e-3
+
+
+def test_indefinite_hessian_is_counted_then_refused(weight: Tensor, statistics: LayerStatistics) -> None:
+    hessian = hessian_of(statistics)
+    mean = hessian.diagonal().mean()
+    hessian[3, 5] = hessian[5, 3] = hessian.diagonal()[[3, 5]].prod().sqrt() + mean * 0.1
+    assert run(weight, statistics).counters["damping_raised"] in range(1, 10)
+    hessian[3, 5] = hessian[5, 3] = mean * 1e4
+    with pytest.raises(QuantizationError, match="no Cholesky factor even with 100 times its mean"):
+        run(weight, statistics)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_either_precision_of_the_factor_gives_the_same_quality(
+    weight: Tensor, statistics: LayerStatistics, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = run(weight, statistics)
+    monkeypatch.setattr("llmquant.algorithms._ldl.FLOAT64_UP_TO", 0 if dtype == torch.float32 else 4096)
+    assert run(weight, statistics).loss == pytest.approx(exact.loss, rel=1e-3)
+
+
+def test_unusable_statistics_are_refused(weight: Tensor, statistics: LayerStatistics) -> None:
+    hessian = hessian_of(statistics)
+    with pytest.raises(QuantizationError, match="but no token was seen"):
+        run(weight, LayerStatistics(hessian, 0))
+    with pytest.raises(QuantizationError, match=r"shape \[8, 8\], but in_features = 160"):
+        run(weight, LayerStatistics(hessian[:8, :8], 9))
+    with pytest.raises(QuantizationError, match=r"diagonal of the Hessian lies in \[0, 0\]"):
+        run(weight, LayerStatistics(torch.zeros(160, 160), 9))
+    with pytest.raises(QuantizationError, match="none may be negative"):
+        run(weight, LayerStatistics(-hessian, 9))
+    hessian[2, 7] = float("nan")
+    with pytest.raises(QuantizationError, match=r"the Hessian holds 1 values .* the first at \[2, 7\]"):
+        run(weight, LayerStatistics(hessian, 9))
+
+
+def test_unknown_options() -> None:
+    for options, message in [
+        ({"grid": "max"}, "gptq: grid is one of absmax, mse, diag, not 'max'"),
+        ({"order": "dynamic"}, "gptq: order is one of static, group, none, not 'dynamic'"),
+        ({"damp": -0.1}, "gptq: damp is a share of the mean diagonal in 0 to 1, not -0.1"),
+        ({"damp": float("nan")}, "not nan"),
+    ]:
+        with pytest.raises(RecipeError, match=message):
+            gptq.Options(**options)
