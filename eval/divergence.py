@@ -99,6 +99,8 @@ def score_tokens(
     progress: Progress | None = None,
 ) -> TokenScores:
     """Run both models over all windows; arguments and errors as in `compare`."""
+    for model in (baseline, quantized):
+        _check_tokens(model, windows)
     parts: list[dict[str, Tensor]] = []
     with evaluating(baseline), evaluating(quantized), torch.inference_mode():
         begin = 0
@@ -129,6 +131,12 @@ def score_window(model: PreTrainedModel, windows: Windows) -> None:
         _logits(model, windows.ids[:1])
 
 
+def _check_tokens(model: PreTrainedModel, windows: Windows) -> None:
+    vocabulary, largest = model.config.get_text_config().vocab_size, int(windows.ids.max())
+    if largest >= vocabulary:
+        raise DataError(f"the text holds token {largest}, a model knows {vocabulary}; use the baseline's own tokenizer")
+
+
 def _batch_size(model: PreTrainedModel, windows: Windows) -> int:
     vocabulary = model.config.get_text_config().vocab_size
     return max(1, _LOGIT_ELEMENTS // (windows.ids.shape[1] * vocabulary))
@@ -147,10 +155,6 @@ def _score_batch(
         raise DataError(
             f"the baseline predicts {vocabulary} tokens, the quantized model {quantized.shape[-1]}; "
             "they are not versions of one model"
-        )
-    if int(ids.max()) >= vocabulary:
-        raise DataError(
-            f"the text holds token {int(ids.max())}, the models know {vocabulary}; use the baseline's own tokenizer"
         )
     window, position = scored.nonzero(as_tuple=True)
     target = ids[window, position + 1]

@@ -87,6 +87,7 @@ def evaluate(
         CheckpointError: if a folder holds no complete safetensors checkpoint.
         RecipeError: for an unknown budget.
     """
+    score_window(baseline, windows)  # the first forward of a process also pays for the libraries it loads
     memory = [measure_memory(model, partial(score_window, model, windows)) for model in (baseline, quantized)]
     floor = measure_noise_floor(baseline, windows, progress=_stage(progress, "noise floor")) if noise_floor else None
     comparison = compare(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MAX_ROUNDS = 200
+_PATIENCE = 3  # a crawling machine gets fewer rounds than min_rounds after this many times the planned seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class ThroughputOptions:
         decode_tokens: single-token passes that follow it.
         batch_size: sequences at once.
         warmup: untimed rounds.
-        min_rounds: timed rounds at least, whatever the time.
+        min_rounds: timed rounds at least, unless they take more than three times `seconds`.
         seconds: no new round starts after this time.
     """
 
@@ -43,7 +44,7 @@ class ThroughputOptions:
     decode_tokens: int = 32
     batch_size: int = 1
     warmup: int = 1
-    min_rounds: int = 5
+    min_rounds: int = 3
     seconds: float = 20.0
 
 
@@ -90,7 +91,7 @@ def measure_throughput(
             for model in models:
                 _run_once(model, ids, options)
         start = time.perf_counter()
-        while len(rounds) < options.min_rounds or _goes_on(len(rounds), start, options):
+        while _goes_on(len(rounds), time.perf_counter() - start, options):
             order = (0, 1) if len(rounds) % 2 == 0 else (1, 0)
             timed = {which: _run_once(models[which], ids, options) for which in order}
             rounds.append([timed[0], timed[1]])
@@ -99,8 +100,10 @@ def measure_throughput(
     return _summarize(rounds, baseline, options)
 
 
-def _goes_on(done: int, start: float, options: ThroughputOptions) -> bool:
-    return done < _MAX_ROUNDS and time.perf_counter() - start < options.seconds
+def _goes_on(done: int, elapsed: float, options: ThroughputOptions) -> bool:
+    if done < options.min_rounds:
+        return done == 0 or elapsed < _PATIENCE * options.seconds
+    return done < _MAX_ROUNDS and elapsed < options.seconds
 
 
 def _run_once(model: PreTrainedModel, ids: Tensor, options: ThroughputOptions) -> tuple[float, float]:

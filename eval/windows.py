@@ -9,10 +9,8 @@ scored, and a token without any context is never scored. The incomplete window a
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 DEFAULT_LENGTH = 512
 SEPARATOR = "\n\n"
-_SUFFIXES = (".txt", ".jsonl", ".json")
 _CHARACTERS_PER_TOKEN = 16  # generous: a long text is tokenised no further than a limit on windows needs
 
 
@@ -74,53 +71,6 @@ class Windows:
         return self.ids.shape[0]
 
 
-def read_documents(path: str | Path) -> list[str]:
-    """Read the documents of a text file.
-
-    Args:
-        path: .txt (one document), .jsonl (one per line: a string or an object with the key "text") or .json (a list of
-            those).
-
-    Raises:
-        DataError: if the file is missing, is of another kind, is malformed or holds no text.
-    """
-    path = Path(path)
-    if path.suffix not in _SUFFIXES:
-        raise DataError(f"{path}: unknown kind of text file {path.suffix!r}; use one of {', '.join(_SUFFIXES)}")
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such text file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); convert it to UTF-8 first") from None
-    documents = [text for text in _parse(path, content) if text.strip()]
-    if not documents:
-        raise DataError(f"{path}: holds no text")
-    return documents
-
-
-def _parse(path: Path, content: str) -> list[str]:
-    if path.suffix == ".txt":
-        return [content]
-    try:
-        if path.suffix == ".jsonl":
-            entries = [json.loads(line) for line in content.split("\n") if line.strip()]
-        else:
-            entries = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: malformed JSON: {error}") from None
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: a .json text file is a list of texts, not {type(entries).__name__}")
-    return [_text_of(path, number, entry) for number, entry in enumerate(entries, 1)]
-
-
-def _text_of(path: Path, number: int, entry: Any) -> str:
-    text = entry.get("text") if isinstance(entry, dict) else entry
-    if not isinstance(text, str):
-        raise DataError(f'{path}: entry {number} is neither a string nor an object with a string under "text"')
-    return text
-
-
 def context_limit(config: PretrainedConfig) -> int | None:
     """The most tokens a model takes at once, or None where its configuration names no limit."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -140,7 +90,7 @@ def make_windows(
     """Tokenise documents into windows.
 
     Args:
-        documents: texts, in order.
+        documents: texts, in order (see `llmquant.engine.text.read_documents`).
         tokenizer: of the baseline; its BOS token, if it has one, starts each window.
         source: the user's word for the text, kept in the protocol.
         length: tokens in a window; 512 if None, or the context limit where that is smaller.

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
-from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from llmquant.errors import DataError
-from llmquant.eval.windows import SEPARATOR, context_limit, make_windows, read_documents
+from llmquant.eval.windows import SEPARATOR, context_limit, make_windows
 
 
 def _stream(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -100,32 +98,3 @@ def test_bad_options_are_refused(tokenizer, text, options, message) -> None:
 def test_missing_tokenizer_is_refused(text) -> None:
     with pytest.raises(DataError, match="no tokenizer"):
         make_windows([text], None, source="t")
-
-
-def test_reads_every_kind_of_file(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\n\ntwo", encoding="utf-8")
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n"two\\u2028x"\n\n', encoding="utf-8")
-    (tmp_path / "a.json").write_text(json.dumps(["one", {"text": "two"}, "  "]), encoding="utf-8")
-    assert read_documents(tmp_path / "a.txt") == ["one\n\ntwo"]
-    assert read_documents(tmp_path / "a.jsonl") == ["one", "two\u2028x"]
-    assert read_documents(str(tmp_path / "a.json")) == ["one", "two"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.pdf", b"x", "unknown kind"),
-        ("a.txt", b"  \n", "holds no text"),
-        ("a.txt", b"\xff\xfe", "not UTF-8"),
-        ("a.json", b"{}", "list of texts, not dict"),
-        ("a.json", b"[1]", "entry 1 is neither"),
-        ("a.jsonl", b'{"text": "x"}\n{"txt": 1}\n', "entry 2 is neither"),
-        ("a.jsonl", b"{oops\n", "malformed JSON"),
-        ("b.txt", None, "no such text file"),
-    ],
-)
-def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        read_documents(tmp_path / name)

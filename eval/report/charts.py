@@ -1,0 +1,171 @@
+"""KL against bits per weight, and the distribution of KL over tokens, as inline SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from llmquant.eval.lines import number
+from llmquant.eval.report.markup import Markup, element, join, svg
+from llmquant.eval.result import EvalReport, Histogram
+
+_WIDTH, _HEIGHT = 640, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 18, 46
+_SMALLEST = 1e-9  # a KL of exactly zero has no place on a log axis
+
+
+def tradeoff_chart(reports: Sequence[EvalReport]) -> Markup | None:
+    """Mean KL (log axis, 95 % interval) against bits per weight; None where no size is known."""
+    points = [
+        (report.quantized.bits_per_weight, report) for report in reports if report.quantized.bits_per_weight is not None
+    ]
+    if not points:
+        return None
+    lows = [max(report.comparison.kl.low or report.comparison.kl.mean, _SMALLEST) for _, report in points]
+    highs = [max(report.comparison.kl.high or report.comparison.kl.mean, _SMALLEST) for _, report in points]
+    bottom, top = math.floor(math.log10(min(lows)) - 0.1), math.ceil(math.log10(max(highs)) + 0.1)
+    left, right = _bits_range([bits for bits, _ in points])
+
+    def x(bits: float) -> float:
+        return _LEFT + (bits - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(kl: float) -> float:
+        share = (math.log10(max(kl, 10.0**bottom)) - bottom) / (top - bottom)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [
+        _horizontal(y(10.0**power), f"1e{power}" if power < -3 else f"{10.0**power:g}")
+        for power in range(bottom, top + 1)
+    ]
+    parts += [_vertical(x(tick), f"{tick:g}") for tick in _ticks(left, right)]
+    parts.append(_axis_titles("bits per weight (all weights)", "mean KL, nats"))
+    floors = [report.comparison.noise_floor for report in reports if report.comparison.noise_floor]
+    if floors and floors[0] >= 10.0**bottom:
+        parts.append(_floor(y(floors[0]), floors[0]))
+    taken: list[tuple[float, float, float]] = []
+    for (bits, report), low, high in zip(points, lows, highs, strict=True):
+        parts.append(_point(x(bits), y(report.comparison.kl.mean), y(low), y(high), report))
+        parts.append(_label(x(bits), y(report.comparison.kl.mean), report.name, taken))
+    title = "Mean KL against bits per weight: " + "; ".join(
+        f"{report.name} {number(bits)} bits, KL {number(report.comparison.kl.mean)}" for bits, report in points
+    )
+    return svg(_WIDTH, _HEIGHT, title, *parts)
+
+
+def _bits_range(bits: Sequence[float]) -> tuple[float, float]:
+    margin = max(0.5, 0.12 * (max(bits) - min(bits)))
+    return max(0.0, min(bits) - margin), max(bits) + margin * 1.6
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    step = next(step for step in (0.25, 0.5, 1, 2, 4, 8) if (high - low) / step <= 9)
+    return [place * step for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _horizontal(y: float, label: str) -> Markup:
+    line = element("line", class_="grid", x1=float(_LEFT), x2=float(_WIDTH - _RIGHT), y1=y, y2=y)
+    return join(line, element("text", label, class_="tick", x=float(_LEFT - 8), y=y + 4, text_anchor="end"))
+
+
+def _vertical(x: float, label: str) -> Markup:
+    bottom = float(_HEIGHT - _BOTTOM)
+    line = element("line", class_="axis", x1=x, x2=x, y1=bottom, y2=bottom + 4)
+    return join(line, element("text", label, class_="tick", x=x, y=bottom + 18, text_anchor="middle"))
+
+
+def _axis_titles(below: str, beside: str) -> Markup:
+    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    return join(
+        element(
+            "text", below, class_="tick", x=(_LEFT + _WIDTH - _RIGHT) / 2, y=float(_HEIGHT - 8), text_anchor="middle"
+        ),
+        element(
+            "text", beside, class_="tick", text_anchor="middle", transform=f"translate(14 {middle:.0f}) rotate(-90)"
+        ),
+    )
+
+
+def _floor(y: float, value: float) -> Markup:
+    line = element("line", class_="floor", x1=float(_LEFT), x2=float(_WIDTH - _RIGHT), y1=y, y2=y)
+    text = f"noise floor of the baseline, {number(value, 2)}"
+    return join(line, element("text", text, class_="tick", x=float(_WIDTH - _RIGHT), y=y - 6, text_anchor="end"))
+
+
+def _point(x: float, y: float, low: float, high: float, report: EvalReport) -> Markup:
+    kl = report.comparison.kl
+    tip = f"{report.name}: KL {number(kl.mean)}, 95 % interval {number(kl.low)} to {number(kl.high)}"
+    return element(
+        "g",
+        element("title", tip),
+        element("line", class_="error", x1=x, x2=x, y1=low, y2=high),
+        element("line", class_="error", x1=x - 4, x2=x + 4, y1=low, y2=low),
+        element("line", class_="error", x1=x - 4, x2=x + 4, y1=high, y2=high),
+        element("circle", class_="point", cx=x, cy=y, r=5.5),
+    )
+
+
+def _label(x: float, y: float, name: str, taken: list[tuple[float, float, float]]) -> Markup:
+    """The name beside its point: right of it if there is room, moved down while it would cover another name."""
+    width = 7.2 * len(name)
+    side = 1 if x + 12 + width <= _WIDTH - 4 else -1
+    begin = x + 12 if side == 1 else x - 12 - width
+    place = y
+    while any(abs(place - other) < 14 and begin < end and begin + width > start for start, end, other in taken):
+        place += 14
+    taken.append((begin, begin + width, place))
+    return element(
+        "text", name, class_="label", x=x + 12 * side, y=place + 4, text_anchor="start" if side == 1 else "end"
+    )
+
+
+def kl_histogram_chart(histogram: Histogram, median: float, p99: float, name: str) -> Markup:
+    """How per-token KL is distributed: bars over log10, with marks at the median and at 99 %."""
+    width, height, left, bottom = 340, 132, 8, 24
+    top = max(histogram.counts) or 1
+    step = (width - 2 * left) / len(histogram.counts)
+    room = height - bottom - 22
+    bars = [
+        element(
+            "rect", class_="bar", x=left + place * step + 0.5, width=step - 1, y=height - bottom - size, height=size
+        )
+        for place, size in ((place, room * count / top) for place, count in enumerate(histogram.counts))
+        if size > 0
+    ]
+
+    def x(value: float) -> float:
+        power = min(max(math.log10(max(value, 1e-300)), histogram.low), histogram.high)
+        return left + (power - histogram.low) / (histogram.high - histogram.low) * (width - 2 * left)
+
+    marks = [_mark(x(value), height - bottom, text, width) for value, text in ((median, "median"), (p99, "99 %"))]
+    powers = range(math.ceil(histogram.low), math.floor(histogram.high) + 1, 2)
+    ticks = [
+        element(
+            "text",
+            "1" if power == 0 else f"1e{power}",
+            class_="tick",
+            x=x(10.0**power),
+            y=float(height - 7),
+            text_anchor="middle",
+        )
+        for power in powers
+        if histogram.low < power < histogram.high
+    ]
+    base = element(
+        "line",
+        class_="axis",
+        x1=float(left),
+        x2=float(width - left),
+        y1=height - bottom + 0.5,
+        y2=height - bottom + 0.5,
+    )
+    title = f"Distribution of per-token KL of {name}: median {number(median)}, 99 % {number(p99)}"
+    return svg(width, height, title, *bars, base, *marks, *ticks)
+
+
+def _mark(x: float, bottom: float, text: str, width: int) -> Markup:
+    anchor = "end" if x > width - 50 else "start"
+    shift = -4 if anchor == "end" else 4
+    return join(
+        element("line", class_="mark", x1=x, x2=x, y1=6.0, y2=float(bottom)),
+        element("text", text, class_="tick", x=x + shift, y=14.0, text_anchor=anchor),
+    )

@@ -1,0 +1,37 @@
+"""Small builders of escaped HTML and SVG. Every text from outside passes through `element` or `escape`."""
+
+from __future__ import annotations
+
+import html
+
+
+class Markup(str):
+    """Text that is HTML already; everything else is escaped when it is put into an element."""
+
+    __slots__ = ()
+
+
+def escape(text: str) -> Markup:
+    """Plain text as HTML; Markup stays as it is."""
+    return text if isinstance(text, Markup) else Markup(html.escape(text, quote=True))
+
+
+def element(tag: str, *children: str, **attributes: str | float | None) -> Markup:
+    """An element; `class_` stands for class, underscores in other names become dashes, None leaves an attribute out."""
+    parts = [tag]
+    for key, value in attributes.items():
+        if value is not None:
+            name = "class" if key == "class_" else key.replace("_", "-")
+            parts.append(f'{name}="{escape(f"{value:.2f}" if isinstance(value, float) else str(value))}"')
+    return Markup(f"<{' '.join(parts)}>{''.join(escape(child) for child in children)}</{tag}>")
+
+
+def join(*parts: str) -> Markup:
+    """Several pieces one after the other."""
+    return Markup("".join(escape(part) for part in parts))
+
+
+def svg(width: int, height: int, title: str, *children: str) -> Markup:
+    """A drawing that scales with the page; `title` is read aloud in its place."""
+    drawing = join(element("title", title), *children)
+    return element("svg", drawing, viewBox=f"0 0 {width} {height}", role="img", aria_label=title)
