@@ -40,7 +40,8 @@ def load_config(source: str | Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(str(path) if path.exists() else str(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"cannot read the configuration of {source}: {_reason(error)}") from error
+        advice = "" if path.exists() else " It is no folder here; check the path, or the hub id and the connection."
+        raise CheckpointError(f"cannot read the configuration of {source}: {_reason(error)}{advice}") from error
 
 
 def build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
