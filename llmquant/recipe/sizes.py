@@ -1,7 +1,8 @@
 """Bytes of a quantized weight in the compressed-tensors layout that llmquant writes.
 
-`pack-quantized`: codes in int32 words, row by row; scales in the model's dtype; zero points packed along out_features;
-the original shape as two int64. `int-quantized` (8-bit activations): one byte per code, scales, no shape.
+`pack-quantized`: codes in int32 words, row by row; scales in the model's dtype; zero points packed along out_features
+(one plain byte for a whole tensor); the original shape as two int64.
+`int-quantized` (8-bit activations): one byte per code, scales, no shape.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ def payload_bytes(shape: tuple[int, int], scheme: Scheme, itemsize: int) -> int:
     if scheme.activations:
         return out_features * in_features + scales
     codes = out_features * _words(in_features, scheme.bits) * 4
-    zeros = 0 if scheme.symmetric else _words(rows, scheme.bits) * groups * 4
-    return codes + scales + zeros
+    return codes + scales + _zero_bytes(rows, groups, scheme)
 
 
 def stored_bytes(shape: tuple[int, int], scheme: Scheme, itemsize: int) -> int:
     """Bytes of all tensors that stand for a weight, its recorded shape included."""
     return payload_bytes(shape, scheme, itemsize) + (0 if scheme.activations else SHAPE_BYTES)
+
+
+def _zero_bytes(rows: int, groups: int, scheme: Scheme) -> int:
+    if scheme.symmetric:
+        return 0
+    return 1 if scheme.granularity == "tensor" else _words(rows, scheme.bits) * groups * 4
 
 
 def _words(values: int, bits: int) -> int:

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.numerics.pack import pack, pack_zeros
+from llmquant.formats.compressed_tensors import encode
+from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.recipe.sizes import SHAPE_BYTES, payload_bytes, stored_bytes
 from llmquant.spec import Scheme
 
@@ -42,17 +43,16 @@ def test_shape_is_stored_for_packed_weights_only() -> None:
     st.integers(1, 5),
     st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_payload_equals_the_tensors(
+def test_bytes_equal_those_written(
     bits: int, size: str, asym: bool, out_features: int, groups: int, dtype: torch.dtype
 ) -> None:
     scheme = Scheme.parse(f"int{bits}{size}{'-asym' if asym else ''}")
     in_features = groups * (scheme.group_size or 7)
-    rows, columns = scheme.scale_shape(out_features, in_features)
-    tensors = [
-        pack(torch.zeros(out_features, in_features, dtype=torch.int8), bits),
-        torch.zeros(rows, columns, dtype=dtype),
-    ]
-    if asym:
-        tensors.append(pack_zeros(torch.zeros(rows, columns, dtype=torch.int8), bits))
-    expected = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
-    assert payload_bytes((out_features, in_features), scheme, dtype.itemsize) == expected
+    grid = scheme.scale_shape(out_features, in_features)
+    quantized = QuantizedTensor(
+        torch.zeros(out_features, in_features, dtype=torch.int8),
+        torch.ones(grid, dtype=dtype),
+        torch.zeros(grid, dtype=torch.int8) if asym else None,
+    )
+    written = sum(tensor.numel() * tensor.itemsize for tensor in encode("layer", quantized, scheme).values())
+    assert stored_bytes((out_features, in_features), scheme, dtype.itemsize) == written
