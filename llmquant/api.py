@@ -12,9 +12,11 @@ from llmquant.engine.prepare import load_tokenizer, plan_only, prepare
 from llmquant.engine.progress import Progress
 from llmquant.engine.run import RunResult, run
 from llmquant.engine.text import read_documents
+from llmquant.errors import RecipeError
 from llmquant.eval.evaluate import Subject
 from llmquant.eval.result import AnatomyPart, EvalReport
 from llmquant.recipe.load import dump_recipe, load_recipe
+from llmquant.recipe.schema import recipe_to_dict
 
 if TYPE_CHECKING:
     from llmquant.recipe.plan import Plan
@@ -40,6 +42,7 @@ def quantize(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     out: str | Path,
     *,
+    calibration: str | None = None,
     revision: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -54,6 +57,7 @@ def quantize(
         source: model folder or hub id, with 16- or 32-bit safetensors.
         recipe: preset name, file, mapping, or `Recipe`.
         out: the new folder.
+        calibration: a text file or data set (see `Calibration.dataset`) in place of the one that the recipe names.
         revision: branch, tag or commit of a hub id.
         resume: continue an interrupted run.
         overwrite: replace a finished result, or drop an interrupted run.
@@ -63,8 +67,23 @@ def quantize(
         LlmquantError: RecipeError, PlanError, CheckpointError, DataError, QuantizationError or OutputError; nothing
             that was there before is lost.
     """
-    prepared = prepare(source, load_recipe(recipe), revision=revision)
+    loaded = load_recipe(recipe)
+    if calibration is not None:
+        loaded = with_calibration(loaded, calibration)
+    prepared = prepare(source, loaded, revision=revision)
     return run(prepared, Path(out), resume=resume, overwrite=overwrite, progress=progress)
+
+
+def with_calibration(recipe: Recipe, dataset: str) -> Recipe:
+    """The recipe with another calibration text, checked like a file's.
+
+    Raises:
+        RecipeError: if the recipe needs no calibration, or the data set is malformed.
+    """
+    data = recipe_to_dict(recipe)
+    if "calibration" not in data:
+        raise RecipeError(f"recipe {recipe.name!r} uses no calibration text, so {dataset!r} would be ignored; drop it")
+    return load_recipe({**data, "calibration": {**data["calibration"], "dataset": dataset}})
 
 
 def evaluate(

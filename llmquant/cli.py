@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.markup import escape
 
     console = Console()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours tell more; also read by transformers
     try:
         return args.run(args, console)
     except LlmquantError as error:
@@ -49,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument(
         "--overwrite", action="store_true", help="replace a finished result or drop an interrupted run"
     )
+    quantize.add_argument("--calibration", metavar="TEXT", help="calibrate on this file or hub:NAME instead")
     quantize.add_argument("--revision", help="branch, tag or commit of a hub model")
     quantize.set_defaults(run=_quantize)
 
@@ -103,7 +106,8 @@ def _quantize(args: argparse.Namespace, console: Console) -> int:
     with RunDisplay(console) as display:
         result = quantize(
             args.model, args.recipe, args.out,
-            revision=args.revision, resume=args.resume, overwrite=args.overwrite, progress=display,
+            calibration=args.calibration, revision=args.revision, resume=args.resume, overwrite=args.overwrite,
+            progress=display,
         )  # fmt: skip
     print_result(console, result)
     return 0
@@ -111,9 +115,8 @@ def _quantize(args: argparse.Namespace, console: Console) -> int:
 
 def _evaluate(args: argparse.Namespace, console: Console) -> int:
     from llmquant.api import evaluate
-    from llmquant.console import RunDisplay
-    from llmquant.eval.report import write_html
-    from llmquant.eval.table import print_reports
+    from llmquant.console import RunDisplay, print_reports
+    from llmquant.eval.report import render_page
 
     with RunDisplay(console) as display:
         report = evaluate(
@@ -123,10 +126,10 @@ def _evaluate(args: argparse.Namespace, console: Console) -> int:
         )  # fmt: skip
     print_reports(console, [report])
     if args.json:
-        report.write_json(args.json)
+        args.json.write_text(report.to_json(), encoding="utf-8")
     if args.report:
-        write_html(args.report, [report])
-    return 2 if any(not limit.met for limit in report.budget) else 0
+        args.report.write_text(render_page([report]), encoding="utf-8")
+    return 0 if report.budget_passed else 2
 
 
 def _limits(words: Sequence[str]) -> dict[str, float]:

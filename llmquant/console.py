@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +24,9 @@ from rich.text import Text
 from llmquant.engine.journal import LayerRecord
 from llmquant.engine.progress import Progress
 from llmquant.engine.run import RunResult
+from llmquant.eval.lines import verdict_line
+from llmquant.eval.result import EvalReport
+from llmquant.eval.table import render_table
 
 _WORST_LAYERS = 5
 
@@ -98,3 +102,10 @@ def print_result(console: Console, result: RunResult) -> None:
     console.print(table)
     for name, count in facts["counters"].items():
         console.print(f"[yellow]note:[/] {name.replace('_', ' ')}: {count}")
+
+
+def print_reports(console: Console, reports: Sequence[EvalReport]) -> None:
+    """Evaluations side by side, and a line on each."""
+    console.print(render_table(reports))
+    for report in reports:
+        console.print(f"[bold]{report.name}[/]: {verdict_line(report)}", highlight=False)

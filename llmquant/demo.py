@@ -8,10 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from llmquant.api import evaluate, quantize
-from llmquant.console import RunDisplay
-from llmquant.eval.report import write_html
+from llmquant.console import RunDisplay, print_reports
+from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
-from llmquant.eval.table import print_reports
 
 RECIPES = ("int8", "int4-g32", "int4-g32-gptq", "int4-g128", "int4-g128-gptq")
 _WINDOWS = 128
@@ -36,8 +35,8 @@ def demo(out: Path, page: Path, console: Console) -> list[EvalReport]:
                 quantize(model, recipe, out / recipe, overwrite=True, progress=display)
             with RunDisplay(console) as display:
                 reports.append(evaluate(out / recipe, model, max_windows=_WINDOWS, progress=display.stages))
-            reports[-1].write_json(out / f"{recipe}.json")
+            (out / f"{recipe}.json").write_text(reports[-1].to_json(), encoding="utf-8")
     print_reports(console, reports)
-    write_html(page, reports)
+    page.write_text(render_page(reports), encoding="utf-8")
     console.print(f"\nThe report with all numbers: [bold]{page}[/]; the quantized models: [bold]{out}/[/]")
     return reports

@@ -41,8 +41,9 @@ def _summary_table(rows: list[SummaryRow]) -> Table:
     for row in rows:
         count = f"{row.count} x " if row.count > 1 else ""
         table.add_row(
-            escape(row.name), count + _shape(row.shape), _scheme(row.scheme), row.rounding, escape(_note(row.rule, row.note)),
-            _size(row.bytes_before), _size(row.bytes_after), f"{row.bits_per_weight:.2f}", _kernel(row.scheme),
+            escape(row.name), count + _shape(row.shape), _scheme(row.scheme), row.rounding,
+            escape(_note(row.rule, row.note)), _size(row.bytes_before), _size(row.bytes_after),
+            f"{row.bits_per_weight:.2f}", _kernel(row.scheme),
         )  # fmt: skip
     return table
 
