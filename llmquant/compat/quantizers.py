@@ -187,10 +187,11 @@ def mark_as_packed(model: PreTrainedModel, quantizer: CompressedTensorsQuantizer
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.config._is_quantized = True
-    model.config.quantization_config = quantizer.quantization_config
-    model.hf_quantizer = quantizer
-    model.quantization_method = quantizer.quantization_config.quant_method
-    model.is_quantized = True
+    attributes: Any = model  # those of nn.Module would have to be tensors
+    attributes.config.quantization_config = quantizer.quantization_config
+    attributes.hf_quantizer = quantizer
+    attributes.quantization_method = quantizer.quantization_config.quant_method
+    attributes.is_quantized = True
 
 
 def remove_decompression(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from llmquant.engine.output import JOURNAL, is_finished
 from llmquant.errors import CheckpointError
 from llmquant.hf import register
+from llmquant.models.checkpoint import Checkpoint
 
 
 def load(
@@ -26,24 +27,18 @@ def load(
         packed: False turns the weights into dense ones after loading, for code that looks at `weight`.
 
     Raises:
-        CheckpointError: if the folder is missing, unfinished or incomplete.
+        CheckpointError: if the checkpoint is missing, unfinished, damaged, incomplete or unsafe.
     """
     register()
-    _check_folder(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=device_map)
+    _refuse_unfinished(Path(source))
+    folder = Checkpoint.open(source, allow_quantized=True).folder  # checks every header, and refuses pickles
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device_map, use_safetensors=True)
     if not packed and getattr(getattr(model, "hf_quantizer", None), "packed", False):
         model = model.dequantize()
     return model
 
 
-def _check_folder(source: str | Path) -> None:
-    folder = Path(source)
-    partial = folder.with_name(f"{folder.name}.partial")
-    for path in (folder, partial):
+def _refuse_unfinished(folder: Path) -> None:
+    for path in (folder, folder.with_name(f"{folder.name}.partial")):
         if (path / JOURNAL).is_file() and not is_finished(folder):
             raise CheckpointError(f"{path} holds an unfinished run; continue it with llmquant quantize --resume")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json; it is not a model")
-    looks_local = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if looks_local and not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder}")

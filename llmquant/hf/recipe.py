@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,11 +56,11 @@ class RecipeQuantizer(HfQuantizer):
         assert self.plan is not None
         return any(needs_statistics(row) for row in self.plan.quantized)
 
-    def is_serializable(self) -> bool:
+    def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]  # abstract, without a type
         return True
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         return False
 
     def param_needs_quantization(
@@ -114,7 +114,7 @@ class RecipeQuantizer(HfQuantizer):
         self,
         model: PreTrainedModel,
         **kwargs: Any,  # noqa: ARG002
-    ) -> None:
+    ) -> PreTrainedModel:
         assert self.plan is not None
         if self.error is not None:
             raise self.error
@@ -127,12 +127,13 @@ class RecipeQuantizer(HfQuantizer):
         finish(model)
         stored = model_quantization_config(self.plan)
         mark_as_packed(model, PackedQuantizer(CompressedTensorsConfig(stored)))
+        return model
 
     def _calibrate(self, model: PreTrainedModel, plan: Plan) -> None:
         assert plan.recipe.calibration is not None
         tokenizer = self.quantization_config.tokenizer
-        if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
-            tokenizer = load_tokenizer(os.fspath(tokenizer or model.name_or_path))
+        if tokenizer is None or isinstance(tokenizer, (str, Path)):
+            tokenizer = load_tokenizer(tokenizer or model.name_or_path)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         data = load_calibration(plan.recipe.calibration, tokenizer, context=context)
         if data.note:

@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -83,8 +84,8 @@ def test_declined_config_and_declined_model(caplog: pytest.LogCaptureFixture) ->
     late = AutoHfQuantizer.from_config(dict(STORED) | {"dequantize": True})
     assert late.packed
     assert late.get_load_operations() == {}
-    model = nn.Module()
-    model.refuse = True  # pyright: ignore[reportAttributeAccessIssue]
+    model: Any = nn.Module()
+    model.refuse = True
     late._process_model_before_weight_loading(model, checkpoint_files=None)
     assert not late.packed
     assert "cannot swap" in caplog.text
@@ -101,14 +102,9 @@ def test_added_quantizer_has_no_config_class() -> None:
 
 
 def test_tied_ties_for_a_while() -> None:
-    sizes = {
-        "vocab_size": 8,
-        "hidden_size": 4,
-        "intermediate_size": 4,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-    }
-    model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True))
+    config = LlamaConfig(vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1)
+    config.tie_word_embeddings = True
+    model = LlamaForCausalLM(config)
     model.lm_head.weight = apart = nn.Parameter(model.lm_head.weight.detach().clone())
     with tied(model):
         assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -116,9 +112,10 @@ def test_tied_ties_for_a_while() -> None:
 
 
 def test_remove_decompression() -> None:
-    model, calls = nn.Identity(), []
+    calls: list[int] = []
+    model: Any = nn.Identity()
     remove_decompression(model)
-    model.ct_decompress_hook = model.register_forward_pre_hook(lambda *_: calls.append(1))  # pyright: ignore[reportAttributeAccessIssue]
+    model.ct_decompress_hook = model.register_forward_pre_hook(lambda *_: calls.append(1))
     remove_decompression(model)
     model(1)
     assert not calls
@@ -133,7 +130,7 @@ def test_after_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     finders = list(sys.meta_path)
     after_import("late_package.inner", lambda: seen.append(sys.modules["late_package.inner"].value))
-    import late_package  # noqa: F401  # pyright: ignore[reportMissingImports]
+    import late_package  # pyright: ignore[reportMissingImports]
 
     assert seen == []
     import late_package.inner  # pyright: ignore[reportMissingImports]

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from llmquant.algorithms import rtn
@@ -37,7 +40,7 @@ def _registered() -> None:
     register()
 
 
-def _llama(**changes: object) -> PreTrainedModel:
+def _llama(**changes: Any) -> PreTrainedModel:
     config = LlamaConfig(
         vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, **changes,
@@ -57,11 +60,21 @@ def _gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=64, n_layer=2, n_head=4, n_positions=64))
 
 
-MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+def _qwen3_moe() -> PreTrainedModel:
+    config = Qwen3MoeConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    return Qwen3MoeForCausalLM(config)
+
+
+MODELS: dict[str, Callable[[], Any]] = {
     "llama": _llama,
     "llama-bias": lambda: _llama(attention_bias=True, mlp_bias=True),
     "qwen3-tied": _qwen3,
     "gpt2": _gpt2,
+    "qwen3-moe": _qwen3_moe,
 }
 
 
@@ -98,7 +111,7 @@ def round_to_nearest(weight: Tensor, scheme: Scheme) -> QuantizedTensor:
     return rtn.quantize(weight, LayerStatistics(), scheme, rtn.Options(), scale_dtype=weight.dtype).quantized
 
 
-def write_packed(dense: Path, out: Path, schemes: Mapping[str, Scheme]) -> PreTrainedModel:
+def write_packed(dense: Path, out: Path, schemes: Mapping[str, Scheme]) -> Any:
     """Write a packed checkpoint, and return the dense model that it must equal bit for bit."""
     shutil.copytree(dense, out, dirs_exist_ok=True)
     fake = AutoModelForCausalLM.from_pretrained(dense, dtype="auto")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +16,12 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
 from llmquant.errors import CheckpointError
+from llmquant.formats.compressed_tensors import encode, quantization_config
+from llmquant.hf.config import RecipeConfig
 from llmquant.hf.swap import kernels_used
 from llmquant.layers.packed_linear import PackedLinear
-from tests.hf.conftest import TOKENS, edit_quantization, logits, schemes_in_blocks, write_packed
+from llmquant.spec import Scheme
+from tests.hf.conftest import TOKENS, edit_quantization, logits, round_to_nearest, schemes_in_blocks, write_packed
 
 Folder = Callable[[str], Path]
 
@@ -29,8 +34,9 @@ def packed_names(model: torch.nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if isinstance(module, PackedLinear)}
 
 
-def load_strict(folder: Path, **kwargs: object):
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True, **kwargs)
+def load_strict(folder: Path, **kwargs: Any) -> Any:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True, **kwargs)
+    model, info = loaded
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
@@ -112,13 +118,13 @@ def test_generate_compile_and_gradients(dense_folder: Folder, tmp_path: Path) ->
     schemes = schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int4-g32")
     fake = write_packed(dense, tmp_path / "q", schemes)
     model = load_strict(tmp_path / "q")
-    generated = model.generate(TOKENS, max_new_tokens=6, do_sample=False, pad_token_id=0)
-    assert torch.equal(generated, fake.generate(TOKENS, max_new_tokens=6, do_sample=False, pad_token_id=0))
-    embedded = model.get_input_embeddings()(TOKENS).detach().requires_grad_()
+    greedy = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(TOKENS, **greedy), fake.generate(TOKENS, **greedy))
+    embedded: Any = model.get_input_embeddings()(TOKENS).detach().requires_grad_()
     model(inputs_embeds=embedded).logits.float().sum().backward()
     assert embedded.grad is not None
     assert embedded.grad.abs().sum() > 0
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         assert torch.equal(compiled(TOKENS, use_cache=False).logits, logits(fake))
 
@@ -206,6 +212,51 @@ def test_packed_embedding_goes_to_the_original(
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype="auto")
     assert "model.embed_tokens is a Embedding" in caplog.text
     assert not packed_names(model)
+
+
+def test_packed_experts_go_to_the_original(
+    dense_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As other tools write them: one packed weight for each projection of each expert."""
+    dense = dense_folder("qwen3-moe")
+    tensors = load_file(dense / "model.safetensors")
+    names = [key.removesuffix(".weight") for key in tensors if "_proj.weight" in key]
+    assert sum(".experts." in name for name in names) == 2 * 4 * 3
+    schemes = {name: Scheme.parse("int4-g32") for name in names}
+    config = json.loads((dense / "config.json").read_text())
+    config["quantization_config"] = quantization_config(schemes, ["lm_head"])
+    stored, fake = {}, {}
+    for key, tensor in tensors.items():
+        name = key.removesuffix(".weight")
+        if name in schemes:
+            quantized = round_to_nearest(tensor, schemes[name])
+            stored |= encode(name, quantized, schemes[name])
+            fake[key] = quantized.dequantize()
+        else:
+            stored[key] = fake[key] = tensor
+    for folder, content in (("q", stored), ("fake", fake)):
+        shutil.copytree(dense, tmp_path / folder)
+        save_file(content, tmp_path / folder / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "q" / "config.json").write_text(json.dumps(config))
+    with caplog.at_level(logging.WARNING):
+        model = load_strict(tmp_path / "q")
+    assert "32 packed weights, and 8 of them belong to plain linear layers" in caplog.text
+    assert not packed_names(model)
+    assert torch.equal(logits(model), logits(AutoModelForCausalLM.from_pretrained(tmp_path / "fake", dtype="auto")))
+
+
+def test_kept_experts_and_packed_attention(dense_folder: Folder, tmp_path: Path) -> None:
+    rules = [{"match": "attention", "scheme": "int4-g32"}, {"match": "experts", "scheme": "keep"}]
+    model = AutoModelForCausalLM.from_pretrained(
+        dense_folder("qwen3-moe"), dtype="auto", quantization_config=RecipeConfig({"version": 1, "rules": rules})
+    )
+    assert len(packed_names(model)) == 8
+    model.save_pretrained(tmp_path / "q")
+    reloaded = load_strict(tmp_path / "q")
+    assert packed_names(reloaded) == packed_names(model)
+    assert torch.equal(logits(reloaded), logits(model))
+    keys = load_file(tmp_path / "q" / "model.safetensors").keys()
+    assert "model.layers.0.mlp.experts.3.up_proj.weight" in keys
 
 
 @pytest.mark.parametrize("suffix", ["weight_packed", "weight_scale"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,11 +21,11 @@ from tests.hf.conftest import logits, schemes_in_blocks, write_packed
 Folder = Callable[[str], Path]
 
 
-def recipe(scheme: str, **more: object) -> dict[str, object]:
+def recipe(scheme: str, **more: Any) -> dict[str, object]:
     return {"version": 1, "rules": [{"match": "linear", "scheme": scheme}], **more}
 
 
-def load(folder: Path, config: RecipeConfig, **kwargs: object):
+def load(folder: Path, config: RecipeConfig, **kwargs: Any):
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", quantization_config=config, **kwargs)
 
 
@@ -51,7 +52,7 @@ def test_on_the_fly_equals_fake_quant_and_the_written_folder(
     model = load(dense, RecipeConfig(recipe(scheme, portable=name != "gpt2")))
     assert {n: m.scheme for n, m in model.named_modules() if isinstance(m, PackedLinear)} == schemes
     assert torch.equal(logits(model), logits(fake))
-    assert not any("weight" == n.rpartition(".")[2] and "proj" in n for n, _ in model.named_parameters())
+    assert not any(n.rpartition(".")[2] == "weight" and "proj" in n for n, _ in model.named_parameters())
     assert isinstance(model.hf_quantizer, PackedQuantizer)
     model.save_pretrained(tmp_path / "saved")
     assert_same_tensors(tmp_path / "saved", tmp_path / "q")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,11 +24,10 @@ Folder = Callable[[str], Path]
 
 
 @pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers as it is without llmquant."""
     monkeypatch.setitem(AUTO_QUANTIZER_MAPPING, METHOD, CompressedTensorsHfQuantizer)
     monkeypatch.setitem(AUTO_QUANTIZATION_CONFIG_MAPPING, METHOD, CompressedTensorsConfig)
-    return
 
 
 @pytest.mark.usefixtures("plain")
