@@ -49,7 +49,7 @@ EXPORT int32_t llmquant_unpack_rows(const uint32_t* packed, const void* scales, 
                                     void* parallel_for) {
     const UnpackRows work = variant(static_cast<Isa>(isa));
     if (!work) return 1;
-    const UnpackJob job{packed, scales,       zeros, out, cols, words, group, scale_stride, bits, Float(scale_type),
+    const UnpackJob job{packed,         scales, zeros, out, cols, words, group, scale_stride, bits, Float(scale_type),
                         Float(out_type)};
     const int64_t grain = 65536 / (cols + 1) + 1;  // a thread is worth its start from some 10 us of work on
     if (!parallel_for || rows <= grain) {

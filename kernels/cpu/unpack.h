@@ -5,8 +5,8 @@
 //
 //     bits = 4, one word:  | code 7 | code 6 | ... | code 1 | code 0 |     bits 31..28 ... 3..0
 //
-// out[r][c] = round_out(round_scale((code - zero) * scale)): the product is rounded to the type of the scale and then to
-// the type of the result, which are the bits that torch gives for `((codes - zeros) * scales).to(dtype)`.
+// out[r][c] = round_out(round_scale((code - zero) * scale)): the product is rounded to the type of the scale and then
+// to the type of the result, which are the bits that torch gives for `((codes - zeros) * scales).to(dtype)`.
 #pragma once
 
 #include <cstdint>

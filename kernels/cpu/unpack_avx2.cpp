@@ -20,7 +20,8 @@ struct Avx2Lanes {
         } else {
             int32_t eight = 0;
             std::memcpy(&eight, bytes, bits);
-            const __m256i shifts = _mm256_setr_epi32(0, bits, 2 * bits, 3 * bits, 4 * bits, 5 * bits, 6 * bits, 7 * bits);
+            const __m256i shifts =
+                _mm256_setr_epi32(0, bits, 2 * bits, 3 * bits, 4 * bits, 5 * bits, 6 * bits, 7 * bits);
             codes = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(eight), shifts),
                                      _mm256_set1_epi32((1 << bits) - 1));
         }

@@ -5,8 +5,8 @@
 //     round<Float>(values)                   to the nearest of that type, ties to even, still as 32-bit floats
 //     store<Float>(values, out, index)
 //
-// Everything here has internal linkage on purpose. With external linkage the linker would keep one copy of each template
-// for all files, perhaps the one compiled for AVX-512, and run it on a machine that has none.
+// Everything here has internal linkage on purpose. With external linkage the linker would keep one copy of each
+// template for all files, perhaps the one compiled for AVX-512, and run it on a machine that has none.
 #pragma once
 
 #include <cstring>
