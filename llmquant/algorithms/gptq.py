@@ -33,6 +33,7 @@ from llmquant.errors import QuantizationError, RecipeError
 from llmquant.numerics.checks import require_finite
 from llmquant.numerics.grid import Grid, choose_grid
 from llmquant.numerics.quantized import QuantizedTensor
+from llmquant.numerics.threads import one_thread
 from llmquant.spec import Scheme
 
 NEEDS: frozenset[str] = frozenset({"hessian"})
@@ -131,10 +132,11 @@ def _round_in_order(weight: Tensor, lower: Tensor, order: Tensor, grid: Grid, sc
         # What is already rounded pushes on this block.
         targets = torch.addmm(errors[block], lower[end:, block].t(), errors[end:])
         inner = lower[block, block].t().contiguous()
-        for column in range(end - 1, begin - 1, -1):
-            at = column - begin
-            target = targets[at].addmv_(errors[column + 1 : end].t(), inner[at, at + 1 :])
-            errors[column] -= columns.round(target, groups[column], codes[column])
+        with one_thread():
+            for column in range(end - 1, begin - 1, -1):
+                at = column - begin
+                target = targets[at].addmv_(errors[column + 1 : end].t(), inner[at, at + 1 :])
+                errors[column] -= columns.round(target, groups[column], codes[column])
     restored = torch.empty_like(codes)
     restored[order] = codes
     return restored.t().contiguous()

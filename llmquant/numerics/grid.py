@@ -12,7 +12,6 @@ Legend: O out_features, I in_features, G groups a row, g = I / G inputs a group,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,6 +22,7 @@ from llmquant.errors import QuantizationError
 from llmquant.numerics.checks import require_finite
 from llmquant.numerics.grid_search import Piece, search_scales
 from llmquant.numerics.stored_scale import SCALE_DTYPES, as_stored
+from llmquant.numerics.threads import map_chunks
 from llmquant.spec import Scheme
 
 Objective = Literal["absmax", "mse"]
@@ -48,7 +48,6 @@ class Grid:
     zero_groups: int = 0
 
 
-@torch.no_grad()
 def choose_grid(
     weight: Tensor,
     scheme: Scheme,
@@ -82,8 +81,9 @@ def choose_grid(
     scales = torch.empty(shape, dtype=scale_dtype, device=weight.device)
     zeros = None if scheme.symmetric else torch.empty(shape, dtype=torch.int8, device=weight.device)
     scaled_importance = None if importance is None else _normalised(importance, shape[1])
-    zero_groups = 0
-    for rows, pieces in _pieces(weight, scheme, scaled_importance):
+
+    def fill(ranges: list[tuple[int, int]]) -> int:
+        rows, pieces = _pieces(weight, scheme, scaled_importance, ranges)
         low, high = _extremes(pieces, scales[rows].shape)
         scale, zero = _range_grid(low, high, scheme, scale_dtype)
         if objective == "mse":
@@ -93,13 +93,16 @@ def choose_grid(
         scales[rows] = scale.to(scale_dtype)
         if zeros is not None and zero is not None:
             zeros[rows] = torch.where(empty, 0.0, zero).to(torch.int8)
-        zero_groups += int(empty.sum())
-    grid = Grid(scales, zeros, zero_groups)
+        return int(empty.sum())
+
+    chunks = row_chunks(weight)
+    # One scale for all rows is chosen from all of them.
+    parts = [chunks] if scheme.granularity == "tensor" else [[chunk] for chunk in chunks]
+    grid = Grid(scales, zeros, sum(map_chunks(fill, parts, weight.device)))
     _require_in_range(grid, scheme)
     return grid
 
 
-@torch.no_grad()
 def round_to_grid(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     """Round each element to the nearest value of the grid, ties to even multiples of the scale.
 
@@ -113,13 +116,17 @@ def round_to_grid(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     """
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     groups = grid.scales.shape[1]
-    for begin, end in row_chunks(weight):
+
+    def fill(chunk: tuple[int, int]) -> None:
+        begin, end = chunk
         rows = slice(begin, end) if grid.scales.shape[0] > 1 else slice(0, 1)
         steps = weight[begin:end].reshape(end - begin, groups, -1).float() / grid.scales[rows].float().unsqueeze(-1)
         steps.round_()
         if grid.zeros is not None:
             steps.add_(grid.zeros[rows].float().unsqueeze(-1))
-        codes[begin:end] = steps.clamp_(scheme.code_min, scheme.code_max).view(end - begin, -1).to(torch.int8)
+        codes[begin:end] = steps.clamp_(scheme.code_min, scheme.code_max).view(end - begin, -1)
+
+    map_chunks(fill, row_chunks(weight), weight.device)
     return codes
 
 
@@ -162,16 +169,15 @@ def _normalised(importance: Tensor, groups: int) -> Tensor:
     return scaled.float().view(1, groups, -1)
 
 
-def _pieces(weight: Tensor, scheme: Scheme, importance: Tensor | None) -> Iterator[tuple[slice, list[Piece]]]:
-    """Rows of the scales, with the pieces of the weight that they cover: many only if one scale covers them all."""
+def _pieces(
+    weight: Tensor, scheme: Scheme, importance: Tensor | None, ranges: list[tuple[int, int]]
+) -> tuple[slice, list[Piece]]:
+    """Rows of the scales that belong to these rows of the weight, and the weight there."""
     groups = scheme.scale_shape(*weight.shape)[1]
-    ranges = row_chunks(weight)
-    if scheme.granularity == "tensor":
-        yield slice(0, 1), [Piece(weight[b:e].contiguous().unsqueeze(1), importance) for b, e in ranges]
-        return
-    for begin, end in ranges:
-        values = weight[begin:end].contiguous().view(end - begin, groups, -1).float()
-        yield slice(begin, end), [Piece(values, importance)]
+    # Many ranges share one scale: their float32 copies would not be small, so `Piece` makes them one at a time.
+    dtype = torch.float32 if len(ranges) == 1 else weight.dtype
+    pieces = [Piece(weight[b:e].contiguous().view(e - b, groups, -1).to(dtype), importance) for b, e in ranges]
+    return slice(0, 1) if scheme.granularity == "tensor" else slice(*ranges[0]), pieces
 
 
 def _extremes(pieces: list[Piece], shape: torch.Size) -> tuple[Tensor, Tensor]:
