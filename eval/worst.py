@@ -14,7 +14,7 @@ from llmquant.eval.windows import Windows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CONTEXT_TOKENS = 24
+_CONTEXT_TOKENS = 32
 
 
 def worst_tokens(
@@ -35,12 +35,18 @@ def _decoded(scores: TokenScores, windows: Windows, tokenizer: PreTrainedTokeniz
         position=position,
         kl=float(scores.kl[at]),
         context=_text(tokenizer, context),
-        token=_text(tokenizer, [int(scores.target[at])]),
+        token=_continuation(tokenizer, context, int(scores.target[at])),
         probability_baseline=math.exp(-scores.nll_baseline[at]),
         probability_quantized=math.exp(-scores.nll_quantized[at]),
-        top_baseline=_text(tokenizer, [int(scores.top_baseline[at])]),
-        top_quantized=_text(tokenizer, [int(scores.top_quantized[at])]),
+        top_baseline=_continuation(tokenizer, context, int(scores.top_baseline[at])),
+        top_quantized=_continuation(tokenizer, context, int(scores.top_quantized[at])),
     )
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, context: list[int], token: int) -> str:
+    """What a token adds to its context; alone, many tokenizers would drop its leading space."""
+    before, after = _text(tokenizer, context), _text(tokenizer, [*context, token])
+    return after[len(before) :] if context and after.startswith(before) else _text(tokenizer, [token])
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -8,7 +8,7 @@ from llmquant.eval.lines import bytes_text, percent
 from llmquant.eval.report.markup import Markup, element, join, svg
 from llmquant.eval.result import AnatomyPart, EvalReport
 
-_WIDTH, _ROW, _LEFT, _RIGHT = 960, 38, 150, 84
+_WIDTH, _ROW, _LEFT, _RIGHT = 1040, 38, 160, 84
 _COLOURS = 7
 
 

@@ -9,7 +9,7 @@ from llmquant.eval.lines import number
 from llmquant.eval.report.markup import Markup, element, join, svg
 from llmquant.eval.result import EvalReport, Histogram
 
-_WIDTH, _HEIGHT = 640, 340
+_WIDTH, _HEIGHT = 1040, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 18, 46
 _SMALLEST = 1e-9  # a KL of exactly zero has no place on a log axis
 
@@ -120,7 +120,7 @@ def _label(x: float, y: float, name: str, taken: list[tuple[float, float, float]
 
 def kl_histogram_chart(histogram: Histogram, median: float, p99: float, name: str) -> Markup:
     """How per-token KL is distributed: bars over log10, with marks at the median and at 99 %."""
-    width, height, left, bottom = 340, 132, 8, 24
+    width, height, left, bottom = 480, 140, 8, 24
     top = max(histogram.counts) or 1
     step = (width - 2 * left) / len(histogram.counts)
     room = height - bottom - 22
@@ -136,7 +136,7 @@ def kl_histogram_chart(histogram: Histogram, median: float, p99: float, name: st
         power = min(max(math.log10(max(value, 1e-300)), histogram.low), histogram.high)
         return left + (power - histogram.low) / (histogram.high - histogram.low) * (width - 2 * left)
 
-    marks = [_mark(x(value), height - bottom, text, width) for value, text in ((median, "median"), (p99, "99 %"))]
+    marks = [_mark(x(median), height - bottom, "median", -1), _mark(x(p99), height - bottom, "99 %", 1)]
     powers = range(math.ceil(histogram.low), math.floor(histogram.high) + 1, 2)
     ticks = [
         element(
@@ -162,10 +162,8 @@ def kl_histogram_chart(histogram: Histogram, median: float, p99: float, name: st
     return svg(width, height, title, *bars, base, *marks, *ticks)
 
 
-def _mark(x: float, bottom: float, text: str, width: int) -> Markup:
-    anchor = "end" if x > width - 50 else "start"
-    shift = -4 if anchor == "end" else 4
+def _mark(x: float, bottom: float, text: str, side: int) -> Markup:
     return join(
         element("line", class_="mark", x1=x, x2=x, y1=6.0, y2=float(bottom)),
-        element("text", text, class_="tick", x=x + shift, y=14.0, text_anchor=anchor),
+        element("text", text, class_="tick", x=x + 4 * side, y=14.0, text_anchor="start" if side == 1 else "end"),
     )

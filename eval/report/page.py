@@ -53,7 +53,7 @@ def render_page(reports: Sequence[EvalReport]) -> str:
 
 _DISTRIBUTION_NOTE = (
     "Share of tokens by KL(baseline‖quantized), log axis. Most of the mean comes from tokens on which the baseline "
-    "itself is undecided; the small table splits them by the baseline's highest probability."
+    "itself is undecided; the small table splits them by the baseline's highest probability (“sure”)."
 )
 
 
@@ -69,7 +69,7 @@ def _header(reports: Sequence[EvalReport]) -> Markup:
         element(
             "li",
             element("b", report.name),
-            f" {verdict_line(report)}.",
+            f": {verdict_line(report)}.",
             class_=None if report.budget_passed else "over",
         )
         for report in reports
@@ -114,10 +114,10 @@ def _distribution(report: EvalReport) -> Markup:
 def _buckets(report: EvalReport) -> Markup:
     buckets = report.comparison.confidence_buckets
     tokens = report.comparison.tokens
-    head = [element("th", f"{bucket.low:g}–{bucket.high:g}", scope="col") for bucket in buckets]
+    head = [element("th", f"{100 * bucket.low:.0f}–{100 * bucket.high:.0f}", scope="col") for bucket in buckets]
     share = [element("td", percent(bucket.tokens / tokens, 0), class_="num") for bucket in buckets]
     kl = [element("td", number(bucket.kl, 2), class_="num") for bucket in buckets]
-    rows = (("confidence", head), ("tokens", share), ("KL", kl))
+    rows = (("sure, %", head), ("tokens", share), ("KL", kl))
     return element(
         "table", *(element("tr", element("th", name, scope="row"), *row) for name, row in rows), class_="buckets"
     )

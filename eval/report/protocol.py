@@ -9,7 +9,7 @@ from llmquant.eval.result import EvalReport
 
 def protocol_notes(report: EvalReport) -> Markup:
     """Numbered notes, which the table's heads link to, then machine and versions."""
-    texts = (_size(report), _perplexity(report), _kl(report), _TOP1, _speed(report), _memory(report), _VERDICT)
+    texts = (_size(report), _perplexity(report), _kl(report), _TOP1, _speed(report), _VERDICT)
     notes = [element("li", text, id=f"note-{place}") for place, text in enumerate(texts, 1)]
     facts = {**report.machine, **report.versions}
     machine = [join(element("dt", name), element("dd", str(value))) for name, value in facts.items()]
@@ -25,9 +25,11 @@ _VERDICT = (
 
 
 def _size(report: EvalReport) -> str:
+    note = report.quantized.memory.note if report.quantized.memory else "not measured"
     return (
         "Bytes of the safetensors files (decimal units). Bits per weight count all stored tensors, scales, zeros and "
-        f"16-bit parts included, over the baseline's {report.baseline.parameters:,} weights."
+        f"16-bit parts included, over the baseline's {report.baseline.parameters:,} weights. "
+        f"In memory: parameters and buffers, shared storage once; at work: one window is scored ({note})."
     )
 
 
@@ -63,8 +65,3 @@ def _speed(report: EvalReport) -> str:
         f"each of {speed.decode_speedup.runs} rounds. Median and quartiles; the ratios are of each round. "
         "The baseline's row shows its speed in the first evaluation."
     )
-
-
-def _memory(report: EvalReport) -> str:
-    note = report.quantized.memory.note if report.quantized.memory else "not measured"
-    return f"Parameters and buffers, shared storage once. At work: one window is scored ({note})."

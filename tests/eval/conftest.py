@@ -9,6 +9,11 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llmquant.eval.evaluate import Subject, evaluate
+from llmquant.eval.result import AnatomyPart, EvalReport
+from llmquant.eval.throughput import ThroughputOptions
+from llmquant.eval.windows import make_windows
+
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz <>/()\n."
 
 
@@ -78,3 +83,28 @@ def text() -> str:
     """700 characters without structure."""
     generator = torch.Generator().manual_seed(3)
     return "".join(CHARACTERS[i] for i in torch.randint(len(CHARACTERS), (700,), generator=generator).tolist())
+
+
+@pytest.fixture(scope="session")
+def report(baseline, perturbed, tokenizer, text, tmp_path_factory) -> EvalReport:
+    """A full evaluation of the tiny pair, with every optional part."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    perturbed.save_pretrained(folder)
+    losses = {
+        f"model.layers.{block}.{name}": 0.01 * (block + 1) for block in range(2) for name in ("q_proj", "up_proj")
+    }
+    subject = Subject(
+        name="int4-<b>test</b>",
+        baseline_name="tiny & random",
+        folder=folder,
+        baseline_folder=folder,
+        limits={"kl": 1e-6, "perplexity_ratio": 100.0, "bits_per_weight": 40.0},
+        kernels={"linear_int4": 14},
+        anatomy=(AnatomyPart("attention", "int4-g32", 4000), AnatomyPart("mlp", "keep", 9000)),
+        anatomy_baseline=(AnatomyPart("attention", "keep", 16000), AnatomyPart("mlp", "keep", 9000)),
+        layer_losses={**losses, "lm_head": 0.5},
+        recipe_yaml="version: 1\nname: <script>alert(1)</script>\n",
+    )
+    windows = make_windows([text], tokenizer, source="noise.txt", length=40, context=64)
+    options = ThroughputOptions(prompt_tokens=16, decode_tokens=4, seconds=0.5, min_rounds=3)
+    return evaluate(baseline, perturbed, windows, subject, tokenizer=tokenizer, throughput=options, noise_floor=True)

@@ -1,0 +1,223 @@
+"""The page and the table: every number is there, everything is escaped, nothing comes from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from llmquant.errors import DataError
+from llmquant.eval.lines import bytes_text, change, number, percent, speedup, verdict_line
+from llmquant.eval.report import render_page
+from llmquant.eval.report.charts import tradeoff_chart
+from llmquant.eval.report.heatmap import loss_heatmap
+from llmquant.eval.report.markup import element
+from llmquant.eval.report.worst import visible
+from llmquant.eval.result import EvalReport
+from llmquant.eval.statistics import Estimate, Spread
+from llmquant.eval.table import render_table
+
+VOID = {"meta"}
+
+
+class _Checker(HTMLParser):
+    """Tags must nest; collects text and attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+
+def _parsed(page: str) -> _Checker:
+    checker = _Checker()
+    checker.feed(page)
+    assert not checker.stack
+    return checker
+
+
+@pytest.fixture(scope="module")
+def other(report: EvalReport) -> EvalReport:
+    kl = dataclasses.replace(report.comparison.kl, mean=0.0, low=0.0, high=0.0, standard_error=0.0)
+    comparison = dataclasses.replace(report.comparison, kl=kl, verdict="indistinguishable")
+    return dataclasses.replace(report, name="int8", comparison=comparison)
+
+
+def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
+    text = _parsed(render_page([report, other])).text
+    kl, comparison, speed = report.comparison.kl, report.comparison, report.quantized.speed
+    assert speed is not None
+    expected = [
+        bytes_text(report.quantized.checkpoint_bytes),
+        number(report.quantized.bits_per_weight),
+        number(report.baseline.perplexity.value, 4),
+        number(report.quantized.perplexity.value, 4),
+        number(report.quantized.perplexity.low),
+        number(report.quantized.perplexity.high),
+        number(kl.mean),
+        number(kl.standard_error, 2),
+        number(kl.median),
+        number(kl.p90),
+        number(kl.p99),
+        number(kl.p999),
+        number(kl.max),
+        percent(comparison.top1_agreement.value),
+        number(speed.prefill.median),
+        number(speed.decode.median),
+        number(speed.decode.q25),
+        str(comparison.flips.right_to_wrong),
+        report.protocol.data_hash,
+        report.machine["cpu"],
+        report.versions["torch"],
+        "linear_int4: 14 layers",
+        "0.5",
+        "16 kB",
+        number(report.worst_tokens[0].kl),
+        "tiny & random",
+        "KL",
+        "✗",
+        "✓",
+        "noise.txt",
+        "indistinguishable",
+        f"{report.protocol.windows} windows of 40 tokens",
+    ]
+    assert [value for value in expected if str(value) not in text] == []
+
+
+def test_page_is_self_contained_and_escaped(report: EvalReport) -> None:
+    worst = dataclasses.replace(
+        report.worst_tokens[0], token='<img src=x onerror="a()">', context="</td></svg><script>x()"
+    )
+    nasty = dataclasses.replace(report, worst_tokens=(worst,), layer_losses={'a.0."><b>': 0.1, "model.layers.1.x": 0.2})
+    page = render_page([nasty])
+    checker = _parsed(page)
+    assert not checker.tags & {"script", "img", "link", "iframe", "object", "b>"}
+    assert '<img src=x onerror="a()">' in checker.text
+    assert "<script>alert(1)</script>" in checker.text
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", page)
+    names = {name for name, _ in checker.attributes}
+    assert not {name for name in names if name.startswith("on") or name == "src"}
+    assert all(value is not None and value.startswith("#note-") for name, value in checker.attributes if name == "href")
+
+
+def test_footnote_links_lead_somewhere(report: EvalReport) -> None:
+    attributes = _parsed(render_page([report])).attributes
+    targets = {value for name, value in attributes if name == "id"}
+    links = {(value or "")[1:] for name, value in attributes if name == "href"}
+    assert links
+    assert links <= targets
+
+
+def test_page_of_a_bare_report(report: EvalReport) -> None:
+    section = dataclasses.replace(
+        report.quantized, checkpoint_bytes=None, bits_per_weight=None, memory=None, speed=None
+    )
+    bare = dataclasses.replace(
+        report, baseline=section, quantized=section, speed_protocol=None, recipe_yaml=None, kernels={}, anatomy=(),
+        worst_tokens=(), layer_losses={}, budget=(),
+    )  # fmt: skip
+    text = _parsed(render_page([bare])).text
+    assert "Loss by token" in text
+    assert not [title for title in ("Loss against size", "Where the bytes are", "tok/s", "Recipes") if title in text]
+
+
+def test_slower_models_get_a_flag(report: EvalReport) -> None:
+    assert report.speed_protocol is not None
+    slow = dataclasses.replace(report.speed_protocol, decode_speedup=Spread(0.8, 0.7, 0.9, 5))
+    page = render_page([dataclasses.replace(report, speed_protocol=slow)])
+    assert "▼ slower, 0.80×" in _parsed(page).text
+    assert speedup(Spread(0.98, 0.9, 1.1, 5))[1] == "equal"
+    assert speedup(Spread(1.2, 1.1, 1.3, 5))[1] == "faster"
+
+
+def test_reports_of_other_texts_do_not_mix(report: EvalReport) -> None:
+    other = dataclasses.replace(report, protocol=dataclasses.replace(report.protocol, data_hash="sha256:0"))
+    with pytest.raises(DataError, match="evaluate both on the same text"):
+        render_page([report, other])
+    with pytest.raises(DataError, match="no evaluation"):
+        render_table([])
+
+
+def test_table_has_a_row_per_model(report: EvalReport, other: EvalReport) -> None:
+    console = Console(width=200, record=True, force_terminal=False)
+    with console.capture() as capture:
+        console.print(render_table([report, other]))
+    text = capture.get()
+    assert text.index("tiny & random") < text.index("int4-<b>test</b>") < text.index("int8")
+    for value in (number(report.comparison.kl.mean), number(report.quantized.perplexity.value, 4), "over budget: kl"):
+        assert value in text
+
+
+def test_verdict_line(report: EvalReport) -> None:
+    line = verdict_line(report)
+    for part in (
+        "32.0 bits per weight",
+        "1.00x smaller",
+        f"KL {number(report.comparison.kl.mean)}",
+        "budget FAILED (kl)",
+    ):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (12.34, "12.3"),
+        (1234.5, "1234"),
+        (0.00012345, "0.000123"),
+        (1.23e-7, "1.23e-7"),
+        (5e7, "5.00e7"),
+        (None, "–"),
+        (100.0, "100"),
+    ],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_small_texts() -> None:
+    assert [bytes_text(size) for size in (None, 999, 1000, 999_499, 999_500, 8_393_216)] == [
+        "–",
+        "999 B",
+        "1 kB",
+        "999 kB",
+        "1 MB",
+        "8.39 MB",
+    ]
+    assert change(Estimate(1.021, 1.019, 1.024)) == "+2.1 % [+1.9, +2.4]"
+    assert change(Estimate(0.9995)) == "-0.050 %"
+    assert [visible(text) for text in (" a\n", "\n\n", "", "b c")] == ["␣a↵", "↵↵", "(empty)", "b c"]
+    assert element("p", '<&"', class_="x", data_y="'") == '<p class="x" data-y="&#x27;">&lt;&amp;&quot;</p>'
+
+
+def test_many_near_points_get_separate_labels(report: EvalReport) -> None:
+    drawing = tradeoff_chart([dataclasses.replace(report, name=f"r{place}") for place in range(4)])
+    assert drawing is not None
+    places = re.findall(r'class="label" x="[\d.]+" y="([\d.]+)"', drawing)
+    assert len(set(places)) == 4
+
+
+def test_heatmap_scales_to_many_layers() -> None:
+    losses = {f"model.layers.{block}.mlp.up_proj": 1e-3 * (block + 1) for block in range(80)}
+    drawing = loss_heatmap(losses, "x")
+    assert drawing is not None
+    assert drawing.count('class="cell"') == 80
+    assert loss_heatmap({}, "x") is None

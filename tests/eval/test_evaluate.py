@@ -1,0 +1,170 @@
+"""The whole evaluation of a tiny pair, its budget and its memory figures."""
+
+from __future__ import annotations
+
+import copy
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmquant.errors import CheckpointError, DataError, RecipeError
+from llmquant.eval.budget import check_budget
+from llmquant.eval.divergence import compare
+from llmquant.eval.machine import machine, versions
+from llmquant.eval.memory import checkpoint_size, parameter_bytes, peak_rss_of
+from llmquant.eval.noise import measure_noise_floor
+from llmquant.eval.result import EvalReport
+from llmquant.eval.throughput import ThroughputOptions, measure_throughput
+from llmquant.eval.windows import make_windows
+
+
+def test_report_holds_what_was_measured(report: EvalReport, baseline) -> None:
+    parameters = sum(parameter.numel() for parameter in baseline.parameters())
+    assert report.baseline.parameters == report.quantized.parameters == parameters
+    assert report.quantized.bits_per_weight == pytest.approx(32.0)
+    assert report.quantized.dtype == "float32"
+    assert report.quantized.memory is not None
+    assert report.quantized.memory.parameter_bytes >= 4 * parameters
+    assert [each.passed for each in report.budget] == [False, True, True]
+    assert not report.budget_passed
+    assert report.comparison.noise_floor is not None
+    assert 0 < report.comparison.noise_floor < 1e-9
+    assert [token.kl for token in report.worst_tokens] == sorted(
+        (token.kl for token in report.worst_tokens), reverse=True
+    )
+    assert report.worst_tokens[0].kl == report.comparison.kl.max
+    assert report.speed_protocol is not None
+    assert report.speed_protocol.decode_speedup.runs >= 3
+    assert report.baseline.speed is not None
+    assert (
+        0 < report.baseline.speed.decode.q25 <= report.baseline.speed.decode.median <= report.baseline.speed.decode.q75
+    )
+
+
+def test_worst_tokens_are_decoded_in_context(report: EvalReport, text) -> None:
+    for token in report.worst_tokens:
+        begin = token.window * 39 + token.position - 1
+        assert token.token == (text + "\n\n")[begin]
+        assert (text + "\n\n")[:begin].endswith(token.context)
+
+
+def test_throughput_alternates_the_models(baseline, perturbed) -> None:
+    order: list[str] = []
+    models = [copy.deepcopy(model) for model in (baseline, perturbed)]
+    hooks = [
+        model.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+        for model, name in zip(models, "AB", strict=True)
+    ]
+    options = ThroughputOptions(prompt_tokens=8, decode_tokens=2, warmup=0, min_rounds=4, seconds=0.3)
+    found = measure_throughput(models[0], models[1], torch.arange(10), options)
+    for hook in hooks:
+        hook.remove()
+    rounds = ["".join(order[i : i + 6]) for i in range(0, len(order), 6)]
+    assert rounds[:4] == ["AAABBB", "BBBAAA", "AAABBB", "BBBAAA"]
+    assert found.protocol.prefill_speedup.runs == len(rounds)
+    with pytest.raises(DataError, match="needs 10 tokens"):
+        measure_throughput(models[0], models[1], torch.arange(9), options)
+
+
+def test_decode_uses_the_cache(baseline) -> None:
+    seen: list[torch.Size] = []
+    model = copy.deepcopy(baseline)
+    model.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True)
+    options = ThroughputOptions(prompt_tokens=8, decode_tokens=2, batch_size=3, warmup=0, min_rounds=1, seconds=0.0)
+    measure_throughput(model, model, torch.arange(10), options)
+    assert seen[:3] == [torch.Size([3, 8]), torch.Size([3, 1]), torch.Size([3, 1])]
+
+
+def test_budget(report: EvalReport) -> None:
+    kl = report.comparison.kl
+    assert kl.low is not None
+    exact, inside = check_budget({"kl": kl.mean, "perplexity_ratio": None}, report.comparison, None), kl.low * 1.001
+    assert [(each.name, each.passed, each.certain) for each in exact] == [("kl", True, False)]
+    assert [each.passed for each in check_budget({"kl": inside}, report.comparison, None)] == [False]
+    assert check_budget({"bits_per_weight": 4.5}, report.comparison, 4.25)[0].passed
+    with pytest.raises(RecipeError, match="unknown budget 'klx'"):
+        check_budget({"klx": 1.0}, report.comparison, 4.0)
+    with pytest.raises(RecipeError, match="needs the checkpoint's folder"):
+        check_budget({"bits_per_weight": 4.5}, report.comparison, None)
+
+
+def _safetensors(path: Path, payload: int) -> None:
+    header = json.dumps({"x": {"dtype": "U8", "shape": [payload], "data_offsets": [0, payload]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(payload))
+
+
+def test_checkpoint_size_follows_the_index(tmp_path: Path) -> None:
+    _safetensors(tmp_path / "a.safetensors", 100)
+    _safetensors(tmp_path / "b.safetensors", 40)
+    size = checkpoint_size(tmp_path)
+    assert size.tensor_bytes == 140
+    assert size.file_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert size.bits_per_weight(280) == 4.0
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "a.safetensors"}}), encoding="utf-8")
+    assert checkpoint_size(tmp_path).tensor_bytes == 100
+    index.write_text(json.dumps({"weight_map": {"x": "c.safetensors"}}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="named by the index, but missing"):
+        checkpoint_size(tmp_path)
+
+
+def test_bad_checkpoints_have_no_size(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no safetensors files"):
+        checkpoint_size(tmp_path)
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", 1000) + b"{}")
+    with pytest.raises(CheckpointError, match="truncated"):
+        checkpoint_size(tmp_path)
+
+
+def test_shared_memory_counts_once() -> None:
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(10, 10, bias=False), "b": torch.nn.Linear(10, 10, bias=False)})
+    assert parameter_bytes(model) == 800
+    model["b"].weight = model["a"].weight
+    assert parameter_bytes(model) == 400
+
+
+def test_peak_memory_of_a_call() -> None:
+    peak = peak_rss_of(lambda: bytes(bytearray(b"x" * (64 << 20)))[:3])
+    assert peak.result == b"xxx"
+    if peak.rise_bytes is None:
+        pytest.skip(peak.note)
+    assert (64 << 20) <= peak.rise_bytes < (256 << 20)
+
+
+def test_noise_floor_is_the_kl_to_the_wider_dtype(baseline, tokenizer, text) -> None:
+    windows = make_windows([text], tokenizer, source="t", length=40, max_windows=4)
+    half = copy.deepcopy(baseline).to(torch.bfloat16)
+    floor = measure_noise_floor(half, windows, max_windows=2)
+    wide = copy.deepcopy(half).to(torch.float32)
+    few = make_windows([text], tokenizer, source="t", length=40, max_windows=2)
+    assert floor == pytest.approx(compare(wide, half, few).section.kl.mean, rel=1e-6)
+    assert 1e-7 < floor < 0.1
+    with pytest.raises(DataError, match="no wider dtype"):
+        measure_noise_floor(copy.deepcopy(baseline).to(torch.float64), windows)
+
+
+def test_facts_name_no_host() -> None:
+    import getpass
+    import platform
+
+    facts = {**machine(torch.device("cpu")), **versions()}
+    assert {"cpu", "threads", "cores", "torch", "transformers", "llmquant"} <= facts.keys()
+    words = [str(value) for value in facts.values()]
+    assert platform.node() not in words
+    assert getpass.getuser() not in words
+
+
+def test_known_perplexity_of_a_trained_model(shared_data: Path) -> None:
+    """64 windows of 256 tokens: the value that the model's own page states."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared_data / "models" / "stories260K"
+    text = (shared_data / "text" / "tinystories.valid.txt").read_text(encoding="utf-8")[:160_000]
+    windows = make_windows(
+        [text], AutoTokenizer.from_pretrained(folder), source="tinystories", length=256, max_windows=64
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert compare(model, model, windows).perplexity_baseline.value == pytest.approx(4.255, abs=0.002)

@@ -1,0 +1,93 @@
+"""The report object: JSON round trip, refusals, and that the documentation names every key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+
+import pytest
+
+from llmquant.errors import DataError
+from llmquant.eval import result
+from llmquant.eval.result import SCHEMA_VERSION, EvalReport
+
+
+def test_json_round_trip(report: EvalReport, tmp_path: Path) -> None:
+    text = report.to_json()
+    assert json.loads(text)["schema_version"] == SCHEMA_VERSION
+    assert EvalReport.from_json(text) == report
+    (tmp_path / "report.json").write_text(text, encoding="utf-8")
+    assert EvalReport.load(tmp_path / "report.json") == report
+
+
+def test_optional_parts_may_be_absent(report: EvalReport) -> None:
+    bare = dataclasses.replace(
+        report,
+        speed_protocol=None,
+        recipe_yaml=None,
+        worst_tokens=(),
+        layer_losses={},
+        anatomy=(),
+        budget=(),
+        kernels={},
+        baseline=dataclasses.replace(
+            report.baseline, checkpoint_bytes=None, bits_per_weight=None, memory=None, speed=None
+        ),
+    )
+    assert EvalReport.from_json(bare.to_json()) == bare
+    assert bare.size_ratio is None
+    assert bare.budget_passed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 99}, "schema version 99"),
+        ({"surprise": 1}, "'surprise'"),
+        ({"name": 3}, "'name'"),
+        ({"comparison": {}}, "comparison"),
+    ],
+)
+def test_malformed_reports_are_refused(report: EvalReport, change: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        EvalReport.from_json(json.dumps({**json.loads(report.to_json()), **change}))
+
+
+def test_unknown_key_inside_a_section_is_refused(report: EvalReport) -> None:
+    data = json.loads(report.to_json())
+    data["comparison"]["kl"]["mode"] = 0.1
+    with pytest.raises(DataError, match=r"comparison\.kl\.mode"):
+        EvalReport.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": "1"}'])
+def test_other_files_are_refused(text: str) -> None:
+    with pytest.raises(DataError):
+        EvalReport.from_json(text)
+
+
+def _dataclasses_in(kind: object) -> set[type]:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind, dict(vars(result)))
+        inner = [_dataclasses_in(hints[field.name]) for field in dataclasses.fields(kind)]
+        return {kind}.union(*inner)
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is not None:
+        return set().union(*(_dataclasses_in(part) for part in typing.get_args(kind)))
+    return set()
+
+
+def test_documentation_names_every_key(repository: Path) -> None:
+    text = (repository / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    kinds = _dataclasses_in(EvalReport)
+    assert len(kinds) >= 15
+    missing = [
+        f"{kind.__name__}.{field.name}"
+        for kind in kinds
+        for field in dataclasses.fields(kind)
+        if f"`{field.name}`" not in text
+    ]
+    assert not missing
+    assert f"schema version {SCHEMA_VERSION}" in text
