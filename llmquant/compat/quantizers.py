@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 from llmquant.errors import CheckpointError
 
-if TYPE_CHECKING:  # transformers.modeling_utils imports the quantizers, and so perhaps this module
+if TYPE_CHECKING:  # importing transformers.modeling_utils can import this module, see llmquant.hf.register
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class CompressedTensorsConfig(OriginalConfig):
 
     def original(self) -> OriginalConfig:
         """The config that transformers would have made of the stored entry and the user's wishes."""
-        config = OriginalConfig.from_dict(copy.deepcopy(self.stored))
+        config: Any = OriginalConfig.from_dict(copy.deepcopy(self.stored))
         for name in ("dequantize", "use_optimized_inference"):
             if getattr(self, name) is not None:
                 setattr(config, name, getattr(self, name))
@@ -112,14 +112,14 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
         return not self.packed and super().is_trainable
 
     @property
-    def is_qat_trainable(self) -> bool:  # a method in the original, hence always true there
+    def is_qat_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]  # a method there, so true
         return not self.packed and super().is_qat_trainable()
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         if self.packed:
-            config = self.quantization_config
+            config: Any = self.quantization_config
             refusal = self.swap(model, config.stored, checkpoint_files)
             if refusal is not None:
                 self._become_original(config, refusal, pre_quantized=self.pre_quantized)

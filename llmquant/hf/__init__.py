@@ -11,9 +11,10 @@ from llmquant.compat.late_import import after_import
 def register() -> None:
     """Make transformers keep the integer weights of compressed-tensors checkpoints packed.
 
-    It takes effect at once or, where transformers is not imported yet, when its quantizers are.
+    It takes effect at once or, where transformers is not imported yet, as soon as its models can be loaded.
     """
-    after_import("transformers.quantizers.auto", _install)
+    # Not the module of the quantizers, which our own import: nothing of ours may be half imported when this runs.
+    after_import("transformers.modeling_utils", _install)
 
 
 def _install() -> None:

@@ -132,8 +132,10 @@ class RecipeQuantizer(HfQuantizer):
     def _calibrate(self, model: PreTrainedModel, plan: Plan) -> None:
         assert plan.recipe.calibration is not None
         tokenizer = self.quantization_config.tokenizer
-        if tokenizer is None or isinstance(tokenizer, (str, Path)):
-            tokenizer = load_tokenizer(tokenizer or model.name_or_path)
+        if tokenizer is None:
+            tokenizer = model.name_or_path
+        if isinstance(tokenizer, (str, Path)):
+            tokenizer = load_tokenizer(tokenizer)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         data = load_calibration(plan.recipe.calibration, tokenizer, context=context)
         if data.note:
