@@ -39,7 +39,7 @@ def measure(data: Path, model: str, recipe: str, work: Path) -> dict[str, Any]:
     run = llmquant.quantize(
         source, recipe, out, calibration=calibration if recipe.endswith("gptq") else None, overwrite=True
     )
-    report = llmquant.evaluate(out, source, text=text, length=LENGTH, max_windows=WINDOWS, speed=False)
+    report = llmquant.evaluate(out, source, text=text, length=LENGTH, max_windows=WINDOWS, speed=0)
     comparison = report.comparison
     return {
         "model": model,

@@ -95,7 +95,7 @@ def evaluate(
     stride: int | None = None,
     max_windows: int | None = None,
     dtype: str = "auto",
-    speed: bool = True,
+    speed: float = 20.0,
     noise_floor: bool = False,
     budget: Mapping[str, float | None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -110,7 +110,7 @@ def evaluate(
         stride: text tokens from one window to the next; without it windows do not overlap.
         max_windows: use only the first windows.
         dtype: in which both models compute; "auto" is that of the checkpoint.
-        speed: also measure prefill and decode throughput.
+        speed: seconds to spend on prefill and decode throughput; 0 leaves it out.
         noise_floor: also measure how far the baseline is from itself in float32.
         budget: limits by name (kl, perplexity_ratio, bits_per_weight); over those of the recipe.
         progress: is called with (stage, done, in all).
@@ -138,7 +138,7 @@ def evaluate(
         windows,
         _subject(Path(model), Path(baseline), kernels_used(after), budget or {}),
         tokenizer=tokenizer,
-        throughput=ThroughputOptions() if speed else None,
+        throughput=ThroughputOptions(seconds=speed) if speed else None,
         noise_floor=noise_floor,
         progress=progress,
     )

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--stride", type=int, help="tokens between windows (no overlap)")
     evaluate.add_argument("--max-windows", type=int, help="use only the first windows")
     evaluate.add_argument("--dtype", default="auto", help="compute dtype of both models (that of the checkpoint)")
-    evaluate.add_argument("--no-speed", action="store_true", help="leave the throughput out")
+    evaluate.add_argument("--speed", type=float, default=20, metavar="S", help="seconds for throughput (20; 0: none)")
     evaluate.add_argument("--noise-floor", action="store_true", help="measure the baseline against itself in float32")
     evaluate.add_argument(
         "--budget", action="append", default=[], metavar="NAME=VALUE", help="a limit, such as kl=0.03"
@@ -121,7 +121,7 @@ def _evaluate(args: argparse.Namespace, console: Console) -> int:
     with RunDisplay(console) as display:
         report = evaluate(
             args.model, args.baseline, text=args.text, length=args.length, stride=args.stride,
-            max_windows=args.max_windows, dtype=args.dtype, speed=not args.no_speed, noise_floor=args.noise_floor,
+            max_windows=args.max_windows, dtype=args.dtype, speed=args.speed, noise_floor=args.noise_floor,
             budget=_limits(args.budget), progress=display.stages,
         )  # fmt: skip
     print_reports(console, [report])

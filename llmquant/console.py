@@ -14,11 +14,10 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from llmquant.engine.journal import LayerRecord
@@ -36,9 +35,13 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _whole() -> Column:
+    return Column(no_wrap=True, overflow="ellipsis")
+
+
 class _PeakMemoryColumn(ProgressColumn):
     def render(self, task: Task) -> Text:  # noqa: ARG002
-        return Text(f"peak {peak_bytes() / 1e9:.2f} GB", style="dim")
+        return Text(f"{peak_bytes() / 1e9:.2f} GB", style="dim")
 
 
 class RunDisplay(Progress):
@@ -47,8 +50,10 @@ class RunDisplay(Progress):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = RichProgress(
-            TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), _PeakMemoryColumn(), TextColumn("[dim]{task.fields[detail]}"),
+            TextColumn("{task.description:>10}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=_whole()),
+            _PeakMemoryColumn(table_column=_whole()),
+            TextColumn("[dim]{task.fields[detail]}", table_column=_whole()),
             console=console,
         )  # fmt: skip
         self._task: Any = None
@@ -69,7 +74,7 @@ class RunDisplay(Progress):
         self._bars.advance(self._task)
 
     def layer(self, name: str, record: LayerRecord) -> None:
-        self._bars.update(self._task, detail=f"{name} {record.scheme} error {record.loss:.2%}")
+        self._bars.update(self._task, detail=f"{'.'.join(name.split('.')[-2:])} {record.loss:.2%}")
 
     def note(self, text: str) -> None:
         self._console.print(f"[yellow]note:[/] {text}")

@@ -13,7 +13,7 @@ from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
 
 RECIPES = ("int8", "int4-g32", "int4-g32-gptq", "int4-g128", "int4-g128-gptq")
-_WINDOWS = 128
+_WINDOWS, _SPEED_SECONDS = 128, 5.0
 
 
 def demo(out: Path, page: Path, console: Console) -> list[EvalReport]:
@@ -34,7 +34,9 @@ def demo(out: Path, page: Path, console: Console) -> list[EvalReport]:
             with RunDisplay(console) as display:
                 quantize(model, recipe, out / recipe, overwrite=True, progress=display)
             with RunDisplay(console) as display:
-                reports.append(evaluate(out / recipe, model, max_windows=_WINDOWS, progress=display.stages))
+                reports.append(
+                    evaluate(out / recipe, model, max_windows=_WINDOWS, speed=_SPEED_SECONDS, progress=display.stages)
+                )
             (out / f"{recipe}.json").write_text(reports[-1].to_json(), encoding="utf-8")
     print_reports(console, reports)
     page.write_text(render_page(reports), encoding="utf-8")
