@@ -105,5 +105,5 @@ def _verdict_cell(report: EvalReport) -> Markup:
 def _budget_badge(each: BudgetVerdict) -> Markup:
     name = {"kl": "KL", "perplexity_ratio": "ppl ratio", "bits_per_weight": "bits"}[each.name]
     sign, relation, mood = ("✓", "≤", "good") if each.passed else ("✗", ">", "bad")
-    text = f"{sign} {name} {number(each.measured)} {relation} {each.limit:g}"
+    text = f"{sign} {name} {number(each.measured, 4)} {relation} {each.limit:g}"
     return element("span", text, "" if each.certain else " (within error)", class_=f"badge {mood}")
