@@ -17,8 +17,8 @@ from llmquant.hf import register as _register
 
 if TYPE_CHECKING:
     from llmquant.api import evaluate, plan, quantize
-    from llmquant.hf.load import load
     from llmquant.hf.config import RecipeConfig
+    from llmquant.hf.load import load
 
 __all__ = ["RecipeConfig", "evaluate", "load", "plan", "quantize"]
 

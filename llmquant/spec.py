@@ -41,7 +41,9 @@ class Scheme:
         if self.bits not in (*BITS, 16):
             raise ValueError(f"a scheme has {', '.join(map(str, BITS))} bits (or 16 for keep), not {self.bits}")
         if (self.granularity == "group") != (self.group_size is not None):
-            raise ValueError(f"group_size goes with granularity 'group' only; got {self.granularity!r}, {self.group_size}")
+            raise ValueError(
+                f"group_size goes with granularity 'group' only; got {self.granularity!r}, {self.group_size}"
+            )
         if self.activations and (self.bits, self.granularity, self.symmetric) != (8, "channel", True):
             raise ValueError("8-bit activations go with symmetric 8-bit weights per channel only")
 

@@ -63,7 +63,7 @@ def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
 
 
 class _LazyTensor:
-    """Stands in for a safetensors slice: read only when transformers asks for it, so that one tensor is held at a time."""
+    """Stands in for a safetensors slice: read when transformers asks for it, so that one tensor is held at a time."""
 
     def __init__(self, read: Callable[[str], Tensor], name: str) -> None:
         self._read, self._name = read, name
