@@ -1,8 +1,9 @@
 """Who can load the result of a plan: rules of other readers, as small functions, before any work is done.
 
 A rule looks at one quantized module (or at the plan as a whole) and gives the reason why a reader cannot take it, or
-None. The rules for transformers 5.23 with compressed-tensors 0.20 were found by loading, and a test repeats it; those
-for vLLM were read in its source (0.32), and can be compared with a running one on CPU by the script in tests/clients.
+None. The rules for transformers 5.23 with compressed-tensors 0.20 and for vLLM 0.32 on CPU were found by running 119
+hand-written checkpoints in them; tests/clients repeats it with llmquant's own. Those for vLLM on GPU were read in its
+source.
 """
 
 from __future__ import annotations
@@ -195,25 +196,42 @@ def _gpu_kernels(plan: Plan) -> Reason:
     return f"{', '.join(names)}; by its source, not run"
 
 
-def _sixteen_bit(plan: Plan) -> Reason:
-    return "computes in 16 bit unless --dtype float32" if plan.inventory.dtype == torch.float32 else None
+def _served_in_16_bit(plan: Plan) -> Reason:
+    """What `--dtype auto` makes of float32; the int4 kernels, of both devices, take 16-bit inputs only."""
+    if plan.inventory.dtype != torch.float32:
+        return None
+    weight_only = any(not scheme.activations for scheme in _schemes(plan))
+    rest = ", --dtype float32 has no kernel for its weights" if weight_only else " unless --dtype float32"
+    return f"float32 is served in bfloat16 (--dtype auto or bfloat16){rest}"
 
 
-def _packed(_: Plan) -> Reason:
+def _quantized_activations(plan: Plan) -> Reason:
+    if not any(scheme.activations for scheme in _schemes(plan)):
+        return None
+    return "quantizes activations too, so logits differ from those of the dense weights"
+
+
+def _packed(plan: Plan) -> Reason:
+    if any(scheme.activations for scheme in _schemes(plan)):
+        return "8-bit activations: loaded as by transformers, with its compressed-tensors package"
     return "weights stay packed"
 
 
 _READERS = {
     LLMQUANT: _Reader(remarks=(_packed,)),
-    TRANSFORMERS: _Reader((_only_linear,), (_one_scheme_if_asymmetric,), (_dense_in_memory, _new_three_bit_layout)),
+    TRANSFORMERS: _Reader(
+        (_only_linear,),
+        (_one_scheme_if_asymmetric,),
+        (_dense_in_memory, _new_three_bit_layout, _quantized_activations),
+    ),
     VLLM_GPU: _Reader(
         (_only_linear, _no_tensor_scale, _gpu_kernel, _whole_words_of_zeros),
         (_fused_alike,),
-        (_gpu_kernels, _sixteen_bit),
+        (_gpu_kernels, _served_in_16_bit),
     ),
     VLLM_CPU: _Reader(
         (_only_linear, _no_tensor_scale, _cpu_kernel, _whole_words_of_zeros),
         (_fused_alike, _cpu_head_size),
-        (_sixteen_bit,),
+        (_served_in_16_bit,),
     ),
 }
