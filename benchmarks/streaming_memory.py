@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -87,22 +86,20 @@ def make_model(folder: Path) -> int:
     return total
 
 
-def peak() -> int:
-    """Largest resident size of this process in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def child(task: str, model: str, out: str) -> None:
     """One measurement; prints JSON."""
-    import llmquant.api
     import transformers.models.llama.modeling_llama  # noqa: F401 - part of the base
 
-    base, began = peak(), time.monotonic()
+    import llmquant.api
+    from llmquant.engine.memory import peak_resident_bytes
+
+    base, began = peak_resident_bytes(), time.monotonic()
     if task == "plan-70b":
         llmquant.api.plan(model, "mixed-int4-int8")
     else:
         llmquant.api.quantize(model, RECIPES[task], out)
-    print(json.dumps({"base_bytes": base, "peak_bytes": peak(), "seconds": round(time.monotonic() - began, 1)}))
+    seconds = round(time.monotonic() - began, 1)
+    print(json.dumps({"base_bytes": base, "peak_bytes": peak_resident_bytes(), "seconds": seconds}))
 
 
 def measure(task: str, model: Path, out: Path) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Documents to token windows: the protocol beside every number.
 
 Documents are tokenised one by one without special tokens, each followed by a separator, and laid end to end. Windows
-of `length` tokens start every `stride` text tokens; where the tokenizer has a BOS token, each window spends its first
-place on it. Each text token is scored at most once: a later window scores only the tokens that no earlier window
+of `length` tokens start every `stride` text tokens; where the tokenizer puts a BOS token in front of a text, each
+window spends its first place on it. Each text token is scored at most once: a later window scores only the tokens that no earlier window
 scored, and a token without any context is never scored. The incomplete window at the end is dropped.
 """
 
@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from llmquant.engine.calibration import bos_tokens
 from llmquant.errors import DataError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def make_windows(
 
     Args:
         documents: texts, in order (see `llmquant.engine.text.read_documents`).
-        tokenizer: of the baseline; its BOS token, if it has one, starts each window.
+        tokenizer: of the baseline; the BOS token, if it puts one in front of a text, starts each window.
         source: the user's word for the text, kept in the protocol.
         length: tokens in a window; 512 if None, or the context limit where that is smaller.
         stride: text tokens from one window to the next; without it windows do not overlap.
@@ -105,9 +106,9 @@ def make_windows(
         raise DataError(
             "the model folder has no tokenizer, and perplexity needs one; copy the baseline's tokenizer files there"
         )
-    bos: Any = tokenizer.bos_token_id  # declared far too widely
+    bos = bos_tokens(tokenizer)
     length = _checked_length(length, context)
-    body = length - (bos is not None)
+    body = length - len(bos)
     stride = body if stride is None else stride
     if not 1 <= stride <= body:
         raise DataError(f"stride must lie between 1 and {body} (the text tokens of a window), not {stride}")
@@ -121,15 +122,14 @@ def make_windows(
             "give a longer text or a smaller length"
         )
     ids = tokens.unfold(0, body, stride)[:max_windows].clone()
-    if bos is not None:
-        ids = torch.cat([torch.full((len(ids), 1), bos, dtype=ids.dtype), ids], dim=1)
+    ids = torch.cat([torch.tensor(bos, dtype=ids.dtype).expand(len(ids), -1), ids], dim=1)
     scored = torch.ones(len(ids), length - 1, dtype=torch.bool)
     scored[1:, : max(length - 1 - stride, 0)] = False  # an earlier window scored them
     protocol = Protocol(
         source=source,
         length=length,
         stride=stride,
-        add_bos=bos is not None,
+        add_bos=bool(bos),
         separator=SEPARATOR,
         documents=len(documents),
         windows=len(ids),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,9 @@ from llmquant.engine.progress import Progress
 from llmquant.engine.run import RunResult, run
 from llmquant.engine.text import read_documents
 from llmquant.errors import RecipeError
+from llmquant.eval.anatomy import anatomy_of, baseline_anatomy_of
 from llmquant.eval.evaluate import Subject
-from llmquant.eval.result import AnatomyPart, EvalReport
+from llmquant.eval.result import EvalReport
 from llmquant.recipe.load import dump_recipe, load_recipe
 from llmquant.recipe.schema import recipe_to_dict
 
@@ -118,6 +118,7 @@ def evaluate(
     Raises:
         LlmquantError: CheckpointError, DataError or RecipeError.
     """
+    from llmquant.compat.loading import no_progress_bar
     from llmquant.eval import evaluate as measure
     from llmquant.eval import make_windows
     from llmquant.eval.throughput import ThroughputOptions
@@ -127,7 +128,8 @@ def evaluate(
 
     documents = read_documents(text, split="eval" if text.startswith("builtin:") else "test")
     tokenizer = load_tokenizer(baseline)
-    before, after = load(baseline, dtype=dtype), load(model, dtype=dtype)
+    with no_progress_bar():
+        before, after = load(baseline, dtype=dtype), load(model, dtype=dtype)
     windows = make_windows(
         documents, tokenizer, source=text, length=length, stride=stride, max_windows=max_windows,
         context=context_limit(before.config),
@@ -151,21 +153,15 @@ def _subject(folder: Path, baseline: Path, kernels: Mapping[str, int], budget: M
         return Subject(name=folder.name, baseline_name=baseline.name, kernels=kernels, limits=budget, **local)
     recipe = load_recipe(facts["recipe"])
     limits = recipe.budget.model_dump() if recipe.budget else {}
+    made = plan_only(baseline, recipe)
     return Subject(
         name=recipe.name,
         baseline_name=baseline.name,
         kernels=kernels,
         limits={**limits, **budget},
-        anatomy=_anatomy(facts["plan"]["rows"], "bytes_after"),
-        anatomy_baseline=_anatomy(facts["plan"]["rows"], "bytes_before"),
+        anatomy=anatomy_of(made),
+        anatomy_baseline=baseline_anatomy_of(made),
         layer_losses={name: layer["loss"] for name, layer in facts["layers"].items()},
         recipe_yaml=dump_recipe(recipe),
         **local,
     )
-
-
-def _anatomy(rows: list[dict[str, Any]], key: str) -> tuple[AnatomyPart, ...]:
-    sizes: Counter[tuple[str, str]] = Counter()
-    for row in rows:
-        sizes[row["kind"], "keep" if key == "bytes_before" else row["scheme"]] += row[key]
-    return tuple(AnatomyPart(kind, scheme, size) for (kind, scheme), size in sizes.items())

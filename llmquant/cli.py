@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +15,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_WIDTH_OF_FILES = 120  # rich would take 80 columns where there is no terminal
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for an error, 2 for a budget that is not met."""
     args = _parser().parse_args(arguments)
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console()
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours tell more; also read by transformers
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
     try:
         return args.run(args, console)
     except LlmquantError as error:

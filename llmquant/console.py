@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -21,6 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from llmquant.engine.journal import LayerRecord
+from llmquant.engine.memory import peak_resident_bytes
 from llmquant.engine.progress import Progress
 from llmquant.engine.run import RunResult
 from llmquant.eval.lines import verdict_line
@@ -30,18 +30,13 @@ from llmquant.eval.table import render_table
 _WORST_LAYERS = 5
 
 
-def peak_bytes() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _whole() -> Column:
     return Column(no_wrap=True, overflow="ellipsis")
 
 
 class _PeakMemoryColumn(ProgressColumn):
     def render(self, task: Task) -> Text:  # noqa: ARG002
-        return Text(f"{peak_bytes() / 1e9:.2f} GB", style="dim")
+        return Text(f"{peak_resident_bytes() / 1e9:.2f} GB", style="dim")
 
 
 class RunDisplay(Progress):

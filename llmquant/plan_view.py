@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from llmquant.eval.lines import bytes_text
 from llmquant.formats.profile import readers
 from llmquant.kernels.linear_int import kernel_name
-from llmquant.recipe.plan import Plan
-from llmquant.recipe.summary import SummaryRow, summarize
+from llmquant.recipe.plan import NO_RULE, Plan
+from llmquant.recipe.summary import summarize
 from llmquant.spec import Scheme
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    name: str
+    count: int
+    shape: tuple[int, ...]
+    scheme: Scheme
+    rounding: str
+    rule: str
+    note: str
+    before: int
+    after: int
+    bits: float
+
+
 def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
-    """Print what each module becomes, what it costs, and who can load the result.
+    """Print what each module becomes, by which rule, what it costs, what runs it, and who can load the result.
 
     Args:
         console: is printed to.
@@ -24,72 +42,70 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
     inventory = plan.inventory
     console.print(
         f"[bold]{inventory.architecture}[/]  {inventory.parameters:,} parameters, {inventory.blocks} blocks, "
-        f"{str(inventory.dtype).removeprefix('torch.')}   recipe [bold]{escape(plan.recipe.name)}[/]"
+        f"{str(inventory.dtype).removeprefix('torch.')}"
     )
-    console.print(_full_table(plan) if full else _summary_table(summarize(plan)))
+    lines = _modules(plan) if full else _kinds(plan)
+    console.print(_table(lines))
     console.print(
-        f"[bold]{_size(plan.bytes_before)} -> {_size(plan.bytes_after)}[/], {plan.bits_per_weight:.3f} bits per weight "
-        "over everything"
+        f"[bold]{bytes_text(plan.bytes_before)} -> {bytes_text(plan.bytes_after)}[/], "
+        f"{plan.bits_per_weight:.3f} bits per weight over everything"
     )
+    console.print(f"\nrecipe [bold]{escape(plan.recipe.name)}[/]")
+    for number, rule in enumerate(plan.recipe.rules, 1):
+        console.print(f"  {number}  {escape(str(rule))}", highlight=False)
+    for note in dict.fromkeys(line.note for line in lines if line.note):
+        console.print(f"  [yellow]note[/]  {escape(note)}", highlight=False)
+    console.print("\nkernels on this machine's CPU")
+    for scheme in dict.fromkeys(row.scheme for row in plan.quantized):
+        console.print(f"  {scheme}  {_kernel(scheme)}", highlight=False)
+    console.print("\nwho loads the result")
     for reader, verdict in readers(plan).items():
-        mark = "[green]yes[/]" if verdict.ok else "[red]no[/]"
-        console.print(f"  {reader:24} {mark}  {escape(verdict.note)}")
+        mark = "[green]yes[/]" if verdict.ok else "[red]no [/]"
+        console.print(f"  {mark}  {reader:<13} {escape(verdict.note)}", highlight=False)
 
 
-def _summary_table(rows: list[SummaryRow]) -> Table:
-    table = _new_table()
-    for row in rows:
-        count = f"{row.count} x " if row.count > 1 else ""
-        table.add_row(
-            escape(row.name), count + _shape(row.shape), _scheme(row.scheme), row.rounding,
-            escape(_note(row.rule, row.note)), _size(row.bytes_before), _size(row.bytes_after),
-            f"{row.bits_per_weight:.2f}", _kernel(row.scheme),
-        )  # fmt: skip
-    return table
+def _kinds(plan: Plan) -> list[_Line]:
+    return [
+        _Line(
+            row.name, row.count, row.shape, row.scheme, row.rounding, row.rule, row.note,
+            row.bytes_before, row.bytes_after, row.bits_per_weight,
+        )
+        for row in summarize(plan)
+    ]  # fmt: skip
 
 
-def _full_table(plan: Plan) -> Table:
-    table = _new_table()
-    for row in plan.rows:
-        method = row.rounding.method if row.rounding else ""
-        table.add_row(
-            escape(row.module.name), _shape(row.module.shape), _scheme(row.scheme), method,
-            escape(_note(row.rule, row.note)), _size(row.bytes_before), _size(row.bytes_after),
-            f"{row.bits_per_weight:.2f}", _kernel(row.scheme),
-        )  # fmt: skip
-    return table
+def _modules(plan: Plan) -> list[_Line]:
+    return [
+        _Line(
+            row.module.name, 1, row.module.shape, row.scheme, row.rounding.method if row.rounding else "", row.rule,
+            row.note, row.bytes_before, row.bytes_after, row.bits_per_weight,
+        )
+        for row in plan.rows
+    ]  # fmt: skip
 
 
-def _new_table() -> Table:
+def _table(lines: Iterable[_Line]) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("module", "shape", "scheme", "rounding", "decided by"):
-        table.add_column(name, overflow="fold")
-    for name in ("before", "after", "bits/w"):
+    table.add_column("module", overflow="fold")
+    table.add_column("shape", no_wrap=True)
+    for name in ("scheme", "rounding"):
+        table.add_column(name, no_wrap=True)
+    for name in ("rule", "before", "after", "bits"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("kernel here", overflow="fold")
+    for line in lines:
+        count = f"{line.count} x " if line.count > 1 else ""
+        table.add_row(
+            escape(line.name),
+            count + "x".join(map(str, line.shape)),
+            "[dim]keep[/]" if line.scheme.is_keep else f"[bold]{line.scheme}[/]",
+            line.rounding,
+            "-" if line.rule == NO_RULE else line.rule.split(":")[0].removeprefix("rule "),
+            bytes_text(line.before),
+            bytes_text(line.after),
+            f"{line.bits:.2f}" if line.bits else "tied",
+        )
     return table
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _scheme(scheme: Scheme) -> str:
-    return "[dim]keep[/]" if scheme.is_keep else f"[bold]{scheme}[/]"
-
-
-def _note(rule: str, note: str) -> str:
-    return f"{rule} ({note})" if note else rule
 
 
 def _kernel(scheme: Scheme) -> str:
-    if scheme.is_keep:
-        return ""
-    return "compressed-tensors" if scheme.activations else kernel_name(scheme.bits, "cpu")
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} B"
+    return "that of compressed-tensors (dense)" if scheme.activations else kernel_name(scheme.bits, "cpu")

@@ -82,7 +82,7 @@ def load_keys(
     """
     config = LoadStateDictConfig(device_map={"": str(device)}, weight_mapping=_fresh_mapping(model))
     lazy = {key: _LazyTensor(read, key) for key in keys}
-    with _no_progress_bar():
+    with no_progress_bar():
         info, _ = convert_and_load_state_dict_in_model(model, lazy, config)
     if info.mismatched_keys:
         name, got, wanted = sorted(info.mismatched_keys)[0]
@@ -109,7 +109,8 @@ def release(module: nn.Module, *, recurse: bool = True) -> None:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
+    """Keep transformers from showing its own bar for every load."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

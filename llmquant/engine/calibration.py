@@ -88,8 +88,9 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
 def bos_tokens(tokenizer: Any) -> list[int]:
     """The beginning-of-text token as a list, empty where the tokenizer does not put one in front of a text."""
     bos = tokenizer.bos_token_id
-    ids = tokenizer("a").input_ids
-    return [bos] if bos is not None and ids and ids[0] == bos else []
+    if bos is None:
+        return []
+    return [bos] if tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from llmquant.engine.calibration import CalibrationData
 from llmquant.engine.journal import Journal
+from llmquant.engine.memory import peak_resident_bytes
 from llmquant.engine.output import PROVENANCE, OutputFolder
 from llmquant.engine.prepare import Prepared
 from llmquant.engine.progress import Progress
@@ -70,7 +70,7 @@ def finalize(
         "counters": _total_counters(layers),
         "verified_tensors": compared,
         "seconds": round(time.monotonic() - began, 1),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_resident_bytes(),
     }
     write_json_atomic(folder / PROVENANCE, provenance)
     output.finish()

@@ -44,7 +44,7 @@ def _file_rows(path: Path, column: str) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
     if path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield _row_text(_parse_json(line, f"{path}, line {number}"), column, f"{path}, line {number}")
     elif path.suffix == ".json":
