@@ -2,8 +2,8 @@
 
 Documents are tokenised one by one without special tokens, each followed by a separator, and laid end to end. Windows
 of `length` tokens start every `stride` text tokens; where the tokenizer puts a BOS token in front of a text, each
-window spends its first place on it. Each text token is scored at most once: a later window scores only the tokens that no earlier window
-scored, and a token without any context is never scored. The incomplete window at the end is dropped.
+window spends its first place on it. Each text token is scored at most once: a later window scores only the tokens that
+no earlier window scored, and a token without any context is never scored. The incomplete window at the end is dropped.
 """
 
 from __future__ import annotations

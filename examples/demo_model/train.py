@@ -24,27 +24,32 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from llmquant.engine.builtin_text import python_documents
 
 VOCAB, CONTEXT, BATCH, BOS = 2048, 256, 16, "<|bos|>"
+MUON_LR, ADAM_LR, WARMUP, DECAY = 0.02, 3e-3, 100, 0.4
 
 
 def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of VOCAB tokens that puts BOS in front of a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[BOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCAB, special_tokens=[BOS], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(documents, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=BOS, model_max_length=CONTEXT, clean_up_tokenization_spaces=False
-    )
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=BOS, model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
 
 
 def build_model(vocab: int) -> LlamaForCausalLM:
+    """3.7 M parameters; every projection takes groups of 128."""
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
-        initializer_range=0.03,
+        num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=0,
+        eos_token_id=0, initializer_range=0.03,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
@@ -56,7 +61,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure=None) -> None:  # noqa: ARG002 - the signature of torch
+        """One update of all parameters."""
         for group in self.param_groups:
             for p in group["params"]:
                 buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
@@ -67,6 +73,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(g: torch.Tensor) -> torch.Tensor:
+    """A matrix with the singular vectors of `g` and singular values near 1."""
     tall = g.shape[0] > g.shape[1]
     x = g.T if tall else g
     x = x / (x.norm() + 1e-7)
@@ -88,82 +95,108 @@ def batches(stream: torch.Tensor, seed: int):
             yield torch.cat([torch.zeros(BATCH, 1, dtype=torch.long), rows], 1)
 
 
+def token_stream(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> torch.Tensor:
+    """All documents in one row of tokens, each after a BOS."""
+    return torch.tensor([t for e in tokenizer(documents).input_ids for t in e], dtype=torch.long)
+
+
 @torch.no_grad()
 def evaluate(model: LlamaForCausalLM, stream: torch.Tensor, windows: int = 64) -> float:
+    """Mean loss in nats per token over the first windows of a text."""
     rows = stream[: windows * (CONTEXT - 1)].view(windows, -1)
     rows = torch.cat([torch.zeros(windows, 1, dtype=torch.long), rows], 1)
     losses = [model(input_ids=part, labels=part).loss.item() for part in rows.split(16)]
     return sum(losses) / len(losses)
 
 
+class Run:
+    """The state of the training: model, optimizers, steps and time spent; it is kept in a file beside the output."""
+
+    def __init__(self, model: LlamaForCausalLM, minutes: float, file: Path) -> None:
+        self.model, self.seconds, self.file = model, minutes * 60, file
+        hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+        self.rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+        adam = torch.optim.AdamW(self.rest, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizers: list[torch.optim.Optimizer] = [Muon(hidden, lr=MUON_LR), adam]
+        self.spent, self.step = 0.0, 0
+        if file.exists():
+            self._restore(torch.load(file, weights_only=True))
+
+    def _restore(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.spent, self.step = state["spent"], state["step"]
+
+    def save(self) -> None:
+        """Write the state."""
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"model": self.model.state_dict(), "optimizers": optimizers, "spent": self.spent, "step": self.step}
+        torch.save(state, self.file)
+
+    @property
+    def progress(self) -> float:
+        """Share of the time that is spent."""
+        return self.spent / self.seconds
+
+    def train_step(self, forward, ids: torch.Tensor) -> float:
+        """One step; returns the loss."""
+        began = time.monotonic()
+        scale = min(1.0, (self.step + 1) / WARMUP, max(0.02, (1 - self.progress) / DECAY))
+        for optimizer, base in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
+            optimizer.param_groups[0]["lr"] = base * scale
+        loss = forward(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.rest, 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.spent += time.monotonic() - began
+        return loss.item()
+
+
+def train(run: Run, train_stream: torch.Tensor, eval_stream: torch.Tensor, seed: int) -> None:
+    """Train until the time is spent."""
+    forward, source = torch.compile(run.model), batches(train_stream, seed + run.step)
+    running = None
+    while run.progress < 1:
+        loss = run.train_step(forward, next(source))
+        running = loss if running is None else 0.98 * running + 0.02 * loss
+        if run.step % 100 == 0:
+            run.model.eval()
+            held = evaluate(run.model, eval_stream)
+            run.model.train()
+            minutes, ppl = run.spent / 60, math.exp(held)
+            print(
+                f"step {run.step} {minutes:.1f} min  train {running:.4f}  held-out {held:.4f} ppl {ppl:.2f}", flush=True
+            )
+            run.save()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Command line."""
+    parser = argparse.ArgumentParser(description="train the demo model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-
-    train, held_out = python_documents("train"), python_documents("eval")
-    tokenizer = train_tokenizer(train)
-
-    def stream(documents: list[str]) -> torch.Tensor:
-        return torch.tensor([t for e in tokenizer(documents).input_ids for t in e], dtype=torch.long)
-
-    train_stream, eval_stream = stream(train), stream(held_out)
+    documents = python_documents("train")
+    tokenizer = train_tokenizer(documents)
+    train_stream, eval_stream = (token_stream(tokenizer, d) for d in (documents, python_documents("eval")))
     model = build_model(len(tokenizer))
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_stream):,} training tokens", flush=True)
-
-    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [Muon(hidden, lr=0.02), torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)]
-    bases = [0.02, 3e-3]
-
-    state_file = args.out / "state.pt"
-    spent, step = 0.0, 0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        for o, s in zip(optimizers, state["optimizers"], strict=True):
-            o.load_state_dict(s)
-        spent, step = state["spent"], state["step"]
-
-    forward = torch.compile(model)
-    source = batches(train_stream, args.seed + step)
-    running, log = None, []
-    while (progress := spent / (args.minutes * 60)) < 1:
-        began = time.monotonic()
-        scale = min(1.0, (step + 1) / 100, max(0.02, (1 - progress) / 0.4))
-        for optimizer, base in zip(optimizers, bases, strict=True):
-            optimizer.param_groups[0]["lr"] = base * scale
-        ids = next(source)
-        loss = forward(input_ids=ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(rest, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-        step += 1
-        spent += time.monotonic() - began
-        if step % 100 == 0:
-            model.eval()
-            held = evaluate(model, eval_stream)
-            model.train()
-            log.append({"step": step, "minutes": round(spent / 60, 2), "train": running, "held_out": held})
-            print(f"step {step} {spent / 60:.1f} min  train {running:.4f}  held-out {held:.4f} ppl {math.exp(held):.2f}", flush=True)
-            torch.save(
-                {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "spent": spent, "step": step},
-                state_file,
-            )
-
+    print(f"{model.num_parameters():,} parameters, {len(train_stream):,} training tokens", flush=True)
+    run = Run(model, args.minutes, args.out / "state.pt")
+    train(run, train_stream, eval_stream, args.seed)
     model.to(torch.bfloat16).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
-    held = evaluate(model.float(), eval_stream)
-    facts = {"steps": step, "tokens_seen": step * BATCH * CONTEXT, "minutes": round(spent / 60, 1), "seed": args.seed,
-             "held_out_nll": held, "log": log[-1:]}  # fmt: skip
+    facts = {
+        "steps": run.step, "tokens_seen": run.step * BATCH * CONTEXT, "minutes": round(run.spent / 60, 1),
+        "seed": args.seed, "held_out_nll": evaluate(model.float(), eval_stream),
+    }  # fmt: skip
     (args.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
-    state_file.unlink(missing_ok=True)
+    run.file.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
