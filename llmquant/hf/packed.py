@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,13 +29,13 @@ class PackedQuantizer(CompressedTensorsQuantizer):
 
     def swap(self, model: PreTrainedModel, stored: Mapping[str, Any], files: Sequence[str] | None) -> str | None:
         try:
-            keys = None if files is None else _tensor_names(files)
+            keys = None if files is None else tensor_names(files)
             schemes = find_packed(model, stored, keys)
         except NotPackable as error:
             return str(error)
         place_empty(model, schemes, model.dtype)
         if keys is not None:
-            _require_all(model, keys)
+            require(model, keys, _packed_parameters(model))
         return None
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -48,7 +48,12 @@ class PackedQuantizer(CompressedTensorsQuantizer):
         return model
 
 
-def _tensor_names(files: Sequence[str]) -> list[str]:
+def tensor_names(files: Sequence[str]) -> list[str]:
+    """Names of all tensors in safetensors files.
+
+    Raises:
+        NotPackable: if there is a file of another kind.
+    """
     names = []
     for file in files:
         if not file.endswith(".safetensors"):
@@ -58,18 +63,23 @@ def _tensor_names(files: Sequence[str]) -> list[str]:
     return names
 
 
-def _require_all(model: PreTrainedModel, keys: Sequence[str]) -> None:
-    """transformers would fill what is missing with random numbers and only warn."""
+def require(model: PreTrainedModel, keys: Sequence[str], wanted: Iterable[str]) -> None:
+    """Check that a checkpoint has all `wanted` parameters of `model`, the names in the checkpoint being `keys`.
+
+    transformers would fill what is missing with random numbers and only warn.
+
+    Raises:
+        CheckpointError: naming the first that is missing.
+    """
     from llmquant.compat.loading import map_keys
 
-    wanted = {
-        f"{name}.{parameter}"
-        for name, module in model.named_modules()
-        if isinstance(module, PackedLinear)
-        for parameter, _ in module.named_parameters()
-    }
-    missing = sorted(wanted - set(map_keys(model, keys).parameter.values()))
+    missing = sorted(set(wanted) - set(map_keys(model, keys).parameter.values()))
     if missing:
         raise CheckpointError(
             f"the checkpoint lacks {missing[0]}" + (f" and {len(missing) - 1} more tensors" if missing[1:] else "")
         )
+
+
+def _packed_parameters(model: PreTrainedModel) -> list[str]:
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, PackedLinear)]
+    return [f"{name}.{parameter}" for name, layer in layers for parameter, _ in layer.named_parameters()]

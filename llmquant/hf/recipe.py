@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from llmquant.engine.prepare import load_tokenizer
 from llmquant.errors import CheckpointError, LlmquantError, PlanError
 from llmquant.formats.compressed_tensors import encode
 from llmquant.hf.config import RecipeConfig
-from llmquant.hf.packed import PackedQuantizer
+from llmquant.hf.packed import PackedQuantizer, require, tensor_names
 from llmquant.hf.swap import finish, place_empty, replace, stand_in
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.models.skeleton import take_inventory
@@ -36,8 +36,8 @@ class RecipeQuantizer(HfQuantizer):
 
     Attributes:
         plan: made before any weight is read.
-        losses: relative error of each quantized layer, by module name.
         counters: what happened to weights on the way, summed over layers.
+        error: the first that a weight caused.
     """
 
     quantization_config: RecipeConfig
@@ -45,7 +45,6 @@ class RecipeQuantizer(HfQuantizer):
     def __init__(self, quantization_config: RecipeConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.plan: Plan | None = None
-        self.losses: dict[str, float] = {}
         self.counters: dict[str, int] = {}
         self.error: LlmquantError | None = None
         self._pending: dict[str, PlanRow] = {}  # by the name of the weight that is still to be read
@@ -84,13 +83,14 @@ class RecipeQuantizer(HfQuantizer):
         del module.weight
         module.weight = stand_in()
         result = quantize_layer(row, weight, None, weight.dtype)
-        self._note(row.module.name, result)
+        self._count(result)
         return encode(row.module.name, result.quantized, row.scheme)
 
     def _process_model_before_weight_loading(
         self,
         model: PreTrainedModel,
         device_map: Any = None,
+        checkpoint_files: Sequence[str] | None = None,
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         with tied(model):
@@ -98,6 +98,9 @@ class RecipeQuantizer(HfQuantizer):
         plan = make_plan(self.quantization_config.recipe, inventory)
         _check_plan(plan)
         self.plan = plan
+        if checkpoint_files and all(file.endswith(".safetensors") for file in checkpoint_files):
+            wanted = [f"{row.module.name}.weight" for row in plan.quantized]
+            require(model, tensor_names(checkpoint_files), wanted)
         if self.calibrated:
             _require_one_device(device_map)
             return
@@ -147,11 +150,10 @@ class RecipeQuantizer(HfQuantizer):
             assert module.bias is None or isinstance(module.bias, nn.Parameter)
             # What lies outside the blocks needs no calibration, see _check_plan.
             result = results.pop(row.module.name, None) or quantize_layer(row, module.weight, None, model.dtype)
-            self._note(row.module.name, result)
+            self._count(result)
             replace(model, row.module.name, PackedLinear.from_quantized(result.quantized, row.scheme, module.bias))
 
-    def _note(self, name: str, result: LayerResult) -> None:
-        self.losses[name] = result.loss
+    def _count(self, result: LayerResult) -> None:
         for counter, value in result.counters.items():
             if value:
                 self.counters[counter] = self.counters.get(counter, 0) + value
@@ -181,10 +183,12 @@ class _QuantizeOnLoad(ConversionOps):
             weight = value[0] if isinstance(value, list) else value
             if missing_keys is not None:
                 missing_keys.discard(name)  # else memory for the whole weight would be taken
+            if self._quantizer.error is not None:
+                continue
             try:
                 loaded.update(self._quantizer.quantize(model, name, weight))
             except LlmquantError as error:  # the loader would bury it in a RuntimeError; it is raised after loading
-                self._quantizer.error = self._quantizer.error or error
+                self._quantizer.error = error
         return loaded
 
 

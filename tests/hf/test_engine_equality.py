@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmquant.engine.prepare import prepare
 from llmquant.engine.run import run
-from llmquant.errors import DataError, PlanError
+from llmquant.errors import CheckpointError, DataError, PlanError
 from llmquant.hf.config import RecipeConfig
 from llmquant.recipe.load import load_recipe
 from tests.hf.conftest import logits
@@ -79,6 +79,15 @@ def test_calibrated_recipe_with_a_given_tokenizer(dense_folder: Folder, recipe: 
     config = RecipeConfig(recipe, tokenizer=tokenizer())
     model = AutoModelForCausalLM.from_pretrained(dense, dtype="auto", quantization_config=config)
     assert model.config.quantization_config.to_dict()["quant_method"] == "compressed-tensors"
+
+
+def test_calibrated_recipe_needs_every_weight(dense_folder: Folder, recipe: dict, tmp_path: Path) -> None:
+    tensors = load_file(dense_folder("llama") / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_bytes((dense_folder("llama") / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=RecipeConfig(recipe, tokenizer=tokenizer()))
 
 
 def test_calibrated_recipe_needs_one_device(dense_folder: Folder, recipe: dict, tmp_path: Path) -> None:
