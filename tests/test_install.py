@@ -101,7 +101,7 @@ def check_wheel(wheel: Path, repository: Path, *, compiled: bool) -> None:
         name for name in wanted if not name.endswith("demo_model/train.py") and not (repository / name).is_symlink()
     }
     assert {name for name in names if name.startswith("llmquant/")} == wanted | set(libraries)
-    assert {name.split("/")[0] for name in names} == {"llmquant", wheel.name.split("-")[0] + "-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"llmquant", "-".join(wheel.name.split("-")[:2]) + ".dist-info"}
 
 
 def _tracked(repository: Path, folder: str) -> list[str]:
