@@ -201,7 +201,7 @@ def _served_in_16_bit(plan: Plan) -> Reason:
     if plan.inventory.dtype != torch.float32:
         return None
     weight_only = any(not scheme.activations for scheme in _schemes(plan))
-    rest = ", --dtype float32 has no kernel for its weights" if weight_only else " unless --dtype float32"
+    rest = ", as weight-only kernels refuse --dtype float32" if weight_only else " unless --dtype float32"
     return f"float32 is served in bfloat16 (--dtype auto or bfloat16){rest}"
 
 

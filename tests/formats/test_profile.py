@@ -142,7 +142,11 @@ def test_reasons_name_the_modules() -> None:
         (plan_of("int4-g32"), VLLM_GPU, "^Marlin; by"),
         (plan_of("w8a8-dynamic"), VLLM_GPU, "^CUTLASS int8; by"),
         (plan_of("int4-g256"), VLLM_GPU, "^Triton or ExLlama; by"),
-        (plan_of("int4", dtype=torch.float32), VLLM_CPU, "served in bfloat16 .* --dtype float32 has no kernel"),
+        (
+            plan_of("int4", dtype=torch.float32),
+            VLLM_CPU,
+            "served in bfloat16 .* weight-only kernels refuse --dtype float32",
+        ),
         (plan_of("w8a8-dynamic", dtype=torch.float32), VLLM_CPU, "served in bfloat16 .* unless --dtype float32$"),
         (plan_of("int4", dtype=torch.float16), VLLM_CPU, "^$"),
         (plan_of("int4-g32", {"down": "w8a8-dynamic"}), TRANSFORMERS, "quantizes activations too"),
