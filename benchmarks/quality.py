@@ -63,7 +63,7 @@ def measure(data: Path, model: str, recipe: str, work: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="divergence of recipes on trained models")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="+", default=list(MODELS))

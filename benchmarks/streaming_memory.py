@@ -21,9 +21,10 @@ from pathlib import Path
 
 SAMPLES, LENGTH = 64, 512
 # The shape of Llama 3.2 1B; the vocabulary too, since embeddings are what small models consist of.
+HEAD = 64
 CONFIG = {
     "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 2048,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": HEAD, "max_position_embeddings": 2048,
     "tie_word_embeddings": True, "rope_theta": 500000.0,
 }  # fmt: skip
 RULES = [{"match": "linear", "scheme": "int4-g128"}]
@@ -50,7 +51,7 @@ def make_model(folder: Path) -> int:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False).save_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
-    hidden, ffn, kv = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
+    hidden, ffn, kv = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["num_key_value_heads"] * HEAD
 
     def matrix(*shape: int) -> torch.Tensor:
         return (torch.randn(*shape, generator=generator) * 0.02).to(torch.bfloat16)

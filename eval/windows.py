@@ -20,7 +20,7 @@ from llmquant.engine.calibration import bos_tokens
 from llmquant.errors import DataError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT_LENGTH = 512
 SEPARATOR = "\n\n"
@@ -72,12 +72,6 @@ class Windows:
         return self.ids.shape[0]
 
 
-def context_limit(config: PretrainedConfig) -> int | None:
-    """The most tokens a model takes at once, or None where its configuration names no limit."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
-
-
 def make_windows(
     documents: Sequence[str],
     tokenizer: PreTrainedTokenizerBase | None,
@@ -97,7 +91,7 @@ def make_windows(
         length: tokens in a window; 512 if None, or the context limit where that is smaller.
         stride: text tokens from one window to the next; without it windows do not overlap.
         max_windows: keep only the first windows.
-        context: the model's context limit (see `context_limit`).
+        context: the model's context limit (see `llmquant.engine.calibration.context_limit`).
 
     Raises:
         DataError: if the tokenizer is missing, a number is out of range, or the text is shorter than one window.

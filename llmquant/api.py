@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,10 +120,10 @@ def evaluate(
         LlmquantError: CheckpointError, DataError or RecipeError.
     """
     from llmquant.compat.loading import no_progress_bar
+    from llmquant.engine.calibration import context_limit
     from llmquant.eval import evaluate as measure
     from llmquant.eval import make_windows
     from llmquant.eval.throughput import ThroughputOptions
-    from llmquant.eval.windows import context_limit
     from llmquant.hf.load import load
     from llmquant.hf.swap import kernels_used
 
@@ -147,21 +148,25 @@ def evaluate(
 
 
 def _subject(folder: Path, baseline: Path, kernels: Mapping[str, int], budget: Mapping[str, float | None]) -> Subject:
-    facts = read_provenance(folder) if is_finished(folder) else None
-    local = {"folder": folder if folder.is_dir() else None, "baseline_folder": baseline if baseline.is_dir() else None}
-    if facts is None:  # another tool's checkpoint: nothing is known of how it was made
-        return Subject(name=folder.name, baseline_name=baseline.name, kernels=kernels, limits=budget, **local)
-    recipe = load_recipe(facts["recipe"])
-    limits = recipe.budget.model_dump() if recipe.budget else {}
-    made = plan_only(baseline, recipe)
-    return Subject(
-        name=recipe.name,
+    subject = Subject(
+        name=folder.name,
         baseline_name=baseline.name,
+        folder=folder if folder.is_dir() else None,
+        baseline_folder=baseline if baseline.is_dir() else None,
         kernels=kernels,
-        limits={**limits, **budget},
+        limits=budget,
+    )
+    if not is_finished(folder):  # another tool's checkpoint: nothing is known of how it was made
+        return subject
+    facts = read_provenance(folder)
+    recipe = load_recipe(facts["recipe"])
+    made = plan_only(baseline, recipe)
+    return replace(
+        subject,
+        name=recipe.name,
+        limits={**(recipe.budget.model_dump() if recipe.budget else {}), **budget},
         anatomy=anatomy_of(made),
         anatomy_baseline=baseline_anatomy_of(made),
         layer_losses={name: layer["loss"] for name, layer in facts["layers"].items()},
         recipe_yaml=dump_recipe(recipe),
-        **local,
     )

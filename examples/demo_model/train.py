@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:  # noqa: ARG002 - the signature of torch
+    def step(self, closure=None) -> None:  # noqa: ARG002 # pyright: ignore[reportIncompatibleMethodOverride]
         """One update of all parameters."""
         for group in self.param_groups:
             for p in group["params"]:
@@ -189,7 +189,7 @@ def main() -> None:
     print(f"{model.num_parameters():,} parameters, {len(train_stream):,} training tokens", flush=True)
     run = Run(model, args.minutes, args.out / "state.pt")
     train(run, train_stream, eval_stream, args.seed)
-    model.to(torch.bfloat16).save_pretrained(args.out)
+    model.bfloat16().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     facts = {
         "steps": run.step, "tokens_seen": run.step * BATCH * CONTEXT, "minutes": round(run.spent / 60, 1),

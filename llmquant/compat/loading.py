@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,6 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from llmquant.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from transformers.core_model_loading import WeightTransform
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,9 @@ def load_keys(
     Raises:
         CheckpointError: if a tensor has the wrong shape or cannot be converted.
     """
-    config = LoadStateDictConfig(device_map={"": str(device)}, weight_mapping=_fresh_mapping(model))
+    # Converters collect tensors while they work, so every call needs its own.
+    mapping: Any = get_model_conversion_mapping(model)  # declared narrower there than it is
+    config = LoadStateDictConfig(device_map={"": str(device)}, weight_mapping=mapping)
     lazy = {key: _LazyTensor(read, key) for key in keys}
     with no_progress_bar():
         info, _ = convert_and_load_state_dict_in_model(model, lazy, config)
@@ -93,11 +92,6 @@ def load_keys(
     if info.conversion_errors:
         name, message = sorted(info.conversion_errors.items())[0]
         raise CheckpointError(f"transformers could not convert {name}: {message}")
-
-
-def _fresh_mapping(model: PreTrainedModel) -> list[WeightTransform]:
-    # Converters collect tensors while they work, so every call needs its own.
-    return get_model_conversion_mapping(model)
 
 
 def release(module: nn.Module, *, recurse: bool = True) -> None:

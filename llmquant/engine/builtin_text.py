@@ -39,7 +39,10 @@ def python_documents(split: Split) -> list[str]:
     """
     if split not in get_args(Split):
         raise DataError(f"unknown split {split!r} of the built-in text; use one of {', '.join(get_args(Split))}")
-    documents = [text for name, text in sorted(_named_texts()) if split_of(name) == split]
+    first = {}  # some topics are the same text under two names
+    for name, text in sorted(_named_texts()):
+        first.setdefault(text, name)
+    documents = [text for text, name in first.items() if split_of(name) == split]
     if not documents:
         raise DataError(
             f"no {split} text found: this Python has no library sources in {sysconfig.get_path('stdlib')}; "

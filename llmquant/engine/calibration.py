@@ -14,10 +14,12 @@ from llmquant.engine.text import read_documents
 from llmquant.errors import DataError
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from llmquant.recipe.schema import Calibration
 
-_WINDOWS_PER_DOCUMENT = 4  # one long document must not fill the whole sample
-_PIECE = 1 << 16  # characters: a book in one file is many documents, and is not tokenized whole
+_WINDOWS_PER_PIECE = 4
+_CHARACTERS_PER_TOKEN = 4  # about; only the size of the pieces depends on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
     """Sample the windows that a recipe asks for.
 
     Each window is the beginning-of-text token (where the tokenizer adds one) and then text, as a model meets it at the
-    start of a prompt; documents are drawn in an order fixed by the seed, at most four windows from each.
+    start of a prompt. Documents are cut into pieces of about four windows, so that a long one does not fill the whole
+    sample, and the pieces are drawn in an order fixed by the seed.
 
     Args:
         spec: the recipe's calibration block.
@@ -49,32 +52,19 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
     """
     length = min(spec.length, context) if context else spec.length
     note = "" if length == spec.length else f"windows cut from {spec.length} to the model's context of {length} tokens"
-    documents = [
-        document[i : i + _PIECE]
-        for document in read_documents(spec.dataset, split=spec.split, column=spec.column)
-        for i in range(0, len(document), _PIECE)
-    ]
-    random.Random(spec.seed).shuffle(documents)
     bos = bos_tokens(tokenizer)
     body = length - len(bos)
     wanted = spec.samples * body
-
-    def collect(per_document: int | None) -> list[int]:
-        rng, tokens = random.Random(spec.seed), []
-        for document in documents:
-            ids = encode(tokenizer, document)
-            if per_document and len(ids) > per_document:
-                start = rng.randrange(len(ids) - per_document + 1)
-                ids = ids[start : start + per_document]
-            tokens += bos + ids
-            if len(tokens) >= wanted:
-                break
-        return tokens
-
-    tokens = collect(_WINDOWS_PER_DOCUMENT * body)
-    if len(tokens) < wanted:
-        tokens = collect(None)
-    if len(tokens) < wanted:
+    size = body * _CHARACTERS_PER_TOKEN * _WINDOWS_PER_PIECE
+    documents = read_documents(spec.dataset, split=spec.split, column=spec.column)
+    pieces = [document[i : i + size] for document in documents for i in range(0, len(document), size)]
+    random.Random(spec.seed).shuffle(pieces)
+    tokens: list[int] = []
+    for piece in pieces:
+        tokens += bos + encode(tokenizer, piece)
+        if len(tokens) >= wanted:
+            break
+    else:
         raise DataError(
             f"{spec.dataset} gives {len(tokens)} tokens, but {spec.samples} samples of {length} need {wanted}; "
             "ask for fewer or shorter samples, or give more text"
@@ -83,6 +73,12 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
     start = torch.tensor(bos, dtype=torch.int64).expand(spec.samples, -1)
     windows = torch.cat([start, rows], 1)
     return CalibrationData(windows, tokens_hash(windows), note)
+
+
+def context_limit(config: PretrainedConfig) -> int | None:
+    """The most tokens a model takes at once, or None where its configuration names no limit."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def bos_tokens(tokenizer: Any) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from llmquant.algorithms.base import LayerResult
@@ -32,7 +31,7 @@ def quantize_loaded(model: PreTrainedModel, plan: Plan, windows: Tensor) -> dict
     Returns:
         the result of each quantized layer by module name.
     """
-    skeleton = build_skeleton(model.config).to(torch.float32)
+    skeleton = build_skeleton(model.config).float()
     path, blocks = decoder_blocks(skeleton)
     rows = [[row for row in plan.quantized if row.module.block == i] for i in range(len(blocks))]
     weights = _BorrowedWeights(skeleton, model, path)

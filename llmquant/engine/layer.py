@@ -8,15 +8,31 @@ import torch
 from torch import Tensor
 
 from llmquant.algorithms.base import LayerResult, LayerStatistics
-from llmquant.errors import QuantizationError
+from llmquant.errors import PlanError, QuantizationError
 from llmquant.numerics.quantized import QuantizedTensor
-from llmquant.recipe.plan import PlanRow
+from llmquant.recipe.plan import Plan, PlanRow
 
 
 def needs_statistics(row: PlanRow) -> bool:
     """Whether the rounding of this row looks at calibration data."""
     assert row.rounding is not None
     return bool(row.rounding.algorithm.NEEDS)
+
+
+def check_statistics(plan: Plan) -> bool:
+    """Whether a plan needs calibration data.
+
+    Raises:
+        PlanError: if a layer outside the decoder blocks does: no statistics are collected there.
+    """
+    needing = [row for row in plan.quantized if needs_statistics(row)]
+    for row in needing:
+        if row.module.block is None:
+            raise PlanError(
+                f"{row.module.name} lies outside the decoder blocks, where no statistics are collected; "
+                "give its rule `rounding: {method: rtn}`"
+            )
+    return bool(needing)
 
 
 def quantize_layer(

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from llmquant.errors import DataError
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import build_skeleton, load_config, take_inventory
@@ -56,7 +54,7 @@ def prepare(source: str | Path, recipe: Recipe, *, revision: str | None = None) 
     if config.dtype is None:  # old configs do not say; transformers then takes the dtype of the weights
         config.dtype = next(t.dtype for t in checkpoint.tensors.values() if t.dtype.is_floating_point)
     plan = make_plan(recipe, take_inventory(build_skeleton(config)))
-    model = build_skeleton(config).to(torch.float32)
+    model = build_skeleton(config).float()
     return Prepared(str(source), checkpoint, model, plan)
 
 

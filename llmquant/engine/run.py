@@ -16,17 +16,17 @@ from torch import Tensor
 from llmquant.algorithms.base import LayerResult
 from llmquant.compat.loading import KeyMap, map_keys
 from llmquant.engine.blocks import quantize_blocks
-from llmquant.engine.calibration import CalibrationData, load_calibration
+from llmquant.engine.calibration import CalibrationData, context_limit, load_calibration
 from llmquant.engine.finalize import finalize
 from llmquant.engine.journal import Journal
-from llmquant.engine.layer import needs_statistics
+from llmquant.engine.layer import check_statistics, needs_statistics
 from llmquant.engine.output import OutputFolder, is_finished, read_provenance
 from llmquant.engine.prepare import Prepared, load_tokenizer
 from llmquant.engine.progress import Progress
 from llmquant.engine.shards import ShardWriter
 from llmquant.engine.streaming import StreamedWeights
 from llmquant.engine.units import Unit, split_into_units
-from llmquant.errors import OutputError, PlanError
+from llmquant.errors import OutputError
 from llmquant.models.skeleton import decoder_blocks
 from llmquant.recipe.plan import Plan
 from llmquant.recipe.schema import canonical_json
@@ -105,18 +105,11 @@ def run_identity(prepared: Prepared, calibration: CalibrationData | None) -> dic
 
 def _calibration(prepared: Prepared) -> CalibrationData | None:
     plan = prepared.plan
-    if not any(needs_statistics(row) for row in plan.quantized):
+    if not check_statistics(plan):
         return None
-    for row in plan.quantized:
-        if row.module.block is None and needs_statistics(row):
-            raise PlanError(
-                f"{row.module.name} lies outside the decoder blocks, where no statistics are collected; "
-                "give its rule `rounding: {method: rtn}`"
-            )
     assert plan.recipe.calibration is not None  # the recipe's own check
     tokenizer = load_tokenizer(prepared.checkpoint.folder)
-    context = getattr(prepared.model.config, "max_position_embeddings", None)
-    return load_calibration(plan.recipe.calibration, tokenizer, context=context)
+    return load_calibration(plan.recipe.calibration, tokenizer, context=context_limit(prepared.model.config))
 
 
 def _units(prepared: Prepared) -> list[Unit]:

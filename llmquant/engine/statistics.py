@@ -42,7 +42,7 @@ class HessianCollector:
                 handle.remove()
 
     def _hook(self, name: str):
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def hook(_layer: nn.Module, args: tuple[Tensor, ...]) -> None:
             inputs = args[0].reshape(-1, args[0].shape[-1])
             self._tokens[name] += inputs.shape[0]
             leader, _ = self._seen.setdefault((args[0].data_ptr(), args[0]._version), (name, args[0]))

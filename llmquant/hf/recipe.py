@@ -14,10 +14,10 @@ from transformers.quantizers.base import HfQuantizer
 
 from llmquant.algorithms.base import LayerResult
 from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, tied
-from llmquant.engine.calibration import load_calibration
+from llmquant.engine.calibration import context_limit, load_calibration
 from llmquant.engine.finalize import model_quantization_config
 from llmquant.engine.inplace import quantize_loaded
-from llmquant.engine.layer import needs_statistics, quantize_layer
+from llmquant.engine.layer import check_statistics, needs_statistics, quantize_layer
 from llmquant.engine.prepare import load_tokenizer
 from llmquant.errors import CheckpointError, LlmquantError, PlanError
 from llmquant.formats.compressed_tensors import encode
@@ -139,8 +139,7 @@ class RecipeQuantizer(HfQuantizer):
             tokenizer = model.name_or_path
         if isinstance(tokenizer, (str, Path)):
             tokenizer = load_tokenizer(tokenizer)
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        data = load_calibration(plan.recipe.calibration, tokenizer, context=context)
+        data = load_calibration(plan.recipe.calibration, tokenizer, context=context_limit(model.config))
         if data.note:
             log.warning("calibration: %s", data.note)
         results = quantize_loaded(model, plan, data.windows)
@@ -148,7 +147,7 @@ class RecipeQuantizer(HfQuantizer):
             module = model.get_submodule(row.module.name)
             assert isinstance(module.weight, Tensor)
             assert module.bias is None or isinstance(module.bias, nn.Parameter)
-            # What lies outside the blocks needs no calibration, see _check_plan.
+            # What lies outside the blocks needs no calibration, see check_statistics.
             result = results.pop(row.module.name, None) or quantize_layer(row, module.weight, None, model.dtype)
             self._count(result)
             replace(model, row.module.name, PackedLinear.from_quantized(result.quantized, row.scheme, module.bias))
@@ -193,16 +192,12 @@ class _QuantizeOnLoad(ConversionOps):
 
 
 def _check_plan(plan: Plan) -> None:
+    check_statistics(plan)
     for row in plan.quantized:
         if row.scheme.activations:
             raise PlanError(
                 f"{row.module.name}: {row.scheme} cannot be run by llmquant, only written for other readers; "
                 "use llmquant.quantize, or a weight-only scheme such as int8"
-            )
-        if row.module.block is None and needs_statistics(row):
-            raise PlanError(
-                f"{row.module.name} lies outside the decoder blocks, where no statistics are collected; "
-                "give its rule `rounding: {method: rtn}`"
             )
 
 

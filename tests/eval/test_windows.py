@@ -8,8 +8,9 @@ import struct
 import pytest
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from llmquant.engine.calibration import context_limit
 from llmquant.errors import DataError
-from llmquant.eval.windows import SEPARATOR, context_limit, make_windows
+from llmquant.eval.windows import SEPARATOR, make_windows
 
 
 def _stream(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -1,0 +1,98 @@
+"""Texts and calibration windows: every kind of file, every way to be wrong, and windows that can be reproduced."""
+
+import json
+
+import pytest
+import torch
+
+from llmquant.engine.builtin_text import python_documents, split_of
+from llmquant.engine.calibration import load_calibration, tokens_hash
+from llmquant.engine.text import read_documents
+from llmquant.errors import DataError
+from llmquant.recipe.schema import Calibration
+from tests.engine.conftest import byte_tokenizer
+
+
+def write(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+def test_every_kind_of_file(tmp_path):
+    lines = "\n".join([json.dumps({"text": "one\u2028still one"}), "", json.dumps("two")])
+    assert read_documents(write(tmp_path, "a.jsonl", lines)) == ["one\u2028still one", "two"]
+    assert read_documents(write(tmp_path, "a.json", json.dumps(["x", {"text": "y"}, " "]))) == ["x", "y"]
+    assert read_documents(write(tmp_path, "a.txt", "plain\ntext")) == ["plain\ntext"]
+    assert read_documents(write(tmp_path, "b.jsonl", '{"body": "z"}'), column="body") == ["z"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", '{"text": "fine"}\n{"text": oops}', "line 2 is not JSON"),
+        ("a.jsonl", '{"body": "z"}', "no text under 'text' .it has: body."),
+        ("a.json", '{"text": "z"}', "holds a dict"),
+        ("a.json", "[3]", "entry 0"),
+        ("a.txt", "  \n", "holds no text"),
+    ],
+)
+def test_malformed_files(tmp_path, name, content, said):
+    with pytest.raises(DataError, match=said):
+        read_documents(write(tmp_path, name, content))
+
+
+def test_missing_binary_and_unknown_sources(tmp_path):
+    with pytest.raises(DataError, match="no text file at"):
+        read_documents(str(tmp_path / "absent.txt"))
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"not UTF-8 text \(byte 3\)"):
+        read_documents(str(tmp_path / "latin.txt"))
+    with pytest.raises(DataError, match="builtin:python"):
+        read_documents("builtin:wiki")
+
+
+def test_builtin_splits_are_disjoint_and_deal_by_name_alone():
+    train, calibration, evaluation = (set(python_documents(s)) for s in ("train", "calibration", "eval"))
+    assert len(train) > len(calibration) > 5
+    assert len(evaluation) > 5
+    assert not train & calibration
+    assert not (train | calibration) & evaluation
+    assert split_of("json/decoder.py") == split_of("json/decoder.py")
+    with pytest.raises(DataError, match="unknown split"):
+        python_documents("test")
+
+
+def spec(text_file, **changes):
+    return Calibration(**({"dataset": str(text_file), "samples": 6, "length": 40} | changes))
+
+
+def test_windows_are_reproducible_begin_with_bos_and_follow_the_seed(text_file):
+    tokenizer = byte_tokenizer()
+    data = load_calibration(spec(text_file), tokenizer)
+    assert data.windows.shape == (6, 40)
+    assert (data.windows[:, 0] == tokenizer.bos_token_id).all()
+    again = load_calibration(spec(text_file), tokenizer)
+    assert torch.equal(again.windows, data.windows)
+    assert again.sha256 == data.sha256 == tokens_hash(data.windows)
+    assert load_calibration(spec(text_file, seed=1), tokenizer).sha256 != data.sha256
+    text = text_file.read_text()
+    first = tokenizer.decode(data.windows[0], skip_special_tokens=True)
+    assert first in text
+
+
+def test_windows_are_cut_to_the_context_and_say_so(text_file):
+    data = load_calibration(spec(text_file), byte_tokenizer(), context=16)
+    assert data.windows.shape == (6, 16)
+    assert data.note == "windows cut from 40 to the model's context of 16 tokens"
+
+
+def test_short_documents_are_packed(tmp_path):
+    rows = "\n".join(json.dumps({"text": f"story {i}"}) for i in range(40))
+    data = load_calibration(spec(write(tmp_path, "s.jsonl", rows), samples=5, length=50), byte_tokenizer())
+    assert data.windows.shape == (5, 50)
+
+
+def test_too_little_text_is_counted(tmp_path):
+    with pytest.raises(DataError, match="gives 6 tokens, but 6 samples of 40 need 234"):
+        load_calibration(spec(write(tmp_path, "s.txt", "short")), byte_tokenizer())
