@@ -1,5 +1,7 @@
 """Small checkpoints with a tokenizer and a calibration text, made on the spot."""
 
+from typing import Any
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -19,12 +21,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_llama(**changes) -> LlamaForCausalLM:
     """Three blocks; every projection takes groups of 32."""
     torch.manual_seed(1)
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 257, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 64,
     }  # fmt: skip
     config = LlamaConfig(**(sizes | changes), dtype=torch.bfloat16)
-    return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    return LlamaForCausalLM(config).bfloat16().eval()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The identity pass and the block driver against the model's own forward, for every family that plan knows."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -8,7 +10,7 @@ from llmquant.engine.capture import capture
 from llmquant.engine.statistics import HessianCollector
 from llmquant.models.skeleton import decoder_blocks
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
     "mistral": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
     "qwen3": {
@@ -67,8 +69,12 @@ def test_hessians_are_those_of_the_real_inputs_and_shared_where_inputs_are():
         "mlp.down_proj",
     ]
     layers = {name: block.get_submodule(name) for name in names}
-    seen = {name: [] for name in names}
-    handles = [m.register_forward_pre_hook(lambda _, a, n=n: seen[n].append(a[0].double())) for n, m in layers.items()]
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+
+    def remember(name: str):
+        return lambda _, inputs: seen[name].append(inputs[0].double())
+
+    handles = [layer.register_forward_pre_hook(remember(name)) for name, layer in layers.items()]
     with torch.no_grad():
         model.base_model(input_ids=windows, use_cache=False)
         for handle in handles:
@@ -81,7 +87,9 @@ def test_hessians_are_those_of_the_real_inputs_and_shared_where_inputs_are():
     for name in names:
         x = torch.cat(seen[name]).reshape(-1, seen[name][0].shape[-1])
         assert taken[name].tokens == x.shape[0] == 48
-        torch.testing.assert_close(taken[name].hessian.double(), x.T @ x / 48, rtol=1e-5, atol=1e-6)
+        hessian = taken[name].hessian
+        assert hessian is not None
+        torch.testing.assert_close(hessian.double(), x.T @ x / 48, rtol=1e-5, atol=1e-6)
     assert taken["self_attn.q_proj"].hessian is taken["self_attn.k_proj"].hessian
     assert taken["mlp.gate_proj"].hessian is taken["mlp.up_proj"].hessian
     assert taken["self_attn.q_proj"].hessian is not taken["mlp.gate_proj"].hessian

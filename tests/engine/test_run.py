@@ -53,6 +53,7 @@ def test_the_result_holds_every_tensor_and_only_linears_changed(checkpoint, tmp_
 def test_calibrated_streaming_equals_the_loaded_model(checkpoint, gptq_recipe, tmp_path):
     result = quantize(checkpoint, gptq_recipe, tmp_path / "out")
     prepared = prepare(checkpoint, load_recipe(gptq_recipe))
+    assert prepared.plan.recipe.calibration is not None
     data = load_calibration(prepared.plan.recipe.calibration, load_tokenizer(checkpoint))
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
     in_place = quantize_loaded(model, prepared.plan, data.windows)
@@ -127,9 +128,9 @@ def test_a_finished_result_and_foreign_folders_are_not_touched(checkpoint, tmp_p
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("years of work")
-    for options in ({}, {"resume": True}, {"overwrite": True}):
+    for resume, overwrite in ((False, False), (True, False), (False, True)):
         with pytest.raises(OutputError, match="not made by llmquant"):
-            quantize(checkpoint, RTN, foreign, **options)
+            quantize(checkpoint, RTN, foreign, resume=resume, overwrite=overwrite)
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="is a file"):
         quantize(checkpoint, RTN, tmp_path / "file")
