@@ -37,10 +37,11 @@ class BlockInputs:
     """Hidden states of every batch in front of the next block, and the arguments of all blocks.
 
     Attributes:
-        hidden: for each batch (batch, length, features).
+        hidden: for each batch (batch, length, features); views of one tensor that is overwritten block by block, since
+            a fresh tensor for each batch and block would leave the heap full of holes.
     """
 
-    def __init__(self, hidden: list[Tensor], calls: list[list[Call]]) -> None:
+    def __init__(self, hidden: Sequence[Tensor], calls: list[list[Call]]) -> None:
         self.hidden, self._calls = hidden, calls
 
     def run(self, index: int, block: nn.Module) -> None:
@@ -50,8 +51,8 @@ class BlockInputs:
 
     def advance(self, index: int, block: nn.Module) -> None:
         """Replace the hidden states by the outputs of block `index`."""
-        for i, call in enumerate(self._calls[index]):
-            self.hidden[i] = call.run(block, self.hidden[i])
+        for hidden, call in zip(self.hidden, self._calls[index], strict=True):
+            hidden.copy_(call.run(block, hidden))
         self._calls[index].clear()
 
 
@@ -68,24 +69,25 @@ def capture(base_model: nn.Module, blocks: Sequence[nn.Module], windows: Tensor)
         QuantizationError: if the model does not call each block once for each batch.
     """
     size = max(1, TOKENS_PER_BATCH // windows.shape[1])
-    recorder = _Recorder(blocks)
+    batches = windows.split(size)
+    recorder = _Recorder(blocks, len(windows))
     with recorder.installed():
-        for batch in windows.split(size):
+        for batch in batches:
             base_model(input_ids=batch, use_cache=False)
-    batches = len(recorder.hidden)
-    if any(len(calls) != batches for calls in recorder.calls):
+    if recorder.hidden is None or any(len(calls) != len(batches) for calls in recorder.calls):
         raise QuantizationError(
-            f"the decoder blocks were not called once each ({[len(c) for c in recorder.calls]} calls for {batches} "
+            f"the decoder blocks were not called once each ({[len(c) for c in recorder.calls]} calls for {len(batches)} "
             "batches); this architecture needs its own calibration driver; use a data-free recipe (rounding: rtn)"
         )
-    return BlockInputs(recorder.hidden, recorder.calls)
+    return BlockInputs(recorder.hidden.split(size), recorder.calls)
 
 
 class _Recorder:
     """Stands in for the forward of every block while the identity pass runs."""
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        self.hidden: list[Tensor] = []
+    def __init__(self, blocks: Sequence[nn.Module], samples: int) -> None:
+        self.hidden: Tensor | None = None
+        self._samples, self._seen = samples, 0
         self.calls: list[list[Call]] = [[] for _ in blocks]
         self._blocks = blocks
         self._extras: tuple[Any, ...] | None = None  # what a block returns behind the hidden states, if a tuple
@@ -105,8 +107,10 @@ class _Recorder:
         states, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
         self.calls[index].append(Call(args, kwargs))
         if index == 0:
-            if not self.hidden:
+            if self.hidden is None:
                 output = self._learn_output(states, *args, **kwargs)
                 self._extras = output[1:] if isinstance(output, tuple) else None
-            self.hidden.append(states)
+                self.hidden = states.new_empty(self._samples, *states.shape[1:])
+            self.hidden[self._seen : self._seen + len(states)] = states
+            self._seen += len(states)
         return states if self._extras is None else (states, *self._extras)
