@@ -76,8 +76,8 @@ def capture(base_model: nn.Module, blocks: Sequence[nn.Module], windows: Tensor)
             base_model(input_ids=batch, use_cache=False)
     if recorder.hidden is None or any(len(calls) != len(batches) for calls in recorder.calls):
         raise QuantizationError(
-            f"the decoder blocks were not called once each ({[len(c) for c in recorder.calls]} calls for {len(batches)} "
-            "batches); this architecture needs its own calibration driver; use a data-free recipe (rounding: rtn)"
+            f"the decoder blocks were not called once each ({[len(c) for c in recorder.calls]} calls for "
+            f"{len(batches)} batches); this architecture needs its own calibration driver; use a data-free recipe"
         )
     return BlockInputs(recorder.hidden.split(size), recorder.calls)
 
