@@ -29,7 +29,8 @@ def compare(job: dict[str, Any]) -> dict[str, Any]:
         against the twin with inputs rounded as compressed-tensors does.
     """
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(job["folder"], dtype="auto", output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(job["folder"], dtype="auto", output_loading_info=True)
+        model, info = loaded
         found = _logits(model, job["prompts"])
     except Exception as error:  # noqa: BLE001 - any failure is a result
         return {"error": f"{type(error).__name__}: {error}"[:500]}

@@ -83,6 +83,8 @@ def main(jobs: Path, results: Path) -> None:
     found: dict[str, Any] = {"versions": versions, "results": {}}
     for job in json.loads(jobs.read_text(encoding="utf-8")):
         for folder in (job["folder"], job["twin"]):
+            if folder in found["results"]:
+                continue
             started = time.monotonic()
             answer = serve_in_child(folder, job["prompts"], results.with_name("vllm_answer.json"))
             found["results"][folder] = answer
