@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
+from llmquant.engine.memory import return_free_memory
 from llmquant.errors import CheckpointError
 from llmquant.eval.result import Memory
 
@@ -92,7 +92,7 @@ def peak_rss_of(work: Callable[[], Result]) -> Peak[Result]:
     process's peak so far may hide the rise, and none is reported.
     """
     gc.collect()
-    _return_free_memory()
+    return_free_memory()  # work that reuses freed heap would be measured as free of cost
     if not _STATUS.is_file():
         return Peak(work(), None, "peak memory is measured on Linux only")
     try:
@@ -110,13 +110,6 @@ def status_bytes(key: str) -> int:
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
     raise KeyError(key)
-
-
-def _return_free_memory() -> None:
-    """Give freed heap back to the system, so that work that reuses it is not measured as free of cost (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if _STATUS.is_file() else None
-    if trim is not None:
-        trim(0)
 
 
 def measure_memory(model: PreTrainedModel, work: Callable[[], object]) -> Memory:

@@ -35,7 +35,14 @@ def demo(out: Path, page: Path, console: Console) -> list[EvalReport]:
                 quantize(model, recipe, out / recipe, overwrite=True, progress=display)
             with RunDisplay(console) as display:
                 reports.append(
-                    evaluate(out / recipe, model, max_windows=_WINDOWS, speed=_SPEED_SECONDS, progress=display.stages)
+                    evaluate(
+                        out / recipe,
+                        model,
+                        max_windows=_WINDOWS,
+                        speed=_SPEED_SECONDS,
+                        noise_floor=True,
+                        progress=display.stages,
+                    )
                 )
             (out / f"{recipe}.json").write_text(reports[-1].to_json(), encoding="utf-8")
     print_reports(console, reports)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from llmquant.algorithms.base import LayerResult
 from llmquant.engine.capture import BlockInputs, capture
 from llmquant.engine.layer import dense_weight, needs_statistics, quantize_layer
+from llmquant.engine.memory import return_free_memory
 from llmquant.engine.statistics import HessianCollector
 from llmquant.recipe.plan import PlanRow
 
@@ -64,7 +65,7 @@ def quantize_blocks(
         model: the causal LM; `rows` name its modules.
         base_model: the model below its head; everything in it but the blocks must have weights.
         blocks: the decoder blocks, in order.
-        rows: for each block, the layers that are quantized.
+        rows: for each block, the layers that are quantized; blocks behind the last that has statistics may be missing.
         windows: (samples, length) token ids.
         scale_dtype: dtype of the checkpoint.
         weights: gives and takes the weights of one block.
@@ -74,7 +75,7 @@ def quantize_blocks(
     weights.load(0)
     inputs = capture(base_model, blocks, windows)
     captured()
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(blocks[: len(rows)]):
         if index:
             weights.load(index)
         finished = sink.finished(index)
@@ -83,9 +84,10 @@ def quantize_blocks(
         else:
             for name, weight in finished.items():
                 _replace(model.get_submodule(name), weight)
-        if index + 1 < len(blocks):
+        if index + 1 < len(rows):
             inputs.advance(index, block)
         weights.release(index)
+        return_free_memory()
 
 
 def _quantize_block(

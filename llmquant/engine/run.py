@@ -163,7 +163,7 @@ def _calibrate(prepared: Prepared, units: list[Unit], writer: ShardWriter, calib
     quantize_blocks(
         model,
         model.base_model,
-        list(blocks)[: last + 1],
+        list(blocks),
         [[row for row, _ in by_block[i].quantized] for i in range(last + 1)],
         calibration.windows,
         scale_dtype=prepared.plan.inventory.dtype,
