@@ -120,7 +120,7 @@ def evaluate(
         LlmquantError: CheckpointError, DataError or RecipeError.
     """
     from llmquant.compat.loading import no_progress_bar
-    from llmquant.engine.calibration import context_limit
+    from llmquant.engine.calibration import check_vocabulary, context_limit
     from llmquant.eval import evaluate as measure
     from llmquant.eval import make_windows
     from llmquant.eval.throughput import ThroughputOptions
@@ -135,6 +135,7 @@ def evaluate(
         documents, tokenizer, source=text, length=length, stride=stride, max_windows=max_windows,
         context=context_limit(before.config),
     )  # fmt: skip
+    check_vocabulary(windows.ids, before)
     return measure(
         before,
         after,

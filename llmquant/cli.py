@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
     try:
         return args.run(args, console)
-    except LlmquantError as error:
+    except (LlmquantError, OSError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
@@ -89,7 +89,17 @@ def _model_and_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-r", "--recipe", required=True, help="preset name or YAML file")
 
 
+def _check_targets(*files: Path | None) -> None:
+    """Refuse before any work what could not be written after it."""
+    from llmquant.errors import OutputError
+
+    for file in files:
+        if file is not None and not file.absolute().parent.is_dir():
+            raise OutputError(f"{file} cannot be written: there is no folder {file.absolute().parent}")
+
+
 def _plan(args: argparse.Namespace, console: Console) -> int:
+    _check_targets(args.json)
     from llmquant.api import plan
     from llmquant.plan_view import print_plan
 
@@ -115,6 +125,7 @@ def _quantize(args: argparse.Namespace, console: Console) -> int:
 
 
 def _evaluate(args: argparse.Namespace, console: Console) -> int:
+    _check_targets(args.json, args.report)
     from llmquant.api import evaluate
     from llmquant.console import RunDisplay, print_reports
     from llmquant.eval.report import render_page
@@ -147,6 +158,7 @@ def _limits(words: Sequence[str]) -> dict[str, float]:
 
 
 def _demo(args: argparse.Namespace, console: Console) -> int:
+    _check_targets(args.report)
     from llmquant.demo import demo
 
     demo(args.out, args.report, console)

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -72,7 +73,7 @@ class RunDisplay(Progress):
         self._bars.update(self._task, detail=f"{'.'.join(name.split('.')[-2:])} {record.loss:.2%}")
 
     def note(self, text: str) -> None:
-        self._console.print(f"[yellow]note:[/] {text}")
+        self._console.print(f"[yellow]note:[/] {escape(text)}")
 
     def stages(self, name: str, done: int, total: int) -> None:
         """The same bars for an evaluation, which reports (stage, done, in all)."""
@@ -87,8 +88,9 @@ def print_result(console: Console, result: RunResult) -> None:
     facts = result.provenance
     plan = facts["plan"]
     console.print(
-        f"[bold green]{result.folder}[/]  {plan['bytes_before'] / 1e6:,.1f} MB -> {plan['bytes_after'] / 1e6:,.1f} MB, "
-        f"{plan['bits_per_weight']:.2f} bits per weight; {facts['verified_tensors']} tensors verified; "
+        f"[bold green]{escape(str(result.folder))}[/]  {plan['bytes_before'] / 1e6:,.1f} MB -> "
+        f"{plan['bytes_after'] / 1e6:,.1f} MB, {plan['bits_per_weight']:.2f} bits per weight; "
+        f"{facts['verified_tensors']} tensors verified; "
         f"{facts['seconds']:.0f} s, peak {facts['peak_memory_bytes'] / 1e9:.2f} GB"
     )
     table = Table(title="Layers with the largest error", title_justify="left", box=None, header_style="dim")

@@ -34,10 +34,12 @@ class KeyMap:
     Attributes:
         parameter: checkpoint key to parameter or buffer name; keys the model does not have are absent.
         merged: the checkpoint keys that are split or merged on the way, so that key and parameter are not one to one.
+        splits: some key becomes several parameters, of which `parameter` names the first.
     """
 
     parameter: Mapping[str, str]
     merged: frozenset[str]
+    splits: bool
 
 
 def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
@@ -46,8 +48,9 @@ def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    several = {p for t in converters if len(t.target_patterns) > 1 for p in t.source_patterns}
     prefix = model.base_model_prefix
-    parameter, merged = {}, set()
+    parameter, merged, splits = {}, set(), False
     for key in keys:
         name, pattern = rename_source_key(key, renamings, converters, prefix, known)
         if name not in known and key in known:
@@ -56,7 +59,27 @@ def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
             parameter[key] = name
             if pattern is not None:
                 merged.add(key)
-    return KeyMap(parameter, frozenset(merged))
+                splits |= pattern in several
+    return KeyMap(parameter, frozenset(merged), splits)
+
+
+def check_complete(model: PreTrainedModel, key_map: KeyMap) -> None:
+    """Check that every parameter of `model` comes from the checkpoint, itself or as the one it is tied to.
+
+    Raises:
+        CheckpointError: naming the first that does not; transformers would fill it with random numbers.
+    """
+    if key_map.splits:
+        return  # the map does not name all parameters; loading a block finds what is missing
+    present = set(key_map.parameter.values())
+    tied = model.all_tied_weights_keys
+    for name, _ in model.named_parameters():
+        partners = {tied.get(name), *(other for other, owner in tied.items() if owner == name)}
+        if name not in present and not partners & present:
+            raise CheckpointError(
+                f"the checkpoint has no tensor for {name}, which config.json describes; the weights and the "
+                "config do not belong together, or files are missing"
+            )
 
 
 class _LazyTensor:

@@ -84,6 +84,7 @@ def quantize_blocks(
         else:
             for name, weight in finished.items():
                 _replace(model.get_submodule(name), weight)
+        block.float()
         if index + 1 < len(rows):
             inputs.advance(index, block)
         weights.release(index)
@@ -117,5 +118,6 @@ def _quantize_block(
 
 
 def _replace(module: nn.Module, weight: Tensor) -> None:
-    assert isinstance(module.weight, nn.Parameter)
-    module.weight.data = weight.to(module.weight.dtype)
+    # In the dtype of the scales, which holds it exactly, until the whole block is widened: half the memory while the
+    # layers that follow are quantized.
+    module.weight = nn.Parameter(weight, requires_grad=False)

@@ -14,7 +14,7 @@ from llmquant.engine.text import read_documents
 from llmquant.errors import DataError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from llmquant.recipe.schema import Calibration
 
@@ -79,6 +79,21 @@ def context_limit(config: PretrainedConfig) -> int | None:
     """The most tokens a model takes at once, or None where its configuration names no limit."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def check_vocabulary(tokens: Tensor, model: PreTrainedModel) -> None:
+    """Check that a model knows all token ids.
+
+    Raises:
+        DataError: if it does not: the tokenizer is another model's.
+    """
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    largest = int(tokens.max())
+    if largest >= weight.shape[0]:
+        raise DataError(
+            f"the tokenizer gives token {largest}, but the model knows {weight.shape[0]}; it belongs to another model"
+        )
 
 
 def bos_tokens(tokenizer: Any) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llmquant.errors import QuantizationError
 
-TOKENS_PER_BATCH = 2048  # bounds the activations inside a block, whatever the number of samples
+TOKENS_PER_BATCH = 1024  # bounds the activations inside a block, whatever the number of samples
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +18,8 @@ from llmquant.engine.progress import Progress
 from llmquant.engine.units import Unit
 from llmquant.engine.verify import verify
 from llmquant.formats.compressed_tensors import quantization_config
-from llmquant.formats.shard import write_index, write_json_atomic
+from llmquant.formats.shard import copy_file, write_index, write_json_atomic
+from llmquant.models.safetensors_header import read_header
 from llmquant.recipe.plan import Plan
 from llmquant.recipe.schema import recipe_to_dict
 
@@ -51,9 +51,12 @@ def finalize(
     """
     folder = output.partial
     weight_map = {name: shard.file for shard in journal.shards.values() for name in shard.tensors}
-    write_index(folder, weight_map, sum(shard.bytes for shard in journal.shards.values()))
+    total = sum(tensor.bytes for file in journal.shards for tensor in read_header(folder / file).values())
+    write_index(folder, weight_map, total)
     _copy_small_files(prepared.checkpoint.folder, folder)
     config = json.loads((prepared.checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("dtype") is None and config.get("torch_dtype") is None:
+        config["dtype"] = str(prepared.plan.inventory.dtype).removeprefix("torch.")
     config["quantization_config"] = model_quantization_config(prepared.plan)
     write_json_atomic(folder / "config.json", config)
     progress.stage("verify", len(units))
@@ -82,7 +85,7 @@ def model_quantization_config(plan: Plan) -> dict[str, Any]:
     kept = [
         row.module.name
         for row in plan.rows
-        if row.scheme.is_keep and (row.module.kind == "linear" or "lm_head" in row.module.sets)
+        if row.scheme.is_keep and (row.module.kind in ("linear", "conv1d") or "lm_head" in row.module.sets)
     ]
     fused_experts = any(row.module.kind == "experts" for row in plan.rows)
     return quantization_config(schemes, kept, fused_experts=fused_experts)
@@ -93,7 +96,7 @@ def _copy_small_files(source: Path, folder: Path) -> None:
         if path.is_file() and path.suffix in _COPIED_SUFFIXES and path.name not in _NOT_COPIED:
             if path.name.endswith(".index.json"):
                 continue
-            shutil.copyfile(path, folder / path.name)
+            copy_file(path, folder / path.name)
 
 
 def _describe(calibration: CalibrationData | None) -> dict[str, Any] | None:

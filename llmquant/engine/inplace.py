@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from llmquant.algorithms.base import LayerResult
 from llmquant.compat.loading import release
 from llmquant.engine.blocks import quantize_blocks
+from llmquant.engine.streaming import keep_embeddings_small
 from llmquant.models.skeleton import build_skeleton, decoder_blocks
 from llmquant.recipe.plan import Plan
 
@@ -34,7 +36,7 @@ def quantize_loaded(model: PreTrainedModel, plan: Plan, windows: Tensor) -> dict
     skeleton = build_skeleton(model.config).float()
     path, blocks = decoder_blocks(skeleton)
     rows = [[row for row in plan.quantized if row.module.block == i] for i in range(len(blocks))]
-    weights = _BorrowedWeights(skeleton, model, path)
+    weights = _BorrowedWeights(skeleton, model, path, plan.inventory.dtype)
     weights.load_outside()
     sink = _Results()
     quantize_blocks(
@@ -45,10 +47,12 @@ def quantize_loaded(model: PreTrainedModel, plan: Plan, windows: Tensor) -> dict
 
 
 class _BorrowedWeights:
-    def __init__(self, skeleton: nn.Module, model: nn.Module, path: str) -> None:
-        self._skeleton, self._model, self._path = skeleton, model, f"{path}."
+    def __init__(self, skeleton: nn.Module, model: nn.Module, path: str, dtype: torch.dtype) -> None:
+        self._skeleton, self._model, self._path, self._dtype = skeleton, model, f"{path}.", dtype
+        self._buffers = skeleton.state_dict().keys()
 
     def load_outside(self) -> None:
+        keep_embeddings_small(self._skeleton, self._dtype)
         for name, module in self._skeleton.named_modules():
             if not f"{name}.".startswith(self._path):
                 self._copy(name, module, recurse=False)
@@ -66,6 +70,10 @@ class _BorrowedWeights:
             owner, _, leaf = name.rpartition(".")
             value = nn.Parameter(source.detach().to(parameter.dtype), requires_grad=False)
             setattr(module.get_submodule(owner), leaf, value)
+        for name, buffer in list(module.named_buffers(recurse=recurse)):
+            full = f"{prefix}.{name}" if prefix else name
+            if full in self._buffers:
+                buffer.copy_(self._model.get_buffer(full))
 
 
 class _Results:

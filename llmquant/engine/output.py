@@ -29,7 +29,9 @@ class OutputFolder:
     """A context manager around one run's output; leaving it unlocks, and never deletes work."""
 
     def __init__(self, out: Path) -> None:
-        self.out = out.absolute()
+        self.out = out.resolve()  # through a link, to where the result really lies
+        if not self.out.name:
+            raise OutputError(f"{out} cannot be the folder of a result; give the name of a new one")
         self.partial = self.out.with_name(f"{self.out.name}.partial")
         self._lock: int | None = None
 
@@ -41,10 +43,19 @@ class OutputFolder:
         """
         if self.out.exists() and not self.out.is_dir():
             raise OutputError(f"{self.out} is a file; give a folder that does not exist yet")
+        if self.out.is_mount():
+            raise OutputError(f"{self.out} is a mount point, which cannot be replaced; give a folder inside it")
+        if self._replaced.exists() and not (self._replaced / PROVENANCE).is_file():
+            raise OutputError(f"{self._replaced} is in the way and was not made by llmquant; move it away")
         if self.out.exists() and any(self.out.iterdir()):
             if not is_finished(self.out):
                 raise OutputError(f"{self.out} exists and was not made by llmquant; give another folder")
-            if not (overwrite or (resume and not self.partial.exists())):
+            if resume and not overwrite and self.partial.exists():
+                raise OutputError(
+                    f"{self.out} holds a finished result that an interrupted run was to replace; "
+                    "--resume --overwrite continues it"
+                )
+            if not (overwrite or resume):
                 raise OutputError(f"{self.out} holds a finished result; give another folder, or --overwrite")
         if self.partial.exists() and any(self.partial.iterdir()):
             if not (self.partial / JOURNAL).is_file():
@@ -75,13 +86,17 @@ class OutputFolder:
         assert self._lock is not None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise OutputError(f"another process is working in {self.partial}") from error
+        except OSError as error:
+            raise OutputError(f"cannot lock {self.partial} ({error.strerror}); use another disk") from error
 
     def _remove_partial(self) -> None:
         self._lock = os.open(self.partial, os.O_RDONLY)
         self._take_lock()
-        shutil.rmtree(self.partial)
+        # Emptied first and removed last, the journal marks the folder as ours whenever this is interrupted.
+        (self.partial / JOURNAL).write_bytes(b"")
+        _remove(self.partial, last=(JOURNAL,))
         self.__exit__(None, None, None)
 
     def require_space(self, needed: int) -> None:
@@ -102,20 +117,26 @@ class OutputFolder:
 
         The journal goes last: whenever this is interrupted, either OUT.partial still has its journal, or OUT is whole.
         """
-        old = self._replaced
-        if self.out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            self.out.rename(old)
-        self.partial.rename(self.out)
-        parent = os.open(self.out.parent, os.O_RDONLY)
-        os.fsync(parent)
-        os.close(parent)
-        self.tidy()
+        try:
+            if self.out.exists():
+                if any(self.out.iterdir()):
+                    self.tidy()
+                    self.out.rename(self._replaced)
+                else:
+                    self.out.rmdir()
+            self.partial.rename(self.out)
+            parent = os.open(self.out.parent, os.O_RDONLY)
+            os.fsync(parent)
+            os.close(parent)
+            self.tidy()
+        except OSError as error:
+            raise OutputError(f"cannot give {self.out} its name: {error.strerror}; --resume tries again") from error
 
     def tidy(self) -> None:
         """Remove what an interrupted `finish` left behind in or beside a finished folder."""
         (self.out / JOURNAL).unlink(missing_ok=True)
-        shutil.rmtree(self._replaced, ignore_errors=True)
+        if (self._replaced / PROVENANCE).is_file():
+            _remove(self._replaced, last=(PROVENANCE,))
 
     @property
     def _replaced(self) -> Path:
@@ -130,6 +151,16 @@ class OutputFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _remove(folder: Path, last: tuple[str, ...]) -> None:
+    """Remove a folder of ours; the files that mark it as ours go at the end."""
+    for path in folder.iterdir():
+        if path.name not in last:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in last:
+        (folder / name).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

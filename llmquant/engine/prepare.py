@@ -13,7 +13,7 @@ from llmquant.recipe.plan import Plan, make_plan
 from llmquant.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,10 @@ def plan_only(source: str | Path, recipe: Recipe) -> Plan:
     Raises:
         PlanError: if the recipe does not fit.
     """
-    return make_plan(recipe, take_inventory(build_skeleton(load_config(source))))
+    config = load_config(source)
+    if config.dtype is None and any(Path(source).glob("*.safetensors")):
+        _settle_dtype(config, Checkpoint.open(source))
+    return make_plan(recipe, take_inventory(build_skeleton(config)))
 
 
 def prepare(source: str | Path, recipe: Recipe, *, revision: str | None = None) -> Prepared:
@@ -51,11 +54,16 @@ def prepare(source: str | Path, recipe: Recipe, *, revision: str | None = None) 
     """
     checkpoint = Checkpoint.open(source, revision=revision)
     config = load_config(checkpoint.folder)
-    if config.dtype is None:  # old configs do not say; transformers then takes the dtype of the weights
-        config.dtype = next(t.dtype for t in checkpoint.tensors.values() if t.dtype.is_floating_point)
+    if config.dtype is None:
+        _settle_dtype(config, checkpoint)
     plan = make_plan(recipe, take_inventory(build_skeleton(config)))
     model = build_skeleton(config).float()
     return Prepared(str(source), checkpoint, model, plan)
+
+
+def _settle_dtype(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
+    # Old configs do not say; transformers then takes the dtype of the weights.
+    config.dtype = next(t.dtype for t in checkpoint.tensors.values() if t.dtype.is_floating_point)
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -67,9 +75,14 @@ def load_tokenizer(folder: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"{folder} has no tokenizer that transformers can load ({str(error).splitlines()[0]}); copy its "
+            f"{folder} has no tokenizer that transformers can load ({str(error).split(chr(10), 1)[0]}); copy its "
             "tokenizer files there, or use a recipe that needs no calibration"
         ) from error
+    if not tokenizer("text", add_special_tokens=False)[
+        "input_ids"
+    ]:  # transformers made an empty one of the model's class
+        raise DataError(f"{folder} has no tokenizer files; copy them there, or use a recipe that needs no calibration")
+    return tokenizer

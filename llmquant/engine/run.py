@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from llmquant.algorithms.base import LayerResult
-from llmquant.compat.loading import KeyMap, map_keys
+from llmquant.compat.loading import KeyMap, check_complete, map_keys
 from llmquant.engine.blocks import quantize_blocks
-from llmquant.engine.calibration import CalibrationData, context_limit, load_calibration
+from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
 from llmquant.engine.finalize import finalize
 from llmquant.engine.journal import Journal
 from llmquant.engine.layer import check_statistics, needs_statistics
@@ -27,8 +27,8 @@ from llmquant.engine.shards import ShardWriter
 from llmquant.engine.streaming import StreamedWeights
 from llmquant.engine.units import Unit, split_into_units
 from llmquant.errors import OutputError
+from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import decoder_blocks
-from llmquant.recipe.plan import Plan
 from llmquant.recipe.schema import canonical_json
 
 _SPACE_MARGIN = 1.02  # headers, config, tokenizer
@@ -81,7 +81,7 @@ def run(
             return _already_finished(output, identity)
         units = _units(prepared)
         journal = output.begin(identity, resume=resume, overwrite=overwrite)
-        _check_space(output, prepared.plan, journal)
+        _check_space(output, prepared.checkpoint, units, journal)
         writer = ShardWriter(output.partial, journal, prepared.checkpoint, prepared.plan.inventory.dtype, progress)
         _write_units(prepared, units, writer, calibration, progress)
         finalize(prepared, units, journal, output, identity, calibration, progress, began)
@@ -96,6 +96,7 @@ def run_identity(prepared: Prepared, calibration: CalibrationData | None) -> dic
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "source": prepared.checkpoint.fingerprint(),
         "recipe": canonical_json(prepared.plan.recipe),
@@ -109,12 +110,16 @@ def _calibration(prepared: Prepared) -> CalibrationData | None:
         return None
     assert plan.recipe.calibration is not None  # the recipe's own check
     tokenizer = load_tokenizer(prepared.checkpoint.folder)
-    return load_calibration(plan.recipe.calibration, tokenizer, context=context_limit(prepared.model.config))
+    data = load_calibration(plan.recipe.calibration, tokenizer, context=context_limit(prepared.model.config))
+    check_vocabulary(data.windows, prepared.model)
+    return data
 
 
 def _units(prepared: Prepared) -> list[Unit]:
     path, _ = decoder_blocks(prepared.model)
-    return split_into_units(prepared.plan, prepared.checkpoint.tensors, _key_map(prepared), path)
+    key_map = _key_map(prepared)
+    check_complete(prepared.model, key_map)
+    return split_into_units(prepared.plan, prepared.checkpoint.tensors, key_map, path)
 
 
 def _key_map(prepared: Prepared) -> KeyMap:
@@ -131,9 +136,11 @@ def _already_finished(output: OutputFolder, identity: Mapping[str, Any]) -> RunR
     return RunResult(output.out, provenance)
 
 
-def _check_space(output: OutputFolder, plan: Plan, journal: Journal) -> None:
+def _check_space(output: OutputFolder, checkpoint: Checkpoint, units: list[Unit], journal: Journal) -> None:
     done = sum(shard.bytes for shard in journal.shards.values())
-    output.require_space(int(plan.bytes_after * _SPACE_MARGIN) - done)
+    copied = sum(checkpoint.tensors[key].bytes for unit in units for key in unit.copied)
+    quantized = sum(row.bytes_after for unit in units for row, _ in unit.quantized)
+    output.require_space(int((copied + quantized) * _SPACE_MARGIN) - done)
 
 
 def _write_units(

@@ -24,22 +24,18 @@ class StreamedWeights:
         self._model, self._checkpoint, self._dtype = model, checkpoint, dtype
         self._path = f"{blocks_path}."
         self._keys = key_map.parameter
+        # Persistent buffers decide too: DeepSeek's router adds one to its scores.
+        self._names = [name for name, _ in model.named_parameters()] + sorted(
+            {name for name, _ in model.named_buffers()} & model.state_dict().keys()
+        )
 
     def load_outside(self) -> None:
-        """Load what the model runs before, between and after its blocks; not the language-model head.
-
-        Embeddings stay in the checkpoint's dtype and their output is widened: in float32 the vocabulary alone would be
-        the largest thing in memory.
-        """
+        """Load what the model runs before, between and after its blocks; not the language-model head."""
         base = self._model.base_model
         prefix = next(name for name, module in self._model.named_modules() if module is base)
-        for module in base.modules():
-            if isinstance(module, nn.Embedding):
-                module.to(self._dtype)
-                module.register_forward_hook(_widen)
-        names = {f"{prefix}.{name}" if prefix else name for name, _ in base.named_parameters()}
-        outside = {name for name in names if not name.startswith(self._path)}
-        self._load(outside)
+        keep_embeddings_small(base, self._dtype)
+        inside = f"{prefix}." if prefix else ""
+        self._load({n for n in self._names if n.startswith(inside) and not n.startswith(self._path)})
 
     def release_outside(self) -> None:
         """Free what `load_outside` loaded."""
@@ -50,7 +46,7 @@ class StreamedWeights:
     def load(self, index: int) -> None:
         """Load decoder block `index`."""
         prefix = f"{self._path}{index}."
-        self._load({name for name, _ in self._model.named_parameters() if name.startswith(prefix)})
+        self._load({name for name in self._names if name.startswith(prefix)})
 
     def release(self, index: int) -> None:
         """Free decoder block `index`."""
@@ -59,12 +55,26 @@ class StreamedWeights:
     def _load(self, names: set[str]) -> None:
         keys = [key for key, name in self._keys.items() if name in names]
         load_keys(self._model, keys, self._checkpoint.read)
-        for name in sorted(names):
-            if self._model.get_parameter(name).is_meta:
+        loaded = {self._keys[key] for key in keys}
+        for name in sorted(names - loaded):
+            owner, _, leaf = name.rpartition(".")
+            tensor = getattr(self._model.get_submodule(owner), leaf)
+            if tensor.is_meta:
                 raise CheckpointError(
                     f"the checkpoint has no tensor for {name}, which config.json describes; the weights and the "
                     "config do not belong together"
                 )
+
+
+def keep_embeddings_small(base_model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold embeddings in the checkpoint's dtype and widen their output.
+
+    In float32 the vocabulary alone would be the largest thing in memory.
+    """
+    for module in base_model.modules():
+        if isinstance(module, nn.Embedding):
+            module.to(dtype)
+            module.register_forward_hook(_widen)
 
 
 def _widen(_module: nn.Module, _args: object, output: Tensor) -> Tensor:

@@ -82,6 +82,16 @@ def write_json_atomic(path: Path, content: Mapping[str, Any]) -> None:
         _write_all(stream, memoryview(text.encode()))
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a small file, replacing an older one whole.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    with _replacing(path) as stream:
+        _write_all(stream, memoryview(source.read_bytes()))
+
+
 def write_index(folder: Path, weight_map: Mapping[str, str], total_size: int) -> Path:
     """Write the index of a sharded checkpoint.
 
@@ -127,7 +137,7 @@ def _check(name: str, tensor: Tensor) -> None:
         raise QuantizationError(f"{name}: is a {tensor.layout} tensor on {tensor.device}, without data to write")
     if tensor.dtype not in _DTYPES:
         raise QuantizationError(f"{name}: has dtype {tensor.dtype}, which is not written to a checkpoint")
-    if name.endswith("_scale"):
+    if name.endswith(".weight_scale"):
         bad = int((~torch.isfinite(tensor) | (tensor == 0)).sum())
         if bad:
             raise QuantizationError(f"{name}: {bad} of {tensor.numel()} scales are zero, infinite or NaN")

@@ -30,9 +30,16 @@ def load(
         CheckpointError: if the checkpoint is missing, unfinished, damaged, incomplete or unsafe.
     """
     register()
-    _refuse_unfinished(Path(source))
+    _refuse_unfinished(Path(source).absolute())
     folder = Checkpoint.open(source, allow_quantized=True).folder  # checks every header, and refuses pickles
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device_map, use_safetensors=True)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise CheckpointError(
+            f"{folder} has no tensor for {min(info['missing_keys'])}, which transformers filled with random numbers; "
+            "fetch or write the checkpoint again"
+        )
     if not packed and getattr(getattr(model, "hf_quantizer", None), "packed", False):
         model = model.dequantize()
     return model

@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from llmquant.algorithms.base import LayerResult
 from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, tied
-from llmquant.engine.calibration import context_limit, load_calibration
+from llmquant.engine.calibration import check_vocabulary, context_limit, load_calibration
 from llmquant.engine.finalize import model_quantization_config
 from llmquant.engine.inplace import quantize_loaded
 from llmquant.engine.layer import check_statistics, needs_statistics, quantize_layer
@@ -140,6 +140,7 @@ class RecipeQuantizer(HfQuantizer):
         if isinstance(tokenizer, (str, Path)):
             tokenizer = load_tokenizer(tokenizer)
         data = load_calibration(plan.recipe.calibration, tokenizer, context=context_limit(model.config))
+        check_vocabulary(data.windows, model)
         if data.note:
             log.warning("calibration: %s", data.note)
         results = quantize_loaded(model, plan, data.windows)
