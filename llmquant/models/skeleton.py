@@ -40,7 +40,7 @@ def load_config(source: str | Path) -> PreTrainedConfig:
         raise CheckpointError(f"{source} does not exist; give a model folder, a config.json or a hub id (org/name)")
     try:
         return AutoConfig.from_pretrained(str(path) if path.exists() else str(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+    except (OSError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         advice = "" if path.exists() else " It is no folder here; check the path, or the hub id and the connection."
         raise CheckpointError(f"cannot read the configuration of {source}: {_reason(error)}{advice}") from error
 
@@ -58,7 +58,7 @@ def build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         with init_empty_weights(include_buffers=False), _EmptyOnMeta():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, TypeError, AttributeError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise CheckpointError(
             f"cannot build a causal language model of type {config.model_type!r}: {_reason(error)}"
         ) from error
