@@ -111,6 +111,7 @@ class _Recorder:
                 output = self._learn_output(states, *args, **kwargs)
                 self._extras = output[1:] if isinstance(output, tuple) else None
                 self.hidden = states.new_empty(self._samples, *states.shape[1:])
+            assert self.hidden is not None
             self.hidden[self._seen : self._seen + len(states)] = states
             self._seen += len(states)
         return states if self._extras is None else (states, *self._extras)

@@ -32,9 +32,10 @@ def load(
     register()
     _refuse_unfinished(Path(source).absolute())
     folder = Checkpoint.open(source, allow_quantized=True).folder  # checks every header, and refuses pickles
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True
     )
+    model, info = loaded
     if info["missing_keys"]:
         raise CheckpointError(
             f"{folder} has no tensor for {min(info['missing_keys'])}, which transformers filled with random numbers; "

@@ -52,7 +52,7 @@ def test_block_by_block_equals_the_full_forward(model_type):
         inputs = capture(model.base_model, list(blocks), windows)
         for index, block in enumerate(blocks):
             inputs.advance(index, block)
-    assert torch.equal(torch.cat(inputs.hidden), outputs[0])
+    assert torch.equal(torch.cat(list(inputs.hidden)), outputs[0])
 
 
 def test_hessians_are_those_of_the_real_inputs_and_shared_where_inputs_are():
