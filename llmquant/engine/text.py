@@ -76,7 +76,7 @@ def _row_text(row: object, column: str, where: str) -> str:
 
 def _hub_rows(name: str, split: str | None, column: str) -> Iterator[str]:
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise DataError(f"reading hub:{name} needs the `datasets` package; pip install 'llmquant[data]'") from error
     try:

@@ -1,6 +1,8 @@
 """Texts and calibration windows: every kind of file, every way to be wrong, and windows that can be reproduced."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,3 +98,22 @@ def test_short_documents_are_packed(tmp_path):
 def test_too_little_text_is_counted(tmp_path):
     with pytest.raises(DataError, match="gives 6 tokens, but 6 samples of 40 need 234"):
         load_calibration(spec(write(tmp_path, "s.txt", "short")), byte_tokenizer())
+
+
+def test_hub_data_sets_are_streamed(monkeypatch):
+    asked = []
+
+    def load_dataset(name, split, streaming):
+        asked.append((name, split, streaming))
+        if name == "gone":
+            raise FileNotFoundError("no such data set")
+        return iter([{"text": "one"}, {"text": "two"}])
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert read_documents("hub:org/set", split="validation") == ["one", "two"]
+    assert asked == [("org/set", "validation", True)]
+    with pytest.raises(DataError, match="cannot read data set hub:gone"):
+        read_documents("hub:gone")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"llmquant\[data\]"):
+        read_documents("hub:org/set")
