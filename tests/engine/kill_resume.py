@@ -2,9 +2,10 @@
 
     python tests/engine/kill_resume.py MODEL RECIPE --kills 20
 
-The delays are drawn between zero and the duration of an uninterrupted run, so the kills fall into every phase: start,
-calibration, rounding, writing, verification, the final rename. Each round starts from nothing, is killed once, resumed,
-and compared. tests/engine/test_kill.py runs a short version.
+The delays are drawn between zero and the working time of an uninterrupted run, counted from the moment its folder
+appears (importing libraries takes longer than small models do). So the kills fall into every phase: calibration,
+rounding, writing, verification, the final rename. Each round starts from nothing, is killed once, resumed, and
+compared. tests/engine/test_kill.py runs a short version.
 """
 
 from __future__ import annotations
@@ -35,9 +36,17 @@ def command(model: Path, recipe: Path, out: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "llmquant", "quantize", str(model), "-r", str(recipe), "-o", str(out), *options]
 
 
-def run_killed(arguments: list[str], delay: float) -> bool:
-    """Run a command and kill it after `delay` seconds; whether it was still running then."""
+def begin(arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
+    """Start a run and wait until its working folder appears."""
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not out.with_name(f"{out.name}.partial").exists() and process.poll() is None:
+        time.sleep(0.005)
+    return process
+
+
+def run_killed(arguments: list[str], out: Path, delay: float) -> bool:
+    """Kill a run `delay` seconds after it began to work; whether it was still running then."""
+    process = begin(arguments, out)
     try:
         process.wait(delay)
         return False
@@ -56,15 +65,16 @@ def check(model: Path, recipe: Path, work: Path, kills: int, seed: int) -> list[
     Raises:
         AssertionError: if a resumed run differs from the uninterrupted one.
     """
+    process = begin(command(model, recipe, work / "whole"), work / "whole")
     began = time.monotonic()
-    subprocess.run(command(model, recipe, work / "whole"), check=True, stdout=subprocess.DEVNULL)
+    assert process.wait() == 0
     duration = time.monotonic() - began
     wanted = digest(work / "whole")
     rng, lines = random.Random(seed), []
     for number in range(1, kills + 1):
         out, partial = work / f"round{number}", work / f"round{number}.partial"
         delay = rng.uniform(0.0, duration)
-        killed = run_killed(command(model, recipe, out), delay)
+        killed = run_killed(command(model, recipe, out), out, delay)
         shards = len(list(partial.glob("model-*.safetensors"))) if partial.exists() else 0
         state = f"{shards} shards done" if partial.exists() else "finished" if out.exists() else "not begun"
         done = subprocess.run(command(model, recipe, out, "--resume"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
