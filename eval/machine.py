@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+VERSIONED = ("llmquant", "torch", "transformers")  # what decides the numbers of a report
+NOT_INSTALLED = "not installed"
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
+
+def versions(packages: Sequence[str] = VERSIONED) -> dict[str, str]:
+    """Versions of Python and of packages; "not installed" for one that is not, such as a mere source tree."""
     found = {"python": platform.python_version()}
-    for package in ("llmquant", "torch", "transformers"):
+    for package in packages:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # a source tree that was never installed
-            found[package] = "not installed"
+        except PackageNotFoundError:
+            found[package] = NOT_INSTALLED
     return found
 
 
@@ -27,9 +31,14 @@ def machine(device: torch.device) -> dict[str, str | int]:
         "cpu": cpu_name(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
+        "system": system_name(),
         "device": device_name(device),
     }
+
+
+def system_name() -> str:
+    """Operating system and architecture, such as "Linux x86_64"."""
+    return f"{platform.system()} {platform.machine()}"
 
 
 def cpu_name() -> str:

@@ -78,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--report", type=Path, default=Path("report.html"), metavar="FILE")
     demo.set_defaults(run=_demo)
 
+    doctor = commands.add_parser("doctor", help="what this machine has, how fast it can be, and what to improve")
+    doctor.add_argument("--json", nargs="?", const="-", metavar="FILE", help="as JSON, to FILE or instead of the text")
+    doctor.set_defaults(run=_doctor)
+
     recipes = commands.add_parser("recipes", help="the recipes that ship with llmquant")
     recipes.add_argument("name", nargs="?", help="print this one")
     recipes.set_defaults(run=_recipes)
@@ -163,6 +167,23 @@ def _demo(args: argparse.Namespace, console: Console) -> int:
 
     demo(args.out, args.report, console)
     return 0
+
+
+def _doctor(args: argparse.Namespace, console: Console) -> int:
+    from llmquant.doctor import diagnose
+    from llmquant.doctor.view import print_diagnosis
+
+    to_file = args.json not in (None, "-")
+    _check_targets(Path(args.json) if to_file else None)
+    found = diagnose()
+    text = json.dumps(found.to_dict(), indent=2) + "\n"
+    if args.json == "-":
+        sys.stdout.write(text)
+    else:
+        print_diagnosis(console, found)
+    if to_file:
+        Path(args.json).write_text(text, encoding="utf-8")
+    return 1 if found.broken else 0
 
 
 def _recipes(args: argparse.Namespace, console: Console) -> int:

@@ -1,0 +1,97 @@
+"""Memory bandwidth, measured in about a second: decoding reads every weight once for each token."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llmquant.kernels import native
+
+_BYTES = 256 << 20  # several times the last-level cache of a desktop, little memory
+_SECONDS = 0.4  # per thread count
+_STAT = Path("/proc/stat")
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """How fast memory was read.
+
+    Attributes:
+        gbs: gigabytes (1e9) per second by number of threads; the keys are text, as JSON wants them.
+        method: what read.
+        others: share of all processors that other programs kept busy meanwhile, where the system tells.
+    """
+
+    gbs: dict[str, float]
+    method: str
+    others: float | None
+
+    @property
+    def best(self) -> float:
+        """The most that any number of threads reached."""
+        return max(self.gbs.values())
+
+
+def measure_bandwidth(threads: int, *, compiled: bool) -> Bandwidth:
+    """Read memory on one thread and on `threads`.
+
+    Args:
+        threads: of torch.
+        compiled: read by the C++ library, which must be there; otherwise by torch.
+    """
+    by_library = getattr(native, "stream_read_gbs", None) if compiled else None
+    read, method = (by_library, "C++ kernels") if by_library else (_reader_of_torch(), "torch.sum")
+    before, others = torch.get_num_threads(), _Others()
+    try:
+        gbs = {str(count): _best(read, count) for count in sorted({1, threads})}
+    finally:
+        torch.set_num_threads(before)
+    return Bandwidth(gbs, method, others.share())
+
+
+class _Others:
+    """What other programs do from now on: busy time of all processors less that of this process."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter(), _busy_seconds(), time.process_time()
+
+    def share(self) -> float | None:
+        start, busy, own = self._start
+        now, busy_now, own_now = time.perf_counter(), _busy_seconds(), time.process_time()
+        if busy is None or busy_now is None:
+            return None
+        used = (busy_now - busy) - (own_now - own)
+        return min(1.0, max(0.0, used / (now - start) / (os.cpu_count() or 1)))
+
+
+def _busy_seconds() -> float | None:
+    """Time that all processors were busy, or taken by another virtual machine (Linux)."""
+    if not _STAT.is_file():
+        return None
+    user, nice, system, _, _, irq, soft_irq, steal = map(int, _STAT.read_text(encoding="ascii").split()[1:9])
+    return (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _best(read: Callable[[int], float], threads: int) -> float:
+    """The highest of many readings: whatever else the machine does makes a reading lower, never higher."""
+    torch.set_num_threads(threads)
+    end, best = time.perf_counter() + _SECONDS, 0.0
+    while best == 0 or time.perf_counter() < end:
+        best = max(best, read(threads))
+    return best
+
+
+def _reader_of_torch() -> Callable[[int], float]:
+    buffer = torch.ones(_BYTES // 8, dtype=torch.int64)
+
+    def read(threads: int) -> float:  # noqa: ARG001 - the caller has told torch
+        start = time.perf_counter()
+        buffer.sum()
+        return _BYTES / (time.perf_counter() - start) / 1e9
+
+    return read

@@ -1,0 +1,105 @@
+"""`diagnose`: all facts, the bandwidth, the decode speed that follows, and advice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llmquant.doctor.advice import Advice, advise
+from llmquant.doctor.bandwidth import Bandwidth, measure_bandwidth
+from llmquant.doctor.facts import Gpus, Kernels, Memory, Threads, gpus, kernels, memory, threads
+from llmquant.eval.machine import VERSIONED, cpu_name, system_name, versions
+from llmquant.spec import Scheme
+
+SIZES = (1e9, 3e9, 8e9)
+FORMATS = ("bf16", "int8", "int4-g128")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What memory allows a dense model of that many parameters in that format.
+
+    Attributes:
+        parameters: weights, all of them in the format.
+        format: bf16 or a scheme.
+        bytes: of the weights.
+        tokens_per_second: bandwidth / bytes: decoding one sequence is never faster.
+        fits: whether the weights fit into the memory that is free now; None if that is not known.
+    """
+
+    parameters: float
+    format: str
+    bytes: int
+    tokens_per_second: float
+    fits: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """Result of `diagnose`; the fields are the keys of the JSON output."""
+
+    cpu: str
+    system: str
+    versions: dict[str, str]
+    kernels: Kernels
+    threads: Threads
+    memory: Memory
+    gpus: Gpus
+    bandwidth: Bandwidth
+    expected: tuple[Expected, ...]
+    advice: tuple[Advice, ...]
+
+    @property
+    def broken(self) -> bool:
+        """Whether something makes the kernels fail, not only slow."""
+        return any(each.level == "error" for each in self.advice)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; no host or user names."""
+        return asdict(self)
+
+
+def diagnose() -> Diagnosis:
+    """Collect facts and measure the bandwidth; takes about a second."""
+    found_kernels, found_threads, found_memory, found_gpus = kernels(), threads(), memory(), gpus()
+    packages = versions((*VERSIONED, "compressed-tensors", "triton"))
+    works = found_kernels.library is not None and found_kernels.problem is None
+    bandwidth = measure_bandwidth(found_threads.torch, compiled=works)
+    return Diagnosis(
+        cpu=cpu_name(),
+        system=system_name(),
+        versions=packages,
+        kernels=found_kernels,
+        threads=found_threads,
+        memory=found_memory,
+        gpus=found_gpus,
+        bandwidth=bandwidth,
+        expected=tuple(
+            expected(size, name, bandwidth.best, found_memory.available) for size in SIZES for name in FORMATS
+        ),
+        advice=advise(found_kernels, found_threads, found_memory, found_gpus, bandwidth, packages),
+    )
+
+
+def expected(parameters: float, name: str, gbs: float, available: int | None) -> Expected:
+    """The decode speed that a bandwidth allows.
+
+    Args:
+        parameters: weights.
+        name: "bf16", or a symmetric scheme; its scales have 16 bits.
+        gbs: gigabytes per second.
+        available: bytes of free memory, if known.
+    """
+    size = int(parameters * bits_per_weight(name) / 8)
+    return Expected(
+        parameters=parameters, format=name, bytes=size, tokens_per_second=gbs * 1e9 / size,
+        fits=None if available is None else size < available,
+    )  # fmt: skip
+
+
+def bits_per_weight(name: str) -> float:
+    """Bits of a weight with its share of the group's scale; that of a whole row is too small to count."""
+    if name == "bf16":
+        return 16.0
+    scheme = Scheme.parse(name)
+    return scheme.bits + (16 / scheme.group_size if scheme.group_size else 0)

@@ -1,0 +1,152 @@
+"""Facts about processor, threads, memory and GPU that decide the speed. What a system does not tell is None."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llmquant.errors import LlmquantError
+from llmquant.kernels import native
+
+ISA_VARIABLE = "LLMQUANT_CPU_ISA"
+KERNELS_VARIABLE = "LLMQUANT_CPU_KERNELS"
+_QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
+_QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_MEMINFO = Path("/proc/meminfo")
+_NVIDIA = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """The C++ kernels of this machine.
+
+    Attributes:
+        library: file name of the library; None where llmquant was installed without it, or it cannot be used.
+        interface: version of its interface that this llmquant speaks.
+        in_use: instruction set that runs; "torch" without the library, None if there is a problem.
+        available: instruction sets that both library and processor have, narrowest first.
+        isa_override: value of LLMQUANT_CPU_ISA.
+        kernels_override: value of LLMQUANT_CPU_KERNELS.
+        problem: what makes every use of the kernels fail.
+    """
+
+    library: str | None
+    interface: int
+    in_use: str | None
+    available: tuple[str, ...]
+    isa_override: str | None
+    kernels_override: str | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threads:
+    """Threads and the cores they can have.
+
+    Attributes:
+        torch: threads of torch, which the kernels use.
+        logical: processors that this process may run on.
+        physical: cores among them, where known (two hyperthreads share one).
+        quota: processors that a container grants, where it limits them.
+    """
+
+    torch: int
+    logical: int
+    physical: int | None
+    quota: float | None
+
+    @property
+    def useful(self) -> int:
+        """Threads that can run at the same time without sharing a core."""
+        cores = self.physical or self.logical
+        return max(1, min(cores, int(self.quota))) if self.quota else cores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of main memory, and the system's setting for huge pages ("always", "madvise" or "never")."""
+
+    total: int | None
+    available: int | None
+    huge_pages: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpus:
+    """GPUs that torch can use; `driver`: an NVIDIA driver is loaded; `cuda`: the CUDA version torch was built for."""
+
+    names: tuple[str, ...]
+    bytes: tuple[int, ...]
+    driver: bool
+    cuda: str | None
+
+
+def kernels() -> Kernels:
+    """Look at the library; a mistake in it or in LLMQUANT_CPU_ISA becomes `problem`."""
+    library, in_use, available, problem = None, None, (), None
+    try:
+        loaded = native.library()
+        library = Path(loaded._name).name if loaded is not None else None
+        available = native.supported()
+        in_use = native.isa()
+    except LlmquantError as error:
+        problem = str(error)
+    return Kernels(
+        library=library, interface=native.ABI, in_use=in_use, available=available, problem=problem,
+        isa_override=os.environ.get(ISA_VARIABLE) or None, kernels_override=os.environ.get(KERNELS_VARIABLE) or None,
+    )  # fmt: skip
+
+
+def threads() -> Threads:
+    """Count threads and cores."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = {_text(Path(_SIBLINGS.format(number))) for number in usable}
+    return Threads(
+        torch=torch.get_num_threads(),
+        logical=len(usable),
+        physical=None if None in siblings else len(siblings),
+        quota=_quota(),
+    )
+
+
+def _quota() -> float | None:
+    """Processors that the control group grants."""
+    words = (_text(_QUOTA_V2) or " ".join(_text(path) or "" for path in _QUOTA_V1)).split()
+    if len(words) != 2 or not all(word.isdigit() for word in words):  # "max", -1 or nothing: no limit
+        return None
+    return int(words[0]) / int(words[1])
+
+
+def memory() -> Memory:
+    """Read sizes and the huge page setting (Linux)."""
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text(_MEMINFO) or "", re.MULTILINE))
+    chosen = re.search(r"\[(\w+)\]", _text(_HUGE_PAGES) or "")
+    return Memory(
+        total=int(found["MemTotal"]) * 1024 if "MemTotal" in found else None,
+        available=int(found["MemAvailable"]) * 1024 if "MemAvailable" in found else None,
+        huge_pages=chosen[1] if chosen else None,
+    )
+
+
+def gpus() -> Gpus:
+    """Ask torch for GPUs."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return Gpus(
+        names=tuple(torch.cuda.get_device_name(number) for number in range(count)),
+        bytes=tuple(torch.cuda.get_device_properties(number).total_memory for number in range(count)),
+        driver=_NVIDIA.exists(),
+        cuda=torch.version.cuda,
+    )
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:  # other systems, and containers that hide it
+        return None

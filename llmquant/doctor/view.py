@@ -1,0 +1,108 @@
+"""A diagnosis in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from llmquant.doctor.diagnosis import FORMATS, SIZES, Diagnosis, Expected
+from llmquant.doctor.facts import ISA_VARIABLE, Gpus, Kernels, Memory, Threads
+from llmquant.eval.lines import bytes_text, number
+
+_LABEL_WIDTH = 18
+
+
+def print_diagnosis(console: Console, found: Diagnosis) -> None:
+    """Facts, the speed to expect, then what to do, most serious first."""
+    console.print(f"[bold]{escape(found.cpu)}[/], {escape(found.system)}", highlight=False)
+    console.print(_facts(found))
+    console.print()
+    console.print("[bold]decode speed to expect on the CPU[/]: at most so many tokens/s, which is bandwidth / bytes")
+    console.print(_speeds(found.expected))
+    console.print("[dim]all weights in one format; layers that stay at 16 bits make it slower[/]\n")
+    for each in found.advice:
+        color = "red" if each.level == "error" else "yellow"
+        console.print(f"[bold {color}]{each.level}:[/] {escape(each.problem)}", highlight=False)
+        console.print(f"  [bold]do:[/] {escape(each.remedy)}", highlight=False)
+    if not found.advice:
+        console.print("[green]nothing to improve[/]")
+
+
+def _facts(found: Diagnosis) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", min_width=_LABEL_WIDTH)
+    table.add_column(overflow="fold")
+    rows = (
+        ("instruction set", _instructions(found.kernels)),
+        ("C++ kernels", _library(found.kernels)),
+        ("threads", _threads(found.threads)),
+        ("memory", _memory(found.memory)),
+        ("memory bandwidth", _bandwidth(found.bandwidth.gbs, found.bandwidth.method)),
+        ("GPU", _gpus(found.gpus)),
+        ("software", ", ".join(f"{name} {version}" for name, version in found.versions.items())),
+    )
+    for label, text in rows:
+        table.add_row(label, text)
+    return table
+
+
+def _instructions(found: Kernels) -> str:
+    override = f"{ISA_VARIABLE}={escape(found.isa_override)}" if found.isa_override else f"{ISA_VARIABLE} is not set"
+    available = f"available: {', '.join(found.available)}; " if found.available else ""
+    name = {None: "[red]none[/]", "torch": "none, torch runs"}.get(found.in_use, f"[bold]{found.in_use}[/]")
+    return f"{name}  [dim]({available}{override})[/]"
+
+
+def _library(found: Kernels) -> str:
+    if found.problem:
+        return "[red]not usable, see below[/]"
+    if found.library is None:
+        return "[yellow]not installed[/]"
+    return f"{found.library}  [dim](interface {found.interface})[/]"
+
+
+def _threads(found: Threads) -> str:
+    cores = f"{found.physical} cores, " if found.physical is not None else ""
+    quota = f", the container grants {found.quota:g}" if found.quota else ""
+    return f"[bold]{found.torch}[/]  [dim]({cores}{found.logical} logical processors{quota})[/]"
+
+
+def _memory(found: Memory) -> str:
+    pages = f"huge pages: {found.huge_pages}" if found.huge_pages else "huge pages: not known"
+    if found.total is None:
+        return f"[dim]size not known; {pages}[/]"
+    return f"{bytes_text(found.total)}, {bytes_text(found.available)} free  [dim]({pages})[/]"
+
+
+def _bandwidth(gbs: dict[str, float], method: str) -> str:
+    parts = (
+        f"[bold]{number(value)} GB/s[/] on {count} thread{'' if count == '1' else 's'}" for count, value in gbs.items()
+    )
+    return f"{', '.join(parts)}  [dim](reading, by {method})[/]"
+
+
+def _gpus(found: Gpus) -> str:
+    parts = (f"{escape(name)}, {bytes_text(size)}" for name, size in zip(found.names, found.bytes, strict=True))
+    return "; ".join(parts) or "none"
+
+
+def _speeds(rows: Iterable[Expected]) -> Table:
+    """A row per model size, a column per format."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("parameters")
+    for name in FORMATS:
+        table.add_column(name, justify="right")
+    known = list(rows)
+    for size in SIZES:
+        table.add_row(f"{size / 1e9:g}B", *_cells([row for row in known if row.parameters == size]))
+    return table
+
+
+def _cells(rows: Sequence[Expected]) -> list[str]:
+    return [
+        f"[dim]needs {bytes_text(row.bytes)}[/]" if row.fits is False else f"[bold]{number(row.tokens_per_second)}[/]"
+        for row in rows
+    ]
