@@ -1,15 +1,18 @@
-"""Tokens per second of two models, measured in turn.
+"""Tokens per second of two or more models, measured in turn.
 
-The models alternate within every round (A B, then B A), so a machine that slows down or is shared slows both; the
-speed-up is the median of the per-round ratios. A forward pass with a key-value cache is timed, not `generate`: no
-sampling, no stopping rule, the same fixed tokens for both models.
+The models alternate within every round (A B, then B A), so a machine that slows down or is shared slows all of them;
+the speed-up is the median of the per-round ratios. A forward pass with a key-value cache is timed, not `generate`: no
+sampling, no stopping rule, the same fixed tokens for all models.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ from llmquant.errors import DataError
 from llmquant.eval.divergence import Progress, evaluating
 from llmquant.eval.machine import device_name
 from llmquant.eval.result import Speed, SpeedProtocol
-from llmquant.eval.statistics import spread
+from llmquant.eval.statistics import Spread, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,6 +49,13 @@ class ThroughputOptions:
     warmup: int = 1
     min_rounds: int = 3
     seconds: float = 20.0
+
+
+class Timing(NamedTuple):
+    """Tokens per second of one prefill and of the decode steps after it."""
+
+    prefill: float
+    decode: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +95,60 @@ def measure_throughput(
         )
     ids = prompt[:wanted].expand(options.batch_size, -1)
     models = (baseline, quantized)
-    rounds: list[list[tuple[float, float]]] = []
-    with evaluating(baseline), evaluating(quantized), torch.inference_mode():
+    rounds = take_turns(models, [partial(time_once, model, ids, options) for model in models], options, progress)
+    protocol = SpeedProtocol(
+        batch_size=options.batch_size,
+        prompt_tokens=options.prompt_tokens,
+        decode_tokens=options.decode_tokens,
+        threads=torch.get_num_threads(),
+        device=device_name(baseline.device),
+        prefill_speedup=ratio(rounds, 1, 0, "prefill"),
+        decode_speedup=ratio(rounds, 1, 0, "decode"),
+    )
+    return Throughput(speed(rounds, 0), speed(rounds, 1), protocol)
+
+
+def take_turns(
+    models: Sequence[PreTrainedModel],
+    runs: Sequence[Callable[[], Timing]],
+    options: ThroughputOptions,
+    progress: Progress | None = None,
+) -> list[list[Timing]]:
+    """Call all `runs` once in each round, every second round in reverse.
+
+    Args:
+        models: all models that the runs use.
+        runs: each times one model once, see `time_once`.
+        options: how many rounds.
+        progress: called as in `measure_throughput`.
+
+    Returns:
+        For each round the results in the order of `runs`; untimed rounds are not among them.
+    """
+    rounds: list[list[Timing]] = []
+    with ExitStack() as stack, torch.inference_mode():
+        for model in models:
+            stack.enter_context(evaluating(model))
         for _ in range(options.warmup):
-            for model in models:
-                _run_once(model, ids, options)
+            for run in runs:
+                run()
         start = time.perf_counter()
         while _goes_on(len(rounds), time.perf_counter() - start, options):
-            order = (0, 1) if len(rounds) % 2 == 0 else (1, 0)
-            timed = {which: _run_once(models[which], ids, options) for which in order}
-            rounds.append([timed[0], timed[1]])
+            step = 1 if len(rounds) % 2 == 0 else -1
+            rounds.append([run() for run in runs[::step]][::step])
             if progress is not None:
                 progress(min(int(time.perf_counter() - start), int(options.seconds)), int(options.seconds))
-    return _summarize(rounds, baseline, options)
+    return rounds
+
+
+def speed(rounds: Sequence[Sequence[Timing]], which: int) -> Speed:
+    """Median and quartiles of one of the runs."""
+    return Speed(*(spread([getattr(each[which], phase) for each in rounds]) for phase in Timing._fields))
+
+
+def ratio(rounds: Sequence[Sequence[Timing]], which: int, base: int, phase: str) -> Spread:
+    """Speed of one run over that of another, round by round."""
+    return spread([getattr(each[which], phase) / getattr(each[base], phase) for each in rounds])
 
 
 def _goes_on(done: int, elapsed: float, options: ThroughputOptions) -> bool:
@@ -106,8 +157,8 @@ def _goes_on(done: int, elapsed: float, options: ThroughputOptions) -> bool:
     return done < _MAX_ROUNDS and elapsed < options.seconds
 
 
-def _run_once(model: PreTrainedModel, ids: Tensor, options: ThroughputOptions) -> tuple[float, float]:
-    """Tokens per second of one prefill and of the decode steps after it."""
+def time_once(model: PreTrainedModel, ids: Tensor, options: ThroughputOptions) -> Timing:
+    """Run one prefill and the decode steps after it, ids (batch_size, prompt_tokens + decode_tokens)."""
     ids = ids.to(model.device)
     steps = ids[:, options.prompt_tokens :].split(1, dim=1)
     start = _now(model)
@@ -117,7 +168,7 @@ def _run_once(model: PreTrainedModel, ids: Tensor, options: ThroughputOptions) -
     for step in steps:
         cache = model(input_ids=step, past_key_values=cache, use_cache=True).past_key_values
     end = _now(model)
-    return (
+    return Timing(
         options.batch_size * options.prompt_tokens / (middle - start),
         options.batch_size * options.decode_tokens / (end - middle),
     )
@@ -127,20 +178,3 @@ def _now(model: PreTrainedModel) -> float:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()
-
-
-def _summarize(
-    rounds: list[list[tuple[float, float]]], baseline: PreTrainedModel, options: ThroughputOptions
-) -> Throughput:
-    speeds = [Speed(*(spread([each[which][phase] for each in rounds]) for phase in (0, 1))) for which in (0, 1)]
-    ratios = [spread([each[1][phase] / each[0][phase] for each in rounds]) for phase in (0, 1)]
-    protocol = SpeedProtocol(
-        batch_size=options.batch_size,
-        prompt_tokens=options.prompt_tokens,
-        decode_tokens=options.decode_tokens,
-        threads=torch.get_num_threads(),
-        device=device_name(baseline.device),
-        prefill_speedup=ratios[0],
-        decode_speedup=ratios[1],
-    )
-    return Throughput(speeds[0], speeds[1], protocol)
