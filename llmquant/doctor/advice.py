@@ -35,12 +35,9 @@ def _warning(problem: str, remedy: str) -> Advice:
 
 def _kernels(found: Kernels) -> Iterator[Advice]:
     if found.problem:
-        wrong_isa = found.isa_override and ISA_VARIABLE in found.problem
-        yield Advice(
-            "error",
-            found.problem,
-            f"unset {ISA_VARIABLE}" if wrong_isa else "pip install --force-reinstall --no-deps llmquant",
-        )
+        wrong = next((name for name in (ISA_VARIABLE, KERNELS_VARIABLE) if name in found.problem), None)
+        remedy = f"unset {wrong}" if wrong else "pip install --force-reinstall --no-deps llmquant"
+        yield Advice("error", found.problem, remedy)
     elif found.library is None:
         yield _warning(
             "llmquant was installed without its C++ kernels (no compiler, or LLMQUANT_PURE was set), so the slow torch "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,14 +43,25 @@ def measure_bandwidth(threads: int, *, compiled: bool) -> Bandwidth:
         threads: of torch.
         compiled: read by the C++ library, which must be there; otherwise by torch.
     """
-    by_library = getattr(native, "stream_read_gbs", None) if compiled else None
-    read, method = (by_library, "C++ kernels") if by_library else (_reader_of_torch(), "torch.sum")
-    before, others = torch.get_num_threads(), _Others()
+    read = native.stream_read_gbs if compiled else _read_by_torch
+    others = _Others()
+    gbs = {str(count): read(count, _SECONDS, _BYTES) for count in sorted({1, threads})}
+    return Bandwidth(gbs, "C++ kernels" if compiled else "torch.sum", others.share())
+
+
+def _read_by_torch(threads: int, seconds: float, size: int) -> float:
+    """The highest of many readings: whatever else the machine does makes a reading lower, never higher."""
+    buffer = torch.ones(size // 8, dtype=torch.int64)
+    before, least, end = torch.get_num_threads(), float("inf"), time.perf_counter() + seconds
+    torch.set_num_threads(threads)
     try:
-        gbs = {str(count): _best(read, count) for count in sorted({1, threads})}
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            buffer.sum()
+            least = min(least, time.perf_counter() - start)
     finally:
         torch.set_num_threads(before)
-    return Bandwidth(gbs, method, others.share())
+    return size / least / 1e9
 
 
 class _Others:
@@ -75,23 +85,3 @@ def _busy_seconds() -> float | None:
         return None
     user, nice, system, _, _, irq, soft_irq, steal = map(int, _STAT.read_text(encoding="ascii").split()[1:9])
     return (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def _best(read: Callable[[int], float], threads: int) -> float:
-    """The highest of many readings: whatever else the machine does makes a reading lower, never higher."""
-    torch.set_num_threads(threads)
-    end, best = time.perf_counter() + _SECONDS, 0.0
-    while best == 0 or time.perf_counter() < end:
-        best = max(best, read(threads))
-    return best
-
-
-def _reader_of_torch() -> Callable[[int], float]:
-    buffer = torch.ones(_BYTES // 8, dtype=torch.int64)
-
-    def read(threads: int) -> float:  # noqa: ARG001 - the caller has told torch
-        start = time.perf_counter()
-        buffer.sum()
-        return _BYTES / (time.perf_counter() - start) / 1e9
-
-    return read

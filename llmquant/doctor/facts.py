@@ -88,13 +88,14 @@ class Gpus:
 
 
 def kernels() -> Kernels:
-    """Look at the library; a mistake in it or in LLMQUANT_CPU_ISA becomes `problem`."""
+    """Look at the library; a mistake in it or in the environment becomes `problem`."""
     library, in_use, available, problem = None, None, (), None
     try:
         loaded = native.library()
         library = Path(loaded._name).name if loaded is not None else None
         available = native.supported()
         in_use = native.isa()
+        native.wanted()
     except LlmquantError as error:
         problem = str(error)
     return Kernels(

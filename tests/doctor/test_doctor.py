@@ -113,7 +113,7 @@ def test_quota_of_a_container(tmp_path, monkeypatch: pytest.MonkeyPatch, files: 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidth, "_SECONDS", 0.0)
+    monkeypatch.setattr(bandwidth, "_SECONDS", 0.01)
     monkeypatch.setattr(bandwidth, "_BYTES", 1 << 20)
 
 
