@@ -1,0 +1,227 @@
+"""The fused decoder layer: four calls of `llmquant::cpu_linear_fused` around transformers' own cache and attention.
+
+Everything is looked up at each call, since models change under us: adapters replace layers, hooks come and go, and
+`.to()` turns prepared weights back into checkpoint tensors. Whatever is not as it was meant runs the original forward.
+The look-ups read the modules' dictionaries, as `nn.Module.__getattr__` would cost more than the work it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from llmquant.compat.decoder_layers import attention_function, is_recording
+from llmquant.hf import fuse_table as table
+from llmquant.hf.fuse_table import FAMILIES, DecoderParts
+from llmquant.kernels import cpu_linear
+from llmquant.layers.packed_linear import PackedLinear
+
+_OP: Any = torch.ops.llmquant.cpu_linear_fused.default
+_FEW = 64  # tokens up to which what rope needs is kept for the other layers of the same pass
+
+
+class Linears(NamedTuple):
+    """Layers that share their input, as one op call takes them."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    out_features: list[int]
+    exact: bool
+
+
+class Norm(NamedTuple):
+    """An RMS norm."""
+
+    weight: Tensor
+    eps: float
+
+
+class Parts(NamedTuple):
+    """What a fused layer consists of at the moment of a call."""
+
+    attention: nn.Module
+    input_norm: Norm
+    head_norms: tuple[Norm, ...]
+    qkv: Linears
+    out: Linears
+    mlp_norm: Norm
+    gate_up: Linears
+    down: Linears
+
+
+def forward(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    past_key_values: Any = None,
+    use_cache: bool | None = False,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Forward of a decoder layer; the arguments and the result are those of the classes in `fuse_table`.
+
+    The name matters: pickle stores a bound method by its name, so a pickled model gets the original forward back.
+    """
+    family = FAMILIES[type(self).__name__]
+    parts = None if self.training or kwargs.get("output_attentions") else find_parts(self, family)
+    if parts is None or position_embeddings is None or not _fits(hidden_states, parts):
+        return type(self).forward(
+            self,
+            hidden_states,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            position_embeddings=position_embeddings,
+            **kwargs,
+        )
+    attention: Any = parts.attention
+    query, key, value = _project(hidden_states, parts, position_embeddings)
+    if past_key_values is not None:
+        key, value = past_key_values.update(key, value, attention.layer_idx)
+    if family.window is not None:
+        kwargs["sliding_window"] = (attention if family.window == "attention" else attention.config).sliding_window
+    attended, _ = attention_function(attention)(
+        attention,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout=0.0,
+        scaling=attention.scaling,
+        position_ids=position_ids,
+        use_cache=use_cache,
+        **kwargs,
+    )
+    # The same shape whatever the attention gives, and the same dtype under autocast.
+    attended = attended.reshape(*hidden_states.shape[:-1], -1).to(hidden_states.dtype)
+    hidden_states = _linears(attended, parts.out, residual=hidden_states)[0]
+    activated = _linears(hidden_states, parts.gate_up, norm=parts.mlp_norm, silu=True)[0]
+    return _linears(activated, parts.down, residual=hidden_states)[0]
+
+
+def find_parts(layer: nn.Module, family: DecoderParts) -> Parts | None:
+    """The parts of a layer if all of them are as the fused forward needs them.
+
+    Args:
+        layer: a decoder layer of `family`.
+        family: its entry in the table.
+
+    Returns:
+        None if a part is of another class, carries a hook or a forward of its own, or is not prepared.
+    """
+    modules = layer._modules
+    attention, mlp = modules[table.ATTENTION], modules[table.MLP]
+    if not (_untouched(attention, family.attention) and _untouched(mlp, family.mlp)):
+        return None
+    assert attention is not None
+    assert mlp is not None
+    if type(mlp._modules.get(table.ACTIVATION)).__name__ not in table.SILU:
+        return None
+    input_norm = _norm(modules[table.INPUT_NORM], family)
+    mlp_norm = _norm(modules[table.MLP_NORM], family)
+    head_norms = (
+        tuple(_norm(attention._modules[name], family) for name in table.HEAD_NORMS) if family.head_norms else ()
+    )
+    qkv, out = _shared(attention, table.QKV), _shared(attention, (table.OUT,))
+    gate_up, down = _shared(mlp, table.GATE_UP), _shared(mlp, (table.DOWN,))
+    parts = (attention, input_norm, head_norms, qkv, out, mlp_norm, gate_up, down)
+    if None in (input_norm, mlp_norm, qkv, out, gate_up, down, *head_norms):
+        return None
+    return Parts(*parts)  # pyright: ignore[reportArgumentType]  # no None among them
+
+
+def _untouched(module: nn.Module | None, kind: str) -> bool:
+    """Whether a module is of the class named `kind`, and calling it would run that class's forward and nothing else."""
+    if module is None or type(module).__name__ != kind or module._forward_pre_hooks or "forward" in module.__dict__:
+        return False
+    return not module._forward_hooks or not is_recording(module)
+
+
+def _norm(module: Any, family: DecoderParts) -> Norm | None:
+    if not _untouched(module, family.norm):
+        return None
+    return Norm(module._parameters["weight"], module.variance_epsilon)
+
+
+def _shared(parent: nn.Module, names: Sequence[str]) -> Linears | None:
+    weights, biases, out_features, exact, groups = [], [], [], set(), set()
+    for name in names:
+        layer = parent._modules[name]
+        if not _untouched(layer, PackedLinear.__name__):
+            return None
+        assert isinstance(layer, PackedLinear)
+        weight, scheme = layer._buffers.get("weight_prepared"), layer.scheme
+        if weight is None or scheme.activations is not None:
+            return None
+        weights.append(weight)
+        out_features.append(layer.out_features)
+        exact.add(layer.exact)
+        groups.add(scheme.group_size)
+        if (bias := layer._parameters["bias"]) is not None:
+            biases.append(bias)
+    if len(exact) > 1 or len(groups) > 1 or len(biases) not in (0, len(names)):
+        return None
+    return Linears(weights, biases, out_features, exact.pop())
+
+
+def _fits(x: Tensor, parts: Parts) -> bool:
+    """Whether the op can take the input: one dtype, and nobody waiting for a gradient."""
+    floats = [parts.input_norm.weight, parts.mlp_norm.weight]
+    for linears in (parts.qkv, parts.out, parts.gate_up, parts.down):
+        floats += linears.biases
+    if any(tensor.dtype != x.dtype for tensor in floats):
+        return False
+    return not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in (x, *floats))
+
+
+def _linears(
+    x: Tensor, linears: Linears, norm: Norm | None = None, residual: Tensor | None = None, silu: bool = False
+) -> list[Tensor]:
+    weight, eps = norm or (None, 0.0)
+    # Without a gradient, and with nobody tracing, the dispatcher would only take its ten microseconds.
+    traced = torch.compiler.is_compiling() or type(x) is not Tensor or torch._C._len_torch_dispatch_stack()
+    run = _OP if traced else cpu_linear.linear_fused
+    return run(x, *linears, weight, eps, residual, silu)
+
+
+def _project(x: Tensor, parts: Parts, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (batch, heads, tokens, head_dim), with rope."""
+    query, key, value = _linears(x, parts.qkv, norm=parts.input_norm)
+    head_dim: Any = parts.attention.head_dim
+    shape = (*x.shape[:-1], -1, head_dim)
+    if parts.head_norms:
+        for_query, for_key = parts.head_norms
+        query = functional.rms_norm(query.view(shape), (head_dim,), *for_query)
+        key = functional.rms_norm(key.view(shape), (head_dim,), *for_key)
+        both = torch.cat((query, key), -2)
+    else:
+        both = torch.cat((query, key), -1).view(shape)
+    cos, sin = _rope(embeddings)
+    # rotate_half(x) is x rolled by half a head with the first half negated; the sign is in the sine.
+    rotated = torch.addcmul(both * cos, both.roll(head_dim // 2, -1), sin).transpose(1, 2)
+    keys = parts.qkv.out_features[1] // head_dim
+    query, key = rotated.split((rotated.shape[1] - keys, keys), 1)
+    return query, key, value.view(shape).transpose(1, 2)
+
+
+_kept: tuple[Any, tuple[Tensor, Tensor]] | None = None
+
+
+def _rope(embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cosine and signed sine (batch, tokens, 1, head_dim); computed once per pass, as all layers get the same tuple."""
+    global _kept  # one slot for all models; a thread that loses the race computes it again
+    compiling = torch.compiler.is_compiling()
+    if not compiling and (kept := _kept) is not None and kept[0] is embeddings:
+        return kept[1]
+    cos, sin = embeddings
+    first, second = sin.chunk(2, -1)
+    result = cos.unsqueeze(-2), torch.cat((-first, second), -1).unsqueeze(-2)
+    if not compiling and cos.shape[-2] <= _FEW:
+        _kept = (embeddings, result)
+    return result
