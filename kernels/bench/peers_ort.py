@@ -20,8 +20,10 @@ _BLOCKS = (32, 128)
 
 @cache
 def _start(threads: int) -> None:
+    onnxruntime = import_module("onnxruntime")
+    onnxruntime.set_default_logger_severity(3)  # a warning per session that the pool is the process's
     if threads > 1:
-        import_module("onnxruntime").set_global_thread_pool_sizes(threads, 1)
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
 
 
 def contenders(shape: Shape, threads: int, rotate_bytes: int) -> list[Contender]:
