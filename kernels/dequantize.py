@@ -36,7 +36,7 @@ def dequantize(
     if not in_cpp or native.library() is None:
         return dequantize_reference(packed, scale, zero, bits, in_features, dtype)
     scales = scale.reshape(1, 1) if scale.ndim == 1 else scale
-    zeros = _plain_zeros(zero, bits, packed.shape[0])
+    zeros = plain_zeros(zero, bits, packed.shape[0])
     return native.unpack_rows(packed, scales, zeros, bits=bits, in_features=in_features, dtype=dtype)
 
 
@@ -45,7 +45,7 @@ def dequantize_reference(
 ) -> Tensor:
     """What `dequantize` means, in plain torch on any device. Needs a few times the memory of the dense weight."""
     scales = scale.reshape(1, 1) if scale.ndim == 1 else scale
-    zeros = _plain_zeros(zero, bits, packed.shape[0])
+    zeros = plain_zeros(zero, bits, packed.shape[0])
     return QuantizedTensor(unpack(packed, bits, in_features), scales, zeros).dequantize().to(dtype)
 
 
@@ -87,7 +87,7 @@ def check_weight(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, 
     torch._check(fits, message)
 
 
-def _plain_zeros(zero: Tensor | None, bits: int, out_features: int) -> Tensor | None:
+def plain_zeros(zero: Tensor | None, bits: int, out_features: int) -> Tensor | None:
     """Zeros as int8, (out_features, groups) or (1, 1)."""
     if zero is None:
         return None

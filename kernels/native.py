@@ -1,8 +1,9 @@
 """The C++ kernels of kernels/cpu: a shared library with a plain C interface, found beside this file, loaded by ctypes.
 
 The library is built without torch, so one build serves every torch and Python. It holds one variant of each kernel per
-instruction set; the widest that this machine can run is used, or the one that `LLMQUANT_CPU_ISA` names (scalar, avx2 or
-avx512). All variants give the same bits as the torch reference, so the choice changes the speed only.
+instruction set; the widest that this machine can run is used, or the one that `LLMQUANT_CPU_ISA` names (scalar, avx2,
+avx512, avx512vnni; neon on ARM). All variants give the same bits, so the choice changes the speed only.
+`LLMQUANT_CPU_KERNELS=reference` turns the fast kernels off.
 
 Work is split over torch's own threads: `torch_parallel_for` of torch's stable C interface is looked up in the loaded
 libtorch_cpu and handed to the library. Where it cannot be found (other than Linux) the library runs on one thread.
@@ -14,8 +15,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import mmap
 import os
 import sys
+import time
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -27,10 +30,12 @@ from llmquant.errors import LlmquantError
 
 _log = logging.getLogger(__name__)
 
-ABI = 1  # LLMQUANT_ABI in cpu/api.cpp
-ISAS = ("scalar", "avx2", "avx512")
-FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Float in cpu/unpack.h
+ABI = 2  # LLMQUANT_ABI in cpu/api.cpp
+ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "neon")  # Isa in cpu/isa.h
+FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Float in cpu/types.h
 _ENVIRONMENT = "LLMQUANT_CPU_ISA"
+_KERNELS = "LLMQUANT_CPU_KERNELS"
+_PAGE = 2 << 20
 _SUFFIXES = (".so", ".dylib", ".dll")
 
 
@@ -60,8 +65,34 @@ def _load(path: Path) -> ctypes.CDLL:
     if (found := loaded.llmquant_abi()) != ABI:
         raise LlmquantError(f"{path} has interface {found}, this llmquant wants {ABI}; install llmquant again")
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    loaded.llmquant_unpack_rows.argtypes = [pointer] * 4 + [size] * 5 + [number] * 4 + [pointer]
+    signatures = {
+        "use_threads": (None, [pointer] * 2),
+        "unpack_rows": (number, [pointer] * 4 + [size] * 5 + [number] * 4),
+        "weight_bytes": (size, [size] * 2 + [number] * 4),
+        "pack_weight": (None, [pointer] * 4 + [size] * 3 + [number] * 4),
+        "unpack_weight": (number, [pointer] * 4),
+        "unpack_selected": (number, [pointer] * 2 + [size] + [pointer] * 3),
+        "linear": (number, [pointer]),
+        "linear_one": (number, [pointer] * 4 + [size] * 3 + [number] * 4),
+        "advise_huge": (None, [pointer, size]),
+        "stream_read": (ctypes.c_uint64, [pointer, size]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(loaded, f"llmquant_{name}")
+        function.restype, function.argtypes = result, arguments
+    loaded.llmquant_use_threads(_torch_function("torch_parallel_for"), _torch_function("torch_get_num_threads"))
     return loaded
+
+
+def _torch_function(name: str) -> int | None:
+    """Address of a function of torch's stable C interface."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        torch_cpu = ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    except OSError:  # a statically linked torch
+        return None
+    return ctypes.cast(getattr(torch_cpu, name), ctypes.c_void_p).value
 
 
 def supported() -> tuple[str, ...]:
@@ -90,15 +121,79 @@ def isa() -> str:
 
 
 @cache
-def _parallel_for() -> int | None:
-    """Address of torch's parallel loop."""
-    if not sys.platform.startswith("linux"):
-        return None
+def wanted() -> bool:
+    """Whether the fast kernels may be used: the library is there and LLMQUANT_CPU_KERNELS does not say "reference".
+
+    Raises:
+        LlmquantError: if LLMQUANT_CPU_KERNELS is anything else.
+    """
+    value = os.environ.get(_KERNELS, "")
+    if value not in ("", "reference"):
+        raise LlmquantError(f"{_KERNELS} is {value!r}; it can be reference, or unset for the fast kernels")
+    return not value and library() is not None
+
+
+def stream_read_gbs(threads: int, seconds: float = 0.4, size: int = 256 << 20) -> float:
+    """Measured bandwidth of reading memory in order, the best of several reads, in 10^9 bytes per second.
+
+    Args:
+        threads: torch threads to read with.
+        seconds: how long to measure, at least.
+        size: bytes of the buffer; larger than all caches.
+
+    Raises:
+        LlmquantError: without the C++ library.
+    """
+    loaded = require()
+    buffer = huge_pages(size).fill_(1)
+    before = torch.get_num_threads()
+    best, end = float("inf"), time.perf_counter() + seconds
     try:
-        torch_cpu = ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-    except OSError:  # a statically linked torch
-        return None
-    return ctypes.cast(torch_cpu.torch_parallel_for, ctypes.c_void_p).value
+        torch.set_num_threads(threads)
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            loaded.llmquant_stream_read(buffer.data_ptr(), size)
+            best = min(best, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return size / best / 1e9
+
+
+def huge_pages(size: int) -> Tensor:
+    """Uninitialized bytes that begin at a 2 MB page and are asked to lie in such pages; small ones in plain memory."""
+    if size < _PAGE:
+        return torch.empty(size, dtype=torch.uint8)
+    # Fresh from the system: memory that malloc has used before is in small pages, and stays so.
+    memory = torch.frombuffer(mmap.mmap(-1, size + _PAGE), dtype=torch.uint8)
+    begin = -memory.data_ptr() % _PAGE
+    require().llmquant_advise_huge(memory.data_ptr() + begin, size)
+    return memory[begin : begin + size]
+
+
+def require() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        LlmquantError: if it is not installed.
+    """
+    loaded = library()
+    if loaded is None:
+        raise LlmquantError("the C++ kernels are not installed; install llmquant with a C++17 compiler")
+    return loaded
+
+
+def check(status: int, instructions: str) -> None:
+    """Turn a status of the library into an error.
+
+    Raises:
+        LlmquantError: unless it is 0.
+    """
+    if status == 1:
+        raise LlmquantError(f"this machine cannot run {instructions}; it has {', '.join(supported())}")
+    if status == 3:
+        raise LlmquantError("not a prepared weight, or weights that cannot run in one call; prepare the layer again")
+    if status:
+        raise LlmquantError(f"the C++ kernel failed with status {status}")
 
 
 def unpack_rows(
@@ -129,9 +224,7 @@ def unpack_rows(
         LlmquantError: if there is no library, or it does not have `instructions`.
         ValueError: if shapes or dtypes do not fit each other.
     """
-    loaded = library()
-    if loaded is None:
-        raise LlmquantError("the C++ kernels are not installed; install llmquant with a C++17 compiler")
+    loaded = require()
     instructions = instructions or isa()
     if instructions not in ISAS:
         raise LlmquantError(f"instructions are {instructions!r}; they can be {', '.join(ISAS)}")
@@ -157,12 +250,8 @@ def unpack_rows(
         FLOATS[scales.dtype],
         FLOATS[dtype],
         ISAS.index(instructions),
-        _parallel_for(),
     )
-    if status == 1:
-        raise LlmquantError(f"this machine cannot run {instructions}; it has {', '.join(supported())}")
-    if status:
-        raise LlmquantError(f"the C++ kernel failed with status {status}")
+    check(status, instructions)
     return out
 
 

@@ -19,12 +19,13 @@ uint32_t saved_registers() {
 Isa best() {
     uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return Isa::scalar;
-    const uint32_t osxsave_avx_f16c = 1u << 27 | 1u << 28 | 1u << 29;
-    if ((c & osxsave_avx_f16c) != osxsave_avx_f16c || (saved_registers() & 0x06) != 0x06) return Isa::scalar;
+    const uint32_t fma_osxsave_avx_f16c = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29;
+    if ((c & fma_osxsave_avx_f16c) != fma_osxsave_avx_f16c || (saved_registers() & 0x06) != 0x06) return Isa::scalar;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & 1u << 5)) return Isa::scalar;
     const uint32_t f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
     const bool wide = (b & f_dq_bw_vl) == f_dq_bw_vl && (saved_registers() & 0xe6) == 0xe6;
-    return wide ? Isa::avx512 : Isa::avx2;
+    if (!wide) return Isa::avx2;
+    return c & 1u << 11 ? Isa::avx512vnni : Isa::avx512;
 }
 
 }  // namespace
@@ -33,6 +34,8 @@ bool supported(Isa isa) {
     static const Isa widest = best();
     return isa >= Isa::scalar && isa <= widest;
 }
+#elif defined(LLMQUANT_NEON)
+bool supported(Isa isa) { return isa == Isa::scalar || isa == Isa::neon; }
 #else
 bool supported(Isa isa) { return isa == Isa::scalar; }
 #endif

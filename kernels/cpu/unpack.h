@@ -11,9 +11,9 @@
 
 #include <cstdint>
 
-namespace llmquant {
+#include "types.h"
 
-enum class Float : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
+namespace llmquant {
 
 struct UnpackJob {
     const uint32_t* packed;  // (rows, words)
