@@ -21,9 +21,12 @@ class Stream:
 
     def __init__(self, size: int) -> None:
         size = max(1 << 20, size) // 64 * 64
-        self._memory = mmap.mmap(-1, size + _HUGE_PAGE)
         if sys.platform == "linux":
+            # Private: the default is shared memory, which the system does not put into huge pages.
+            self._memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             self._memory.madvise(mmap.MADV_HUGEPAGE)
+        else:
+            self._memory = mmap.mmap(-1, size + _HUGE_PAGE)
         raw = torch.frombuffer(self._memory, dtype=torch.uint8)
         begin = -raw.data_ptr() % _HUGE_PAGE
         self._buffer = raw[begin : begin + size].view(torch.int64)
