@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmquant.eval.budget import check_budget
 from llmquant.eval.divergence import Progress, compare, score_window
+from llmquant.eval.kernels import in_accuracy, kernels_used
 from llmquant.eval.machine import machine, versions
 from llmquant.eval.memory import checkpoint_size, measure_memory
 from llmquant.eval.noise import measure_noise_floor
@@ -18,6 +19,7 @@ from llmquant.eval.statistics import Estimate
 from llmquant.eval.throughput import ThroughputOptions, measure_throughput
 from llmquant.eval.windows import Windows
 from llmquant.eval.worst import worst_tokens
+from llmquant.layers.accuracy import Accuracy, accuracy_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +37,6 @@ class Subject:
         folder: the quantized checkpoint, for its size.
         baseline_folder: the baseline's checkpoint.
         limits: budget by name (see `llmquant.eval.budget`).
-        kernels: how many layers run on which kernel.
         anatomy: bytes by module kind and scheme of the quantized checkpoint.
         anatomy_baseline: the same of the baseline.
         layer_losses: relative loss by module name, as the quantizing run recorded it.
@@ -47,7 +48,6 @@ class Subject:
     folder: Path | None = None
     baseline_folder: Path | None = None
     limits: Mapping[str, float | None] = field(default_factory=dict)
-    kernels: Mapping[str, int] = field(default_factory=dict)
     anatomy: tuple[AnatomyPart, ...] = ()
     anatomy_baseline: tuple[AnatomyPart, ...] = ()
     layer_losses: Mapping[str, float] = field(default_factory=dict)
@@ -64,6 +64,7 @@ def evaluate(
     batch_size: int | None = None,
     throughput: ThroughputOptions | None = None,
     noise_floor: bool = False,
+    accuracy: Accuracy = "exact",
     seed: int = 0,
     progress: Stage | None = None,
 ) -> EvalReport:
@@ -78,6 +79,8 @@ def evaluate(
         batch_size: windows at once; chosen from the vocabulary if None.
         throughput: what to time; None leaves speed out.
         noise_floor: also measure how far the baseline is from itself in a wider dtype (holds a wider copy of it).
+        accuracy: in which packed layers run while losses and memory are measured; the speed is that of the model as it
+            was given.
         seed: of the bootstrap.
         progress: called with (stage, done, in all) for the stages "noise floor", "divergence" and "speed".
 
@@ -87,13 +90,17 @@ def evaluate(
         CheckpointError: if a folder holds no complete safetensors checkpoint.
         RecipeError: for an unknown budget.
     """
-    score_window(baseline, windows)  # the first forward of a process also pays for the libraries it loads
-    memory = [measure_memory(model, partial(score_window, model, windows)) for model in (baseline, quantized)]
-    floor = measure_noise_floor(baseline, windows, progress=_stage(progress, "noise floor")) if noise_floor else None
-    comparison = compare(
-        baseline, quantized, windows,
-        batch_size=batch_size, noise_floor=floor, seed=seed, progress=_stage(progress, "divergence"),
-    )  # fmt: skip
+    with in_accuracy(baseline, accuracy), in_accuracy(quantized, accuracy):
+        score_window(baseline, windows)  # the first forward of a process also pays for the libraries it loads
+        memory = [measure_memory(model, partial(score_window, model, windows)) for model in (baseline, quantized)]
+        floor = None
+        if noise_floor:
+            floor = measure_noise_floor(baseline, windows, progress=_stage(progress, "noise floor"))
+        comparison = compare(
+            baseline, quantized, windows,
+            batch_size=batch_size, noise_floor=floor, seed=seed, progress=_stage(progress, "divergence"),
+        )  # fmt: skip
+        scored_by = kernels_used(quantized), accuracy_of(quantized)
     timed = None
     if throughput is not None:
         prompt = windows.ids[0]
@@ -116,7 +123,8 @@ def evaluate(
         quantized=after,
         comparison=comparison.section,
         speed_protocol=timed and timed.protocol,
-        kernels=dict(subject.kernels),
+        kernels=scored_by[0],
+        accuracy=scored_by[1],
         budget=check_budget(subject.limits, comparison.section, after.bits_per_weight),
         anatomy_baseline=subject.anatomy_baseline,
         anatomy=subject.anatomy,

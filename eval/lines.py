@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from llmquant.eval.result import EvalReport
 from llmquant.eval.statistics import Estimate, Spread
 
@@ -66,6 +68,20 @@ def speedup(ratio: Spread) -> tuple[str, str]:
     """Quantized over baseline with its quartiles, and "faster", "slower" or, where the quartiles hold 1, "equal"."""
     kind = "slower" if ratio.q75 < 1 else "faster" if ratio.q25 > 1 else "equal"
     return f"{ratio.median:.2f}x ({ratio.q25:.2f}–{ratio.q75:.2f})", kind
+
+
+def kernels_text(kernels: Mapping[str, int]) -> str:
+    """Kernels with their number of layers, such as "linear_int4: avx512vnni, exact (28 layers)"."""
+    return "; ".join(f"{name} ({count} layer{'' if count == 1 else 's'})" for name, count in kernels.items())
+
+
+def kernels_line(report: EvalReport) -> str:
+    """Which kernels ran and in which accuracy, while the loss was measured and while the speed was; "" if not known."""
+    scored = kernels_text(report.kernels)
+    timed = kernels_text(report.speed_protocol.kernels) if report.speed_protocol else ""
+    if not timed or timed == scored:
+        return scored
+    return f"loss by {scored}; speed by {timed}" if scored else f"speed by {timed}"
 
 
 def verdict_line(report: EvalReport) -> str:

@@ -108,7 +108,10 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class SpeedProtocol:
-    """How speed was measured, and quantized over baseline round by round (above 1 is faster)."""
+    """How speed was measured, and quantized over baseline round by round (above 1 is faster).
+
+    `kernels` and `accuracy` are those of the quantized model while it was timed, which is how it runs by default.
+    """
 
     batch_size: int
     prompt_tokens: int
@@ -117,6 +120,8 @@ class SpeedProtocol:
     device: str
     prefill_speedup: Spread
     decode_speedup: Spread
+    kernels: dict[str, int] = field(default_factory=dict)
+    accuracy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +175,7 @@ class WorstToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
-    """One quantized model against its baseline."""
+    """One quantized model against its baseline; `kernels` and `accuracy` are those of the quantized while scored."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
@@ -185,6 +190,7 @@ class EvalReport:
     comparison: ComparisonSection
     speed_protocol: SpeedProtocol | None = None
     kernels: dict[str, int] = field(default_factory=dict)
+    accuracy: str | None = None
     budget: tuple[BudgetVerdict, ...] = ()
     anatomy_baseline: tuple[AnatomyPart, ...] = ()
     anatomy: tuple[AnatomyPart, ...] = ()

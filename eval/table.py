@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from llmquant.errors import DataError
-from llmquant.eval.lines import bytes_text, interval, number, percent, speed_text, speedup
+from llmquant.eval.lines import bytes_text, interval, kernels_line, number, percent, speed_text, speedup
 from llmquant.eval.result import EvalReport, ModelSection, Speed
 
 
@@ -41,8 +41,8 @@ def render_table(reports: Sequence[EvalReport]) -> Table:
     protocol = reports[0].protocol
     table = Table(
         title=escape(f"against {reports[0].baseline.name}, {protocol.scored_tokens} tokens of {protocol.source}"),
-        caption=f"95 % intervals; {protocol.windows} windows of {protocol.length}, stride {protocol.stride}, "
-        f"BOS {'yes' if protocol.add_bos else 'no'}; text {protocol.data_hash[:15]}",
+        caption=_caption(reports),
+        caption_justify="left",
     )
     table.add_column("model")
     columns = [
@@ -63,6 +63,17 @@ def render_table(reports: Sequence[EvalReport]) -> Table:
     for report in reports:
         table.add_row(*_row(report, timed))
     return table
+
+
+def _caption(reports: Sequence[EvalReport]) -> str:
+    """How it was measured, then the kernels of each model."""
+    protocol = reports[0].protocol
+    measured = (
+        f"95 % intervals; {protocol.windows} windows of {protocol.length}, stride {protocol.stride}, "
+        f"BOS {'yes' if protocol.add_bos else 'no'}; text {protocol.data_hash[:15]}"
+    )
+    lines = ((report.name, kernels_line(report)) for report in reports)
+    return escape("\n".join([measured, *(f"{name}: {line}" for name, line in lines if line)]))
 
 
 def _size(section: ModelSection) -> list[str]:

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from llmquant.errors import DataError
 from llmquant.eval.divergence import Progress, evaluating
+from llmquant.eval.kernels import kernels_used
 from llmquant.eval.machine import device_name
 from llmquant.eval.result import Speed, SpeedProtocol
 from llmquant.eval.statistics import Spread, spread
+from llmquant.layers.accuracy import accuracy_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,6 +106,8 @@ def measure_throughput(
         device=device_name(baseline.device),
         prefill_speedup=ratio(rounds, 1, 0, "prefill"),
         decode_speedup=ratio(rounds, 1, 0, "decode"),
+        kernels=kernels_used(quantized),
+        accuracy=accuracy_of(quantized),
     )
     return Throughput(speed(rounds, 0), speed(rounds, 1), protocol)
 

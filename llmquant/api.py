@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmquant.engine.output import is_finished, read_provenance
 from llmquant.engine.prepare import load_tokenizer, plan_only, prepare
@@ -19,7 +21,10 @@ from llmquant.eval.result import EvalReport
 from llmquant.recipe.load import dump_recipe, load_recipe
 from llmquant.recipe.schema import recipe_to_dict
 
+KERNELS_VARIABLE = "LLMQUANT_CPU_KERNELS"
+
 if TYPE_CHECKING:
+    from llmquant.layers.accuracy import Accuracy
     from llmquant.recipe.plan import Plan
     from llmquant.recipe.schema import Recipe
 
@@ -98,6 +103,8 @@ def evaluate(
     dtype: str = "auto",
     speed: float = 20.0,
     noise_floor: bool = False,
+    accuracy: Accuracy = "exact",
+    kernel: Literal["reference"] | None = None,
     budget: Mapping[str, float | None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> EvalReport:
@@ -113,6 +120,9 @@ def evaluate(
         dtype: in which both models compute; "auto" is that of the checkpoint.
         speed: seconds to spend on prefill and decode throughput; 0 leaves it out.
         noise_floor: also measure how far the baseline is from itself in float32.
+        accuracy: of the CPU kernels while losses are measured: "exact", or "fast" to see what that mode costs. The
+            speed is that of the model's own default.
+        kernel: "reference" runs packed layers by plain torch, for comparison; slow.
         budget: limits by name (kl, perplexity_ratio, bits_per_weight); over those of the recipe.
         progress: is called with (stage, done, in all).
 
@@ -125,11 +135,10 @@ def evaluate(
     from llmquant.eval import make_windows
     from llmquant.eval.throughput import ThroughputOptions
     from llmquant.hf.load import load
-    from llmquant.hf.swap import kernels_used
 
     documents = read_documents(text, split="eval" if text.startswith("builtin:") else "test")
     tokenizer = load_tokenizer(baseline)
-    with no_progress_bar():
+    with no_progress_bar(), _kernels(kernel):
         before, after = load(baseline, dtype=dtype), load(model, dtype=dtype)
     windows = make_windows(
         documents, tokenizer, source=text, length=length, stride=stride, max_windows=max_windows,
@@ -140,21 +149,41 @@ def evaluate(
         before,
         after,
         windows,
-        _subject(Path(model), Path(baseline), kernels_used(after), budget or {}),
+        _subject(Path(model), Path(baseline), budget or {}),
         tokenizer=tokenizer,
         throughput=ThroughputOptions(seconds=speed) if speed else None,
         noise_floor=noise_floor,
+        accuracy=accuracy,
         progress=progress,
     )
 
 
-def _subject(folder: Path, baseline: Path, kernels: Mapping[str, int], budget: Mapping[str, float | None]) -> Subject:
+@contextmanager
+def _kernels(kernel: str | None) -> Iterator[None]:
+    """Load models inside the block for this kernel; it is chosen when a layer gets its weight."""
+    from llmquant.kernels import native
+
+    if kernel is None:
+        yield
+        return
+    before = os.environ.get(KERNELS_VARIABLE)
+    os.environ[KERNELS_VARIABLE] = kernel
+    native.wanted.cache_clear()
+    try:
+        yield
+    finally:
+        os.environ.pop(KERNELS_VARIABLE)
+        if before is not None:
+            os.environ[KERNELS_VARIABLE] = before
+        native.wanted.cache_clear()
+
+
+def _subject(folder: Path, baseline: Path, budget: Mapping[str, float | None]) -> Subject:
     subject = Subject(
         name=folder.name,
         baseline_name=baseline.name,
         folder=folder if folder.is_dir() else None,
         baseline_folder=baseline if baseline.is_dir() else None,
-        kernels=kernels,
         limits=budget,
     )
     if not is_finished(folder):  # another tool's checkpoint: nothing is known of how it was made

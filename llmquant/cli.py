@@ -56,22 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("--revision", help="branch, tag or commit of a hub model")
     quantize.set_defaults(run=_quantize)
 
-    evaluate = commands.add_parser("eval", help="measure a quantized model against its baseline")
-    evaluate.add_argument("model", metavar="OUT", help="the quantized folder")
-    evaluate.add_argument("--baseline", required=True, metavar="MODEL", help="the model it was made from")
-    evaluate.add_argument("--text", default="builtin:python", help="a .txt, .jsonl or .json file, or hub:NAME")
-    evaluate.add_argument("--length", type=int, help="tokens in a window (512, or the model's context)")
-    evaluate.add_argument("--stride", type=int, help="tokens between windows (no overlap)")
-    evaluate.add_argument("--max-windows", type=int, help="use only the first windows")
-    evaluate.add_argument("--dtype", default="auto", help="compute dtype of both models (that of the checkpoint)")
-    evaluate.add_argument("--speed", type=float, default=20, metavar="S", help="seconds for throughput (20; 0: none)")
-    evaluate.add_argument("--noise-floor", action="store_true", help="measure the baseline against itself in float32")
-    evaluate.add_argument(
-        "--budget", action="append", default=[], metavar="NAME=VALUE", help="a limit, such as kl=0.03"
-    )
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
-    evaluate.add_argument("--report", type=Path, metavar="FILE", help="write a self-contained HTML page")
-    evaluate.set_defaults(run=_evaluate)
+    _evaluate_arguments(commands.add_parser("eval", help="measure a quantized model against its baseline"))
+    _bench_arguments(commands.add_parser("bench", help="speed and memory of a model in several formats, side by side"))
 
     demo = commands.add_parser("demo", help="quantize and evaluate the bundled model, write report.html")
     demo.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="working folder")
@@ -86,6 +72,49 @@ def _parser() -> argparse.ArgumentParser:
     recipes.add_argument("name", nargs="?", help="print this one")
     recipes.set_defaults(run=_recipes)
     return parser
+
+
+def _evaluate_arguments(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("model", metavar="OUT", help="the quantized folder")
+    evaluate.add_argument("--baseline", required=True, metavar="MODEL", help="the model it was made from")
+    evaluate.add_argument("--text", default="builtin:python", help="a .txt, .jsonl or .json file, or hub:NAME")
+    evaluate.add_argument("--length", type=int, help="tokens in a window (512, or the model's context)")
+    evaluate.add_argument("--stride", type=int, help="tokens between windows (no overlap)")
+    evaluate.add_argument("--max-windows", type=int, help="use only the first windows")
+    evaluate.add_argument("--dtype", default="auto", help="compute dtype of both models (that of the checkpoint)")
+    evaluate.add_argument("--speed", type=float, default=20, metavar="S", help="seconds for throughput (20; 0: none)")
+    evaluate.add_argument("--noise-floor", action="store_true", help="measure the baseline against itself in float32")
+    evaluate.add_argument(
+        "--accuracy", choices=("exact", "fast"), default="exact", help="CPU kernels' accuracy while losses are measured"
+    )
+    evaluate.add_argument("--kernel", choices=("reference",), help="plain torch in place of the fast kernels")
+    evaluate.add_argument(
+        "--budget", action="append", default=[], metavar="NAME=VALUE", help="a limit, such as kl=0.03"
+    )
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    evaluate.add_argument("--report", type=Path, metavar="FILE", help="write a self-contained HTML page")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _bench_arguments(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("model", metavar="MODEL", help="a 16- or 32-bit model, quantized in memory, or a quantized one")
+    bench.add_argument("--baseline", metavar="MODEL", help="of a quantized model: the one it was made from")
+    bench.add_argument("--dtypes", type=_words, metavar="A,B", help="of the dense model (fp32,bf16)")
+    bench.add_argument("--schemes", type=_words, metavar="A,B", help="schemes, presets or recipes (int8,int4-g128)")
+    bench.add_argument(
+        "--accuracy", choices=("exact", "fast", "both"), default="both", help="of the CPU kernels (both)"
+    )
+    bench.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens of the prompt (128)")
+    bench.add_argument("--new", type=int, default=32, metavar="N", help="tokens decoded one by one (32)")
+    bench.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once (1)")
+    bench.add_argument("--threads", type=int, metavar="N", help="threads of torch (as they are)")
+    bench.add_argument("--seconds", type=float, default=20, metavar="S", help="time for all rounds; 3 at least (20)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    bench.set_defaults(run=_bench)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _model_and_recipe(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +167,7 @@ def _evaluate(args: argparse.Namespace, console: Console) -> int:
         report = evaluate(
             args.model, args.baseline, text=args.text, length=args.length, stride=args.stride,
             max_windows=args.max_windows, dtype=args.dtype, speed=args.speed, noise_floor=args.noise_floor,
-            budget=_limits(args.budget), progress=display.stages,
+            accuracy=args.accuracy, kernel=args.kernel, budget=_limits(args.budget), progress=display.stages,
         )  # fmt: skip
     print_reports(console, [report])
     if args.json:
@@ -159,6 +188,28 @@ def _limits(words: Sequence[str]) -> dict[str, float]:
         except ValueError as error:
             raise RecipeError(f"--budget {word}: wanted NAME=NUMBER, such as kl=0.03") from error
     return limits
+
+
+def _bench(args: argparse.Namespace, console: Console) -> int:
+    _check_targets(args.json)
+    from llmquant.bench import bench_model
+    from llmquant.bench_view import print_bench
+    from llmquant.console import RunDisplay
+    from llmquant.eval.throughput import ThroughputOptions
+
+    options = ThroughputOptions(
+        prompt_tokens=args.prompt, decode_tokens=args.new, batch_size=args.batch, seconds=args.seconds
+    )
+    with RunDisplay(console) as display:
+        report = bench_model(
+            args.model, baseline=args.baseline, dtypes=args.dtypes, schemes=args.schemes, options=options,
+            accuracies=("exact", "fast") if args.accuracy == "both" else (args.accuracy,), threads=args.threads,
+            progress=display.stages,
+        )  # fmt: skip
+    print_bench(console, report)
+    if args.json:
+        args.json.write_text(report.to_json(), encoding="utf-8")
+    return 0
 
 
 def _demo(args: argparse.Namespace, console: Console) -> int:

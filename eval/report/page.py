@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 
-from llmquant.eval.lines import number, percent, verdict_line
+from llmquant.eval.lines import kernels_line, number, percent, verdict_line
 from llmquant.eval.report.anatomy import anatomy_chart
 from llmquant.eval.report.charts import kl_histogram_chart, tradeoff_chart
 from llmquant.eval.report.heatmap import loss_heatmap
@@ -136,7 +136,7 @@ def _recipes(reports: Sequence[EvalReport]) -> Markup | None:
 
 
 def _recipe(report: EvalReport) -> Markup | None:
-    kernels = ", ".join(f"{name}: {count} layers" for name, count in report.kernels.items())
+    kernels = kernels_line(report)
     parts = [
         element("p", f"Kernels: {kernels}.", class_="note") if kernels else "",
         element("pre", element("code", report.recipe_yaml)) if report.recipe_yaml else "",

@@ -51,8 +51,15 @@ def _kl(report: EvalReport) -> str:
     return (
         "Mean KL(baseline‖quantized) per token in nats over the whole vocabulary, in float64, ± standard error "
         "clustered by window. Positions that are not finite are counted, not averaged. "
-        f"The baseline's noise floor {known}."
+        f"The baseline's noise floor {known}.{_accuracy(report.accuracy)}"
     )
+
+
+def _accuracy(mode: str | None) -> str:
+    if mode is None:
+        return ""
+    bits = {"exact": " (activations in 16 bits)", "fast": " (activations in 8 bits)"}.get(mode, "")
+    return f" The kernels of packed layers ran in accuracy “{mode}”{bits}."
 
 
 def _speed(report: EvalReport) -> str:
@@ -63,5 +70,5 @@ def _speed(report: EvalReport) -> str:
         f"Forward passes with a cache, batch {speed.batch_size}: {speed.prompt_tokens} tokens of prompt, then "
         f"{speed.decode_tokens} single tokens; {speed.threads} threads on {speed.device}. Both models in turn within "
         f"each of {speed.decode_speedup.runs} rounds. Median and quartiles; the ratios are of each round. "
-        "The baseline's row shows its speed in the first evaluation."
+        f"The baseline's row shows its speed in the first evaluation.{_accuracy(speed.accuracy)}"
     )

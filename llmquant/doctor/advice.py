@@ -69,7 +69,7 @@ def _threads(found: Threads) -> Iterator[Advice]:
             else f"there are {found.useful} cores for this process"
         )
         yield _warning(
-            f"torch uses {found.torch} threads, but {reason}; they wait for each other",
+            f"torch uses {found.torch} threads, but {reason}; they take turns",
             f"export OMP_NUM_THREADS={found.useful} before starting Python",
         )
     elif found.torch < found.useful:

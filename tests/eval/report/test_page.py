@@ -86,7 +86,9 @@ def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
         report.protocol.data_hash,
         report.machine["cpu"],
         report.versions["torch"],
-        "linear_int4: 14 layers",
+        "loss by linear_int4: avx2, exact (14 layers); speed by linear_int4: avx2, fast (14 layers)",
+        "ran in accuracy “exact”",
+        "ran in accuracy “fast”",
         "0.5",
         "16 kB",
         number(report.worst_tokens[0].kl),
@@ -163,6 +165,7 @@ def test_table_has_a_row_per_model(report: EvalReport, other: EvalReport) -> Non
     assert text.index("tiny & random") < text.index("int4-<b>test</b>") < text.index("int8")
     for value in (number(report.comparison.kl.mean), number(report.quantized.perplexity.value, 4), "over budget: kl"):
         assert value in text
+    assert "int4-<b>test</b>: loss by linear_int4: avx2, exact (14 layers); speed by linear_int4: avx2, fast" in text
 
 
 def test_verdict_line(report: EvalReport) -> None:

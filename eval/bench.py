@@ -1,0 +1,168 @@
+"""Speed and memory of several loaded models side by side: the same tokens, in turn, round by round.
+
+Unlike an evaluation it says nothing of quality, so it needs no text; the tokens are random, and the same for all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from llmquant.engine.calibration import context_limit
+from llmquant.errors import DataError
+from llmquant.eval.divergence import Progress
+from llmquant.eval.kernels import in_accuracy, kernels_used
+from llmquant.eval.machine import machine, versions
+from llmquant.eval.memory import parameter_bytes
+from llmquant.eval.statistics import Spread
+from llmquant.eval.throughput import ThroughputOptions, Timing, ratio, speed, take_turns, time_once
+from llmquant.layers.accuracy import Accuracy, accuracy_of, set_accuracy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A model that takes part; `accuracy` is that of its CPU kernels, None where it has none to choose from.
+
+    One model may take part in both accuracies.
+    """
+
+    name: str
+    model: PreTrainedModel
+    accuracy: Accuracy | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchRow:
+    """What was measured of one contender.
+
+    Attributes:
+        name: dtype, scheme, or folder.
+        dtype: in which it computes.
+        accuracy: "exact" or "fast"; None where the model has no such choice.
+        kernels: packed layers by kernel; none for a dense model, which torch runs.
+        parameter_bytes: memory of weights.
+        prefill: tokens per second.
+        decode: tokens per second.
+        prefill_speedup: over the first row, round by round.
+        decode_speedup: the same.
+    """
+
+    name: str
+    dtype: str
+    accuracy: str | None
+    kernels: dict[str, int]
+    parameter_bytes: int
+    prefill: Spread
+    decode: Spread
+    prefill_speedup: Spread
+    decode_speedup: Spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """Result of `bench`; the fields are the keys of the JSON file, explained in docs/evaluation.md."""
+
+    model: str
+    parameters: int
+    versions: dict[str, str]
+    machine: dict[str, str | int]
+    batch_size: int
+    prompt_tokens: int
+    decode_tokens: int
+    rows: tuple[BenchRow, ...]
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def contenders_of(name: str, model: PreTrainedModel, accuracies: Sequence[Accuracy]) -> list[Contender]:
+    """A contender for each accuracy in which other kernels run; a single one where there is no difference."""
+    by_kernels: dict[str, Contender] = {}
+    for accuracy in accuracies:
+        with in_accuracy(model, accuracy):
+            by_kernels.setdefault(json.dumps(kernels_used(model)), Contender(name, model, accuracy))
+    found = list(by_kernels.values())
+    same = accuracy_of(model) is None or len(found) == 1 < len(accuracies)
+    return [Contender(name, model, None)] if same else found
+
+
+def bench(
+    name: str, contenders: Sequence[Contender], options: ThroughputOptions, *, progress: Progress | None = None
+) -> BenchReport:
+    """Time all contenders.
+
+    Args:
+        name: of the model that all of them are versions of.
+        contenders: the first is what the others are compared with.
+        options: what is timed.
+        progress: called with (whole seconds used, seconds planned) after each round.
+
+    Raises:
+        DataError: if prompt and decode tokens exceed the context of the model, or are not positive.
+    """
+    ids = _tokens(contenders[0].model, options)
+    models = list({id(each.model): each.model for each in contenders}.values())
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(in_accuracy(model, "exact"))  # the runs switch it; this puts it back
+        rounds = take_turns(models, [partial(_time, each, ids, options) for each in contenders], options, progress)
+        rows = tuple(_row(each, rounds, place) for place, each in enumerate(contenders))
+    return BenchReport(
+        model=name,
+        parameters=sum(parameter.numel() for parameter in contenders[0].model.parameters()),
+        versions=versions(),
+        machine=machine(contenders[0].model.device),
+        batch_size=options.batch_size,
+        prompt_tokens=options.prompt_tokens,
+        decode_tokens=options.decode_tokens,
+        rows=rows,
+    )
+
+
+def _tokens(model: PreTrainedModel, options: ThroughputOptions) -> Tensor:
+    """(batch_size, prompt_tokens + decode_tokens) random token ids."""
+    if min(options.prompt_tokens, options.decode_tokens, options.batch_size) < 1:
+        raise DataError("prompt, new tokens and batch are at least 1")
+    count, limit = options.prompt_tokens + options.decode_tokens, context_limit(model.config)
+    if limit is not None and count > limit:
+        raise DataError(
+            f"prompt {options.prompt_tokens} + new {options.decode_tokens} = {count} tokens, but the model's context "
+            f"is {limit}; ask for fewer"
+        )
+    vocabulary = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (options.batch_size, count), generator=generator)
+
+
+def _time(contender: Contender, ids: Tensor, options: ThroughputOptions) -> Timing:
+    if contender.accuracy is not None:
+        set_accuracy(contender.model, contender.accuracy)
+    return time_once(contender.model, ids, options)
+
+
+def _row(contender: Contender, rounds: Sequence[Sequence[Timing]], place: int) -> BenchRow:
+    if contender.accuracy is not None:
+        set_accuracy(contender.model, contender.accuracy)
+    timed = speed(rounds, place)
+    return BenchRow(
+        name=contender.name,
+        dtype=str(contender.model.dtype).removeprefix("torch."),
+        accuracy=contender.accuracy,
+        kernels=kernels_used(contender.model),
+        parameter_bytes=parameter_bytes(contender.model),
+        prefill=timed.prefill,
+        decode=timed.decode,
+        prefill_speedup=ratio(rounds, place, 0, "prefill"),
+        decode_speedup=ratio(rounds, place, 0, "decode"),
+    )

@@ -1,0 +1,37 @@
+"""Which kernels a model runs, and in which accuracy.
+
+The fast kernels of the CPU quantize activations inside: `exact` to 16 bits, whose error is far below that of bfloat16,
+`fast` to 8 bits. A loss is that of the weights' format only if it is measured in `exact`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from llmquant.layers.accuracy import Accuracy, set_accuracy
+from llmquant.layers.packed_linear import PackedLinear
+
+
+@contextmanager
+def in_accuracy(model: nn.Module, accuracy: Accuracy) -> Iterator[None]:
+    """Let packed layers compute in an accuracy inside the block, and as before after it, whatever was set meanwhile."""
+    before = [(layer, layer.exact) for layer in _packed(model)]
+    set_accuracy(model, accuracy)
+    try:
+        yield
+    finally:
+        for layer, exact in before:
+            layer.exact = exact
+
+
+def kernels_used(model: nn.Module) -> dict[str, int]:
+    """How many layers each kernel runs now, by the kernel's name, such as "linear_int4: avx512vnni, exact"."""
+    return dict(Counter(layer.kernel_name() for layer in _packed(model)))
+
+
+def _packed(model: nn.Module) -> list[PackedLinear]:
+    return [module for module in model.modules() if isinstance(module, PackedLinear)]

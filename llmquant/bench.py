@@ -1,0 +1,178 @@
+"""`llmquant bench`: one model in several formats, loaded or quantized in memory, timed side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llmquant.compat.loading import no_progress_bar
+from llmquant.doctor.facts import memory
+from llmquant.engine.prepare import plan_only
+from llmquant.errors import CheckpointError, DataError, RecipeError
+from llmquant.eval.bench import BenchReport, Contender, bench, contenders_of
+from llmquant.eval.lines import bytes_text
+from llmquant.eval.throughput import ThroughputOptions
+from llmquant.hf.config import RecipeConfig
+from llmquant.hf.load import load
+from llmquant.models.checkpoint import Checkpoint
+from llmquant.recipe.load import load_recipe
+from llmquant.spec import Scheme
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from llmquant.layers.accuracy import Accuracy
+    from llmquant.recipe.schema import Recipe
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_DTYPES = ("fp32", "bf16")
+DEFAULT_SCHEMES = ("int8", "int4-g128")
+_GROUPS = (128, 64, 32)
+
+Stage = Callable[[str, int, int], None]
+
+
+def bench_model(
+    model: str | Path,
+    *,
+    baseline: str | Path | None = None,
+    dtypes: Sequence[str] | None = None,
+    schemes: Sequence[str] | None = None,
+    accuracies: Sequence[Accuracy] = ("exact", "fast"),
+    options: ThroughputOptions,
+    threads: int | None = None,
+    progress: Stage | None = None,
+) -> BenchReport:
+    """Time a model in several formats.
+
+    Args:
+        model: folder or hub id of a 16- or 32-bit model, which is also quantized in memory by rounding to nearest; or
+            of a quantized one, which is taken as it is.
+        baseline: of a quantized model: the one it was made from.
+        dtypes: of the dense model: fp32, bf16, fp16.
+        schemes: for a 16- or 32-bit model: schemes, presets or recipe files.
+        accuracies: of the CPU kernels.
+        options: what is timed.
+        threads: of torch; as they are if None.
+        progress: called with (stage, done, in all) for the stages "load" and "speed".
+
+    Raises:
+        LlmquantError: RecipeError for a wrong word or a combination that makes no sense, CheckpointError if a model
+            cannot be loaded or there is not enough memory, PlanError if a scheme does not fit it, DataError if the
+            tokens do not.
+    """
+    if threads is not None and threads < 1:
+        raise DataError(f"--threads {threads}: at least 1")
+    sources = _sources(model, baseline, dtypes, schemes)
+    contenders: list[Contender] = []
+    with _threads(threads):
+        for number, (name, make) in enumerate(sources):
+            contenders += contenders_of(name, make(), accuracies)
+            if progress is not None:
+                progress("load", number + 1, len(sources))
+        timed = None if progress is None else (lambda done, planned: progress("speed", done, planned))
+        return bench(Path(model).name, contenders, options, progress=timed)
+
+
+Source = tuple[str, "Callable[[], PreTrainedModel]"]
+
+
+def _sources(
+    model: str | Path, baseline: str | Path | None, dtypes: Sequence[str] | None, schemes: Sequence[str] | None
+) -> list[Source]:
+    """Names of the contenders and how to make each; the dense ones first."""
+    checkpoint = Checkpoint.open(model, allow_quantized=True)
+    quantized = _is_quantized(checkpoint.folder)
+    if quantized and schemes:
+        raise RecipeError(f"{model} is quantized already, so --schemes has no use; give the 16-bit model, or drop it")
+    if baseline is not None and not quantized:
+        raise RecipeError(f"{model} is not quantized; --baseline goes with a quantized model, so drop it")
+    if quantized and baseline is None and dtypes:
+        raise RecipeError(
+            f"{model} is quantized; --dtypes is about the model it was made from: name it with --baseline"
+        )
+    dense = checkpoint if not quantized else None if baseline is None else Checkpoint.open(baseline)
+    found: list[Source] = []
+    bytes_needed = checkpoint.total_bytes if quantized else 0
+    if dense is not None:
+        parameters = sum(prod(tensor.shape) for tensor in dense.tensors.values())
+        for name in dtypes or DEFAULT_DTYPES:
+            dtype = _dtype(name)
+            found.append((name, lambda dtype=dtype: _load(dense.folder, dtype=dtype)))
+            bytes_needed += parameters * dtype.itemsize
+    if quantized:
+        found.append((checkpoint.folder.name, lambda: _load(checkpoint.folder, dtype="auto")))
+    else:
+        for word in schemes or DEFAULT_SCHEMES:
+            recipe = recipe_for(word)
+            found.append((word, lambda recipe=recipe: _quantize(checkpoint.folder, recipe)))
+            bytes_needed += plan_only(checkpoint.folder, recipe).bytes_after
+    _require_memory(bytes_needed)
+    return found
+
+
+def _is_quantized(folder: Path) -> bool:
+    return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise RecipeError(f"--dtypes {name}: not one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def recipe_for(word: str) -> Recipe:
+    """The recipe of a scheme (every linear layer, round to nearest), or the preset or file of that name.
+
+    Raises:
+        RecipeError: if it is neither.
+    """
+    try:
+        scheme = Scheme.parse(word)
+    except ValueError:
+        return load_recipe(word)
+    rule: dict[str, Any] = {"match": "linear", "scheme": word}
+    if scheme.group_size:  # where it does not divide a layer's inputs, as the presets do
+        smaller = [f"g{group}" for group in _GROUPS if group < scheme.group_size]
+        rule["if_indivisible"] = [*smaller, "channel"]
+    return load_recipe({"version": 1, "name": word, "rules": [rule], "rounding": {"method": "rtn"}})
+
+
+def _require_memory(wanted: int) -> None:
+    """All contenders are in memory at the same time; refuse before the system starts to swap."""
+    available = memory().available
+    if available is not None and wanted > available:
+        raise CheckpointError(
+            f"the models need {bytes_text(wanted)} of memory at the same time, {bytes_text(available)} are free; "
+            "take fewer with --dtypes and --schemes, such as --dtypes bf16"
+        )
+
+
+def _load(folder: Path, dtype: str | torch.dtype) -> PreTrainedModel:
+    with no_progress_bar():
+        return load(folder, dtype=dtype)
+
+
+def _quantize(folder: Path, recipe: Recipe) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    with no_progress_bar():
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, quantization_config=RecipeConfig(recipe)
+        )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

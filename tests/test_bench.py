@@ -1,0 +1,132 @@
+"""`llmquant bench`: what takes part, what is refused, and what is shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from llmquant.api import quantize
+from llmquant.bench import bench_model, recipe_for
+from llmquant.cli import main
+from llmquant.doctor.facts import Memory
+from llmquant.eval import bench as eval_bench
+from llmquant.eval.bench import contenders_of
+from llmquant.eval.throughput import ThroughputOptions
+from llmquant.hf.load import load
+from llmquant.layers.accuracy import set_accuracy
+from llmquant.layers.packed_linear import PackedLinear
+from tests.engine.conftest import byte_tokenizer, tiny_llama
+
+QUICK = ThroughputOptions(prompt_tokens=8, decode_tokens=2, warmup=0, min_rounds=2, seconds=0.0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "model"
+    tiny_llama().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quantized(model: Path) -> Path:
+    return quantize(model, "int4-g32", model.parent / "out").folder
+
+
+def test_a_dense_model_is_also_quantized_in_memory(model: Path) -> None:
+    report = bench_model(model, dtypes=["fp32", "bf16"], schemes=["int8", "int4-g32"], options=QUICK)
+    assert report.parameters == tiny_llama().num_parameters()
+    names = [row.name for row in report.rows]
+    assert list(dict.fromkeys(names)) == ["fp32", "bf16", "int8", "int4-g32"]
+    sizes = {row.name: row.parameter_bytes for row in report.rows}
+    assert sizes["fp32"] > sizes["bf16"] > sizes["int8"] > sizes["int4-g32"]
+    for row in report.rows:
+        assert (row.accuracy is None and not row.kernels) or row.name.startswith("int")
+        assert row.decode.median > 0
+        assert sum(row.kernels.values()) == (21 if row.name.startswith("int") else 0)
+    assert report.rows[0].decode_speedup.q25 == report.rows[0].prefill_speedup.q75 == 1.0
+
+
+def test_a_quantized_model_is_taken_as_it_is(model: Path, quantized: Path) -> None:
+    report = bench_model(quantized, baseline=model, dtypes=["bf16"], accuracies=["exact"], options=QUICK)
+    assert [row.name for row in report.rows] == ["bf16", "out"]
+    assert [row.name for row in bench_model(quantized, accuracies=["exact"], options=QUICK).rows] == ["out"]
+
+
+def _mode(model: PreTrainedModel) -> str:
+    """What the layers were told, whether their kernels can do it on this machine or not."""
+    (exact,) = {module.exact for module in model.modules() if isinstance(module, PackedLinear)}
+    return "exact" if exact else "fast"
+
+
+def test_modes_are_rows_where_they_differ_and_the_model_keeps_its_own(quantized: Path, monkeypatch) -> None:
+    packed = load(quantized)
+    set_accuracy(packed, "fast")
+    monkeypatch.setattr(eval_bench, "kernels_used", lambda model: {f"kernel, {_mode(model)}": 1})
+    found = contenders_of("x", packed, ["exact", "fast"])
+    assert [each.accuracy for each in found] == ["exact", "fast"]
+    report = eval_bench.bench("x", found, QUICK)
+    assert [list(row.kernels) for row in report.rows] == [["kernel, exact"], ["kernel, fast"]]
+    assert _mode(packed) == "fast"
+    monkeypatch.setattr(eval_bench, "kernels_used", lambda _: {"reference": 1})
+    assert [each.accuracy for each in contenders_of("x", packed, ["exact", "fast"])] == [None]
+    assert [each.accuracy for each in contenders_of("x", tiny_llama(), ["exact", "fast"])] == [None]
+
+
+def test_threads_are_set_and_put_back(model: Path) -> None:
+    before = torch.get_num_threads()
+    report = bench_model(model, dtypes=["fp32"], schemes=["int8"], options=QUICK, threads=before + 1)
+    assert report.machine["threads"] == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_a_scheme_needs_no_recipe() -> None:
+    (rule,) = recipe_for("int4-g64").rules
+    assert (rule.scheme, rule.if_indivisible) == ("int4-g64", ("g32", "channel"))
+    assert recipe_for("int8").rules[0].if_indivisible == ()
+    assert recipe_for("mixed-int4-int8").name == "mixed-int4-int8"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["MODEL", "--baseline", "MODEL"], "is not quantized"),
+        (["OUT", "--schemes", "int8"], "quantized already"),
+        (["OUT", "--dtypes", "fp32"], "--baseline"),
+        (["MODEL", "--dtypes", "fp8"], "fp32, bf16, fp16"),
+        (["MODEL", "--schemes", "int5"], "int5"),
+        (["MODEL", "--prompt", "100"], "context is 64"),
+        (["MODEL", "--new", "0"], "at least 1"),
+        (["MODEL", "--threads", "-1"], "at least 1"),
+        (["nowhere/at/all"], "nowhere/at/all"),
+    ],
+)
+def test_mistakes_are_named(model: Path, quantized: Path, capsys, arguments: list[str], said: str) -> None:
+    places = {"MODEL": model, "OUT": quantized}
+    assert main(["bench", *(str(places.get(word, word)) for word in arguments)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+
+
+def test_too_little_memory_is_refused_before_loading(model: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("llmquant.bench.memory", lambda: Memory(total=None, available=100_000, huge_pages=None))
+    monkeypatch.setattr("llmquant.bench._load", lambda *_: pytest.fail("loaded"))
+    assert main(["bench", str(model)]) == 1
+    assert "100 kB are free" in capsys.readouterr().err
+
+
+def test_command_prints_a_table_and_writes_json(model: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "bench.json"
+    sizes = ["--prompt", "8", "--new", "2", "--batch", "2", "--seconds", "0"]
+    assert main(["bench", str(model), "--dtypes", "bf16", "--schemes", "int8", *sizes, "--json", str(file)]) == 0
+    shown = capsys.readouterr().out
+    data = json.loads(file.read_text())
+    assert data["batch_size"] == 2
+    assert {row["name"] for row in data["rows"]} == {"bf16", "int8"}
+    for word in ("bf16", "int8", "linear_int8", "torch", "prompt of 8 tokens", "decode tok/s"):
+        assert word in shown
