@@ -1,8 +1,9 @@
-"""`x @ weight.T + bias` with a prepared weight on the CPU: the ops `llmquant::cpu_linear`, `cpu_linear_fused`, `cpu_embedding`.
+"""`x @ weight.T + bias` with a prepared weight on the CPU: the op `llmquant::cpu_linear`, and its relatives.
 
 The weight is a tensor of bytes made by cpu_weight.prepare. What is computed is what linear_int.py defines, with two
-differences: the weight `scale * (code - zero)` is not rounded to the dtype of the scales, and `x` is quantized in blocks
-of 128, 64 or 32 inputs (the largest that divides the weight's group), each with its own scale, in one of two accuracies:
+differences: the weight `scale * (code - zero)` is not rounded to the dtype of the scales, and `x` is quantized in
+blocks of 128, 64 or 32 inputs (the largest that divides the weight's group), each with its own scale, in one of two
+accuracies:
 
     exact  16 bits: relative error at most 1e-4, far below that of rounding to bfloat16
     fast   8 bits: relative error some 7e-3 on Gaussian inputs with blocks of 128, more with outliers
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -75,12 +77,15 @@ def linear(
         LlmquantError: if the weight is no prepared one of (out_features, in_features).
         RuntimeError: if dtypes or shapes do not fit.
     """
+    kind = native.FLOATS.get(x.dtype)
+    if kind is None or not x.is_cpu or not x.ndim or bias is not None:
+        _check(x, bias, out_features)
     x = x.contiguous()
-    _check(x, bias, out_features)
-    *rows, cols = x.shape
-    out = x.new_empty(*rows, out_features)
-    instructions = instructions or native.isa()
-    status = native.require().llmquant_linear_one(
+    shape = x.shape
+    out = x.new_empty((*shape[:-1], out_features))
+    cols = shape[-1]
+    run, isa = _entry(instructions)
+    status = run(
         x.data_ptr(),
         weight.data_ptr(),
         None if bias is None else bias.data_ptr(),
@@ -88,14 +93,20 @@ def linear(
         x.numel() // cols if cols else out.numel() // max(1, out_features),
         cols,
         out_features,
-        native.FLOATS[x.dtype],
+        kind,
         2 if exact else 1,
         0,
-        native.ISAS.index(instructions),
+        isa,
     )
     if status:
-        native.check(status, instructions)
+        native.check(status, native.ISAS[isa])
     return out
+
+
+@cache
+def _entry(instructions: str | None) -> tuple[Any, int]:
+    """The C function and the number of the instruction set; found once, because each call has only microseconds."""
+    return native.require().llmquant_linear_one, native.ISAS.index(instructions or native.isa())
 
 
 def linear_fused(
@@ -147,6 +158,11 @@ def linear_fused(
     if status:
         native.check(status, native.isa())
     return outs
+
+
+def kernel_name(bits: int, exact: bool) -> str:
+    """What runs a prepared weight, such as "linear_int4: avx512vnni, exact"."""
+    return f"linear_int{bits}: {native.isa()}, {'exact' if exact else 'fast'}"
 
 
 def embedding(ids: Tensor, weight: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:
@@ -208,7 +224,7 @@ def _check_fused(
     )
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, exact: bool) -> Tensor:
+def _fake(x: Tensor, _weight: Tensor, bias: Tensor | None, out_features: int, _exact: bool) -> Tensor:
     _check(x, bias, out_features)
     return x.new_empty((*x.shape[:-1], out_features))
 
@@ -218,9 +234,9 @@ def _fake_fused(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     out_features: Sequence[int],
-    exact: bool,
+    _exact: bool,
     norm: Tensor | None = None,
-    norm_eps: float = 0.0,
+    _norm_eps: float = 0.0,
     residual: Tensor | None = None,
     silu: bool = False,
 ) -> list[Tensor]:

@@ -171,7 +171,7 @@ def select_rows(weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | 
     has = header(weight)
     rows = rows.contiguous()
     count = rows.numel()
-    if count and not (0 <= int(rows.min()) and int(rows.max()) < has.out_features):
+    if count and not (int(rows.min()) >= 0 and int(rows.max()) < has.out_features):
         raise IndexError(f"rows of {int(rows.min())} to {int(rows.max())} are asked for; there are {has.out_features}")
     packed = torch.empty(count, packed_words(has.in_features, has.bits), dtype=torch.int32)
     scale = torch.empty(count, has.groups, dtype=has.dtype)

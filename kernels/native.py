@@ -164,7 +164,9 @@ def huge_pages(size: int) -> Tensor:
     if size < _PAGE:
         return torch.empty(size, dtype=torch.uint8)
     # Fresh from the system: memory that malloc has used before is in small pages, and stays so.
-    memory = torch.frombuffer(mmap.mmap(-1, size + _PAGE), dtype=torch.uint8)
+    # Private: shared memory, Python's default, follows another setting of the system, which is mostly off.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = torch.frombuffer(mmap.mmap(-1, size + _PAGE, **private), dtype=torch.uint8)
     begin = -memory.data_ptr() % _PAGE
     require().llmquant_advise_huge(memory.data_ptr() + begin, size)
     return memory[begin : begin + size]
@@ -191,7 +193,7 @@ def check(status: int, instructions: str) -> None:
     if status == 1:
         raise LlmquantError(f"this machine cannot run {instructions}; it has {', '.join(supported())}")
     if status == 3:
-        raise LlmquantError("not a prepared weight, or weights that cannot run in one call; prepare the layer again")
+        raise LlmquantError("x does not have the inputs of the prepared weight, or weights that cannot run in one call")
     if status:
         raise LlmquantError(f"the C++ kernel failed with status {status}")
 

@@ -42,6 +42,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def reference_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave packed layers on the reference, which has the bits of the dense layer, as LLMQUANT_CPU_KERNELS does."""
+    from llmquant.kernels import native
+
+    monkeypatch.setattr(native, "wanted", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the checkout."""

@@ -9,19 +9,30 @@ state dict is a piece of a checkpoint and the other way round:
     weight_shape       (2,) int64: out_features, in_features
     bias               (out_features,) float, if the layer has one
 
-What runs is the op `llmquant::linear_int<bits>`; its definition and kernels are in llmquant.kernels.linear_int.
+What runs is the op `llmquant::linear_int<bits>`; its definition is in llmquant.kernels.linear_int.
+
+`prepare` brings the weight into the layout of the CPU kernels (llmquant.kernels.cpu_linear). The three tensors above
+then give way to one buffer, `weight_prepared`, and are made again, bit for bit, for whoever asks: state dicts, casts,
+moves to another device. So there is never a second copy of the weights.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from llmquant.kernels import cpu_linear, cpu_weight, native
 from llmquant.kernels.dequantize import dequantize
 from llmquant.kernels.linear_int import OPS, kernel_name
 from llmquant.numerics.pack import pack, pack_zeros, packed_words, unpack, unpack_zeros
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
+
+STORED = ("weight_packed", "weight_scale", "weight_zero_point")
 
 
 class PackedLinear(nn.Module):
@@ -35,8 +46,14 @@ class PackedLinear(nn.Module):
         in_features: inputs.
         out_features: outputs.
         scheme: how the weight is stored.
+        exact: accuracy of a prepared layer: 16-bit activations (see cpu_linear), or 8-bit.
+        weight_prepared: (bytes,) the weight in kernel layout; None if it is not prepared.
+        unprepared: why `prepare` did nothing, in words; empty if it did or was not called.
     """
 
+    exact: bool = True
+    unprepared: str = ""
+    weight_prepared: Tensor | None
     weight_packed: nn.Parameter
     weight_scale: nn.Parameter
     weight_zero_point: nn.Parameter | None
@@ -89,6 +106,7 @@ class PackedLinear(nn.Module):
             self.bias = zeros(out_features, dtype=dtype)
         else:
             self.register_parameter("bias", None)
+        self.register_buffer("weight_prepared", None, persistent=False)
 
     @classmethod
     def from_quantized(cls, quantized: QuantizedTensor, scheme: Scheme, bias: Tensor | None = None) -> PackedLinear:
@@ -129,28 +147,97 @@ class PackedLinear(nn.Module):
         Returns:
             (..., out_features) in the dtype of `x`.
         """
-        op = OPS[self.scheme.bits]
-        return op(x, self.weight_packed, self.weight_scale, self.weight_zero_point, self.bias)
+        weight = self.weight_prepared
+        if weight is None or x.dtype not in native.FLOATS:
+            return OPS[self.scheme.bits](x, *self.stored(), self.bias)
+        if _is_plain(x, self.bias):
+            return cpu_linear.linear(x, weight, self.bias, self.out_features, self.exact)
+        return torch.ops.llmquant.cpu_linear.default(x, weight, self.bias, self.out_features, self.exact)
+
+    def prepare(self) -> bool:
+        """Bring the weight into the layout of the CPU kernels, if they can run it; else `unprepared` says why.
+
+        Returns:
+            whether the layer is prepared now.
+        """
+        if self.weight_prepared is not None:
+            return True
+        stored = self.stored()
+        self.unprepared = cpu_weight.why_not(*stored, self.scheme.bits, self.in_features) or ""
+        if not self.unprepared:
+            self.adopt(cpu_weight.prepare(*stored, self.scheme.bits, self.in_features))
+        return not self.unprepared
+
+    def adopt(self, prepared: Tensor) -> None:
+        """Use a prepared weight, perhaps one that another layer uses too, instead of the tensors held now."""
+        for name in STORED:
+            if name in self._parameters:
+                delattr(self, name)
+        self.weight_prepared = prepared
+
+    def unprepare(self) -> None:
+        """Go back to the checkpoint's tensors."""
+        stored, self.weight_prepared = self.stored(), None
+        for name, tensor in zip(STORED, stored, strict=True):
+            self.register_parameter(name, None if tensor is None else _frozen(tensor))
+
+    def stored(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The checkpoint's tensors: packed, scale, zero point. Made anew if the layer is prepared."""
+        if self.weight_prepared is None:
+            return self.weight_packed, self.weight_scale, self.weight_zero_point
+        return _restored(self.weight_prepared)
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for what is not there: the tensors of a prepared layer.
+        if name in STORED and self._buffers.get("weight_prepared") is not None:
+            return self.stored()[STORED.index(name)]
+        return super().__getattr__(name)
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        if self.weight_prepared is not None:
+            for name, tensor in zip(STORED, self.stored(), strict=True):
+                if tensor is not None:
+                    destination[prefix + name] = tensor
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        self._as_stored(lambda: super(PackedLinear, self)._load_from_state_dict(state_dict, prefix, *args))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
+        self._as_stored(lambda: super(PackedLinear, self)._apply(fn, recurse))
+        return self
+
+    def _as_stored(self, change: Callable[[], object]) -> None:
+        """Change the checkpoint's tensors, and prepare again what was prepared."""
+        prepared = self.weight_prepared is not None
+        if prepared:
+            self.unprepare()
+        change()
+        if prepared:
+            self.prepare()
 
     def quantized(self) -> QuantizedTensor:
         """The weight unpacked: codes (out_features, in_features) with scales and zeros as in `numerics`."""
-        codes = unpack(self.weight_packed.detach(), self.scheme.bits, self.in_features)
+        packed, scale, zero = self.stored()
+        codes = unpack(packed.detach(), self.scheme.bits, self.in_features)
         shape = self.scheme.scale_shape(self.out_features, self.in_features)
-        scales, zeros = self.weight_scale.detach().reshape(shape), None
-        if self.weight_zero_point is not None:
-            stored = self.weight_zero_point.detach()
+        scales, zeros = scale.detach().reshape(shape), None
+        if zero is not None:
             per_tensor = self.scheme.granularity == "tensor"
-            zeros = stored.reshape(shape) if per_tensor else unpack_zeros(stored, self.scheme.bits, self.out_features)
+            zeros = zero.reshape(shape) if per_tensor else unpack_zeros(zero, self.scheme.bits, self.out_features)
         return QuantizedTensor(codes, scales, zeros)
 
     def dequantize(self) -> Tensor:
         """The dense weight (out_features, in_features) in the dtype of the scales."""
-        scale, zero = self.weight_scale.detach(), self.weight_zero_point
-        return dequantize(self.weight_packed, scale, zero, self.scheme.bits, self.in_features, scale.dtype)
+        packed, scale, zero = self.stored()
+        return dequantize(packed, scale.detach(), zero, self.scheme.bits, self.in_features, scale.dtype)
 
     def kernel_name(self) -> str:
-        """What runs this layer where it lies now, such as "linear_int4: reference, avx2 unpack"."""
-        return kernel_name(self.scheme.bits, self.weight_packed.device)
+        """What runs this layer now, such as "linear_int4: avx512vnni, exact"."""
+        if self.weight_prepared is not None:
+            return cpu_linear.kernel_name(self.scheme.bits, self.exact)
+        reference = kernel_name(self.scheme.bits, self.weight_packed.device)
+        return f"{reference} ({self.unprepared})" if self.unprepared else reference
 
     def extra_repr(self) -> str:
         """What `print(model)` shows of the layer."""
@@ -160,3 +247,23 @@ class PackedLinear(nn.Module):
 
 def _frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
+
+
+def _restored(prepared: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The checkpoint's tensors; the same ones as long as somebody holds them, so that tied layers stay tied."""
+    held = getattr(prepared, "_llmquant_restored", None)
+    alive = None if held is None else tuple(reference() for reference in held)
+    if not alive or any(tensor is None for tensor in alive):
+        alive = tuple(tensor for tensor in cpu_weight.restore(prepared) if tensor is not None)
+        prepared._llmquant_restored = tuple(map(weakref.ref, alive))  # pyright: ignore[reportAttributeAccessIssue]
+    packed, scale, *zero = alive
+    return packed, scale, zero[0] if zero else None  # pyright: ignore[reportReturnType]
+
+
+def _is_plain(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether nobody watches: no gradient, no tracing, no subclass. Then the dispatcher's 10 us can be saved."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or torch._C._len_torch_dispatch_stack():
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    return not (x.requires_grad or (bias is not None and bias.requires_grad))

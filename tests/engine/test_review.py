@@ -13,6 +13,9 @@ from llmquant.api import quantize
 from llmquant.errors import CheckpointError, DataError, OutputError
 from tests.engine.conftest import byte_tokenizer, tiny_llama
 
+# Compared bit for bit with dense layers.
+pytestmark = pytest.mark.usefixtures("reference_kernels")
+
 RTN = {"version": 1, "name": "test", "rules": [{"match": "linear", "scheme": "int4-g32"}]}
 LAST_KEPT = [{"match": "linear", "scheme": "int4-g32"}, {"match": "last_block", "scheme": "keep"}]
 

@@ -15,6 +15,9 @@ from llmquant.hf.load import load
 from llmquant.hf.swap import kernels_used
 from tests.hf.conftest import logits, schemes_in_blocks, write_packed
 
+# Compared bit for bit with dense layers.
+pytestmark = pytest.mark.usefixtures("reference_kernels")
+
 Folder = Callable[[str], Path]
 
 

@@ -23,6 +23,9 @@ from llmquant.layers.packed_linear import PackedLinear
 from llmquant.spec import Scheme
 from tests.hf.conftest import TOKENS, edit_quantization, logits, round_to_nearest, schemes_in_blocks, write_packed
 
+# Compared bit for bit with dense layers.
+pytestmark = pytest.mark.usefixtures("reference_kernels")
+
 Folder = Callable[[str], Path]
 
 
@@ -196,24 +199,6 @@ def test_unknown_scheme_goes_to_the_original(
     assert torch.equal(weight, fake.model.layers[1].self_attn.q_proj.weight)
 
 
-def test_packed_embedding_goes_to_the_original(
-    dense_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    dense = dense_folder("llama")
-    schemes = schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int8")
-    write_packed(dense, tmp_path / "q", schemes)
-
-    def target_embedding(stored: dict) -> None:
-        stored["config_groups"]["group_0"]["targets"] = ["Linear", "Embedding"]
-        stored["dequantize"] = True
-
-    edit_quantization(tmp_path / "q", target_embedding)
-    with caplog.at_level(logging.WARNING):
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype="auto")
-    assert "model.embed_tokens is a Embedding" in caplog.text
-    assert not packed_names(model)
-
-
 def test_packed_experts_go_to_the_original(
     dense_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -240,7 +225,7 @@ def test_packed_experts_go_to_the_original(
     (tmp_path / "q" / "config.json").write_text(json.dumps(config))
     with caplog.at_level(logging.WARNING):
         model = load_strict(tmp_path / "q")
-    assert "32 packed weights, and 8 of them belong to plain linear layers" in caplog.text
+    assert "32 packed weights, and 8 of them belong to layers that stay so" in caplog.text
     assert not packed_names(model)
     assert torch.equal(logits(model), logits(AutoModelForCausalLM.from_pretrained(tmp_path / "fake", dtype="auto")))
 

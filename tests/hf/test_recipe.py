@@ -18,6 +18,9 @@ from llmquant.hf.packed import PackedQuantizer
 from llmquant.layers.packed_linear import PackedLinear
 from tests.hf.conftest import logits, schemes_in_blocks, write_packed
 
+# Compared bit for bit with dense layers.
+pytestmark = pytest.mark.usefixtures("reference_kernels")
+
 Folder = Callable[[str], Path]
 
 

@@ -1,0 +1,40 @@
+"""The accuracy in which prepared layers compute: "exact" or "fast"; kernels/cpu_linear.py says what they mean."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from llmquant.layers.packed_linear import PackedLinear
+
+Accuracy = Literal["exact", "fast"]
+ACCURACIES: tuple[Accuracy, ...] = ("exact", "fast")
+
+
+def set_accuracy(model: nn.Module, accuracy: Accuracy) -> None:
+    """Let all packed layers of a model compute in an accuracy; those that run on the reference are always exact.
+
+    Args:
+        model: any model.
+        accuracy: "exact" (16-bit activations) or "fast" (8-bit).
+
+    Raises:
+        ValueError: if the accuracy is another word.
+    """
+    if accuracy not in ACCURACIES:
+        raise ValueError(f"the accuracy is {accuracy!r}; it can be {' or '.join(ACCURACIES)}")
+    for layer in _layers(model):
+        layer.exact = accuracy == "exact"
+
+
+def accuracy_of(model: nn.Module) -> Accuracy | None:
+    """The accuracy of a model's packed layers: "fast" if any of them computes so, None if there are none."""
+    layers = _layers(model)
+    if not layers:
+        return None
+    return "exact" if all(layer.exact or layer.weight_prepared is None for layer in layers) else "fast"
+
+
+def _layers(model: nn.Module) -> list[PackedLinear]:
+    return [module for module in model.modules() if isinstance(module, PackedLinear)]
