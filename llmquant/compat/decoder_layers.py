@@ -6,19 +6,45 @@ Written for and tested with transformers 5.23, like everything in this folder.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import _active_collector
 
+_IGNORED = {"position_ids", "use_cache", "sliding_window"}  # by sdpa
+_GQA_HEAD_DIM = 256  # up to which transformers leaves grouped heads to torch
 
-def attention_function(attention: nn.Module) -> Callable[..., Any]:
-    """The function that the module's config chooses: eager, sdpa or whatever is registered."""
+
+def attend(
+    attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> Tensor:
+    """Attention by the function that the config chooses: eager, sdpa or whatever is registered.
+
+    For sdpa of a single token without a mask this calls the torch function as transformers would, since what
+    transformers does around it takes longer than the attention itself.
+
+    Args:
+        attention: the attention module.
+        query: (batch, heads, tokens, head_dim).
+        key: (batch, key heads, cached tokens, head_dim).
+        value: like `key`.
+        mask: what the layer was given.
+        **kwargs: for the function; without `dropout` and `scaling`, which the module decides.
+
+    Returns:
+        (batch, tokens, heads, head_dim), or for a single token (batch, heads, 1, head_dim), which is the same bytes.
+    """
+    module: Any = attention
     eager = sys.modules[type(attention).__module__].eager_attention_forward
-    config: Any = attention.config
-    return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
+    plain = kwargs.keys() <= _IGNORED and mask is None and query.shape[2] == 1 and key.shape[-1] <= _GQA_HEAD_DIM
+    if plain and function is sdpa_attention_forward:
+        grouped = module.num_key_value_groups > 1
+        return functional.scaled_dot_product_attention(query, key, value, scale=module.scaling, enable_gqa=grouped)
+    return function(attention, query, key, value, mask, dropout=0.0, scaling=module.scaling, **kwargs)[0]
 
 
 def is_recording(module: nn.Module) -> bool:

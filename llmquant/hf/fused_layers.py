@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llmquant.compat.decoder_layers import attention_function, is_recording
+from llmquant.compat.decoder_layers import attend, is_recording
 from llmquant.hf import fuse_table as table
 from llmquant.hf.fuse_table import FAMILIES, DecoderParts
 from llmquant.kernels import cpu_linear
@@ -86,20 +86,10 @@ def forward(
         key, value = past_key_values.update(key, value, attention.layer_idx)
     if family.window is not None:
         kwargs["sliding_window"] = (attention if family.window == "attention" else attention.config).sliding_window
-    attended, _ = attention_function(attention)(
-        attention,
-        query,
-        key,
-        value,
-        attention_mask,
-        dropout=0.0,
-        scaling=attention.scaling,
-        position_ids=position_ids,
-        use_cache=use_cache,
-        **kwargs,
-    )
-    # The same shape whatever the attention gives, and the same dtype under autocast.
-    attended = attended.reshape(*hidden_states.shape[:-1], -1).to(hidden_states.dtype)
+    kwargs |= {"position_ids": position_ids, "use_cache": use_cache}
+    attended = attend(attention, query, key, value, attention_mask, **kwargs).reshape(*hidden_states.shape[:-1], -1)
+    if attended.dtype != hidden_states.dtype:  # autocast
+        attended = attended.to(hidden_states.dtype)
     hidden_states = _linears(attended, parts.out, residual=hidden_states)[0]
     activated = _linears(hidden_states, parts.gate_up, norm=parts.mlp_norm, silu=True)[0]
     return _linears(activated, parts.down, residual=hidden_states)[0]
@@ -204,10 +194,16 @@ def _project(x: Tensor, parts: Parts, embeddings: tuple[Tensor, Tensor]) -> tupl
         both = torch.cat((query, key), -1).view(shape)
     cos, sin = _rope(embeddings)
     # rotate_half(x) is x rolled by half a head with the first half negated; the sign is in the sine.
-    rotated = torch.addcmul(both * cos, both.roll(head_dim // 2, -1), sin).transpose(1, 2)
+    rotated = _by_head(torch.addcmul(both * cos, both.roll(head_dim // 2, -1), sin))
     keys = parts.qkv.out_features[1] // head_dim
-    query, key = rotated.split((rotated.shape[1] - keys, keys), 1)
-    return query, key, value.view(shape).transpose(1, 2)
+    query, key = rotated.split_with_sizes((rotated.shape[1] - keys, keys), 1)
+    return query, key, _by_head(value.view(shape))
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """(batch, tokens, heads, head_dim) as (batch, heads, tokens, head_dim); of a single token simply another view."""
+    batch, tokens, heads, head_dim = x.shape
+    return x.view(batch, heads, 1, head_dim) if tokens == 1 else x.transpose(1, 2)
 
 
 _kept: tuple[Any, tuple[Tensor, Tensor]] | None = None
