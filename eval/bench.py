@@ -19,7 +19,7 @@ from llmquant.engine.calibration import context_limit
 from llmquant.errors import DataError
 from llmquant.eval.divergence import Progress
 from llmquant.eval.kernels import in_accuracy, kernels_used
-from llmquant.eval.machine import machine, versions
+from llmquant.eval.machine import OtherPrograms, machine, versions
 from llmquant.eval.memory import parameter_bytes
 from llmquant.eval.statistics import Spread
 from llmquant.eval.throughput import ThroughputOptions, Timing, ratio, speed, take_turns, time_once
@@ -70,7 +70,10 @@ class BenchRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
-    """Result of `bench`; the fields are the keys of the JSON file, explained in docs/evaluation.md."""
+    """Result of `bench`; the fields are the keys of the JSON file, explained in docs/evaluation.md.
+
+    `others` is the share of all processors that other programs kept busy meanwhile, where the system tells.
+    """
 
     model: str
     parameters: int
@@ -79,6 +82,7 @@ class BenchReport:
     batch_size: int
     prompt_tokens: int
     decode_tokens: int
+    others: float | None
     rows: tuple[BenchRow, ...]
 
     def to_json(self) -> str:
@@ -113,6 +117,7 @@ def bench(
     """
     ids = _tokens(contenders[0].model, options)
     models = list({id(each.model): each.model for each in contenders}.values())
+    others = OtherPrograms()
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(in_accuracy(model, "exact"))  # the runs switch it; this puts it back
@@ -126,6 +131,7 @@ def bench(
         batch_size=options.batch_size,
         prompt_tokens=options.prompt_tokens,
         decode_tokens=options.decode_tokens,
+        others=others.share(),
         rows=rows,
     )
 

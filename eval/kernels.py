@@ -6,14 +6,42 @@ The fast kernels of the CPU quantize activations inside: `exact` to 16 bits, who
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from torch import nn
 
+from llmquant.kernels import native
 from llmquant.layers.accuracy import Accuracy, set_accuracy
 from llmquant.layers.packed_linear import PackedLinear
+
+KERNELS_VARIABLE = "LLMQUANT_CPU_KERNELS"
+
+
+@contextmanager
+def loading_for(kernel: Literal["reference"] | None) -> Iterator[None]:
+    """Let models that are loaded inside the block run on this kernel, which is settled when a layer gets its weight.
+
+    Args:
+        kernel: "reference" for plain torch; None changes nothing.
+    """
+    if kernel is None:
+        yield
+        return
+    before = os.environ.get(KERNELS_VARIABLE)
+    os.environ[KERNELS_VARIABLE] = kernel
+    native.wanted.cache_clear()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[KERNELS_VARIABLE]
+        else:
+            os.environ[KERNELS_VARIABLE] = before
+        native.wanted.cache_clear()
 
 
 @contextmanager

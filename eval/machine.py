@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 
 VERSIONED = ("llmquant", "torch", "transformers")  # what decides the numbers of a report
 NOT_INSTALLED = "not installed"
+BUSY = 0.15  # share of the processors that other programs take, from which on timings say little
+_STAT = Path("/proc/stat")
 
 
 def versions(packages: Sequence[str] = VERSIONED) -> dict[str, str]:
@@ -39,6 +42,30 @@ def machine(device: torch.device) -> dict[str, str | int]:
 def system_name() -> str:
     """Operating system and architecture, such as "Linux x86_64"."""
     return f"{platform.system()} {platform.machine()}"
+
+
+class OtherPrograms:
+    """What other programs take from the moment this is made: busy time of all processors less that of this process."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter(), _busy_seconds(), time.process_time()
+
+    def share(self) -> float | None:
+        """Share of all processors they kept busy so far; None where the system does not tell."""
+        start, busy, own = self._start
+        now, busy_now, own_now = time.perf_counter(), _busy_seconds(), time.process_time()
+        if busy is None or busy_now is None:
+            return None
+        used = (busy_now - busy) - (own_now - own)
+        return min(1.0, max(0.0, used / (now - start) / (os.cpu_count() or 1)))
+
+
+def _busy_seconds() -> float | None:
+    """Time that all processors were busy, or taken by another virtual machine (Linux)."""
+    if not _STAT.is_file():
+        return None
+    user, nice, system, _, _, irq, soft_irq, steal = map(int, _STAT.read_text(encoding="ascii").split()[1:9])
+    return (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_name() -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,8 +18,6 @@ from llmquant.eval.evaluate import Subject
 from llmquant.eval.result import EvalReport
 from llmquant.recipe.load import dump_recipe, load_recipe
 from llmquant.recipe.schema import recipe_to_dict
-
-KERNELS_VARIABLE = "LLMQUANT_CPU_KERNELS"
 
 if TYPE_CHECKING:
     from llmquant.layers.accuracy import Accuracy
@@ -133,12 +129,13 @@ def evaluate(
     from llmquant.engine.calibration import check_vocabulary, context_limit
     from llmquant.eval import evaluate as measure
     from llmquant.eval import make_windows
+    from llmquant.eval.kernels import loading_for
     from llmquant.eval.throughput import ThroughputOptions
     from llmquant.hf.load import load
 
     documents = read_documents(text, split="eval" if text.startswith("builtin:") else "test")
     tokenizer = load_tokenizer(baseline)
-    with no_progress_bar(), _kernels(kernel):
+    with no_progress_bar(), loading_for(kernel):
         before, after = load(baseline, dtype=dtype), load(model, dtype=dtype)
     windows = make_windows(
         documents, tokenizer, source=text, length=length, stride=stride, max_windows=max_windows,
@@ -156,26 +153,6 @@ def evaluate(
         accuracy=accuracy,
         progress=progress,
     )
-
-
-@contextmanager
-def _kernels(kernel: str | None) -> Iterator[None]:
-    """Load models inside the block for this kernel; it is chosen when a layer gets its weight."""
-    from llmquant.kernels import native
-
-    if kernel is None:
-        yield
-        return
-    before = os.environ.get(KERNELS_VARIABLE)
-    os.environ[KERNELS_VARIABLE] = kernel
-    native.wanted.cache_clear()
-    try:
-        yield
-    finally:
-        os.environ.pop(KERNELS_VARIABLE)
-        if before is not None:
-            os.environ[KERNELS_VARIABLE] = before
-        native.wanted.cache_clear()
 
 
 def _subject(folder: Path, baseline: Path, budget: Mapping[str, float | None]) -> Subject:

@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llmquant.eval.bench import BenchReport
+from llmquant.eval.bench import BenchReport, BenchRow
 from llmquant.eval.lines import bytes_text, kernels_text, number, quartiles, speedup
+from llmquant.eval.machine import BUSY
 from llmquant.eval.statistics import Spread
 
 
@@ -33,16 +34,29 @@ def print_bench(console: Console, report: BenchReport) -> None:
             bytes_text(row.parameter_bytes),
             _cell(row.prefill, row.prefill_speedup if place else None),
             _cell(row.decode, row.decode_speedup if place else None),
-            escape(kernels_text(row.kernels)) or "torch",
+            _kernels(row),
         )
     console.print(table)
     first = report.rows[0]
+    rounds = f"{first.decode.runs} round{'' if first.decode.runs == 1 else 's'}"
     console.print(
         f"[dim]batch {report.batch_size}, prompt of {report.prompt_tokens} tokens, then {report.decode_tokens} one by "
-        f"one; {first.decode.runs} rounds, each with all rows in turn; median, (quartiles), and the ratio to "
-        f"{escape(first.name)} round by round[/]",
+        f"one; {rounds}, each with all rows in turn; median, (quartiles), and the ratio to {escape(first.name)} round "
+        "by round[/]",
         highlight=False,
     )
+    if report.others is not None and report.others > BUSY:
+        console.print(
+            f"[bold yellow]warning:[/] other programs kept {report.others:.0%} of the processors busy; the ratios hold "
+            "better than the speeds\n  [bold]do:[/] run it again when the machine is quiet",
+            highlight=False,
+        )
+
+
+def _kernels(row: BenchRow) -> str:
+    """The accuracy has a column of its own."""
+    shown = {name.removesuffix(f", {row.accuracy}"): count for name, count in row.kernels.items()}
+    return escape(kernels_text(shown)) or "torch"
 
 
 def _cell(speed: Spread, against_first: Spread | None) -> str:

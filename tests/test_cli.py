@@ -1,11 +1,13 @@
 """The command line as a user meets it: output, files, exit status, and errors without a traceback."""
 
 import json
+import os
 
 import pytest
 
 from llmquant.cli import main
 from llmquant.eval.result import EvalReport
+from llmquant.kernels import native
 from tests.engine.conftest import byte_tokenizer, tiny_llama
 
 RECIPE = """\
@@ -83,6 +85,36 @@ def test_eval_writes_json_and_a_page_and_checks_the_budget(model, quantized, tex
     assert "<html" in (tmp_path / "r.html").read_text()
     assert main([*arguments, "--budget", "kl=0.0000001"]) == 2
     assert "perplexity" in capsys.readouterr().out
+
+
+def test_eval_names_kernels_and_accuracy_and_the_reference_agrees(
+    model, quantized, text, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.delenv("LLMQUANT_CPU_KERNELS", raising=False)
+    native.wanted.cache_clear()
+
+    def run(*options):
+        file = str(tmp_path / "r.json")
+        # In bfloat16 the two round differently, which on so short a text is more than the kernels' own error.
+        places = [str(quantized), "--baseline", str(model), "--text", str(text), "--length", "32", "--dtype", "float32"]
+        assert main(["eval", *places, "--speed", "0", "--json", file, *options]) == 0
+        report = EvalReport.load(file)
+        assert next(iter(report.kernels)) in " ".join(capsys.readouterr().out.split())
+        return report
+
+    exact, reference = run(), run("--kernel", "reference")
+    assert "LLMQUANT_CPU_KERNELS" not in os.environ
+    assert all("reference" in name for name in reference.kernels)
+    assert exact.accuracy == reference.accuracy == "exact"
+    assert exact.quantized.perplexity.value == pytest.approx(reference.quantized.perplexity.value, rel=1e-5)
+    if not native.wanted():
+        pytest.skip("no C++ kernels here, so there is no fast mode")
+    fast = run("--accuracy", "fast")
+    assert fast.accuracy == "fast"
+    assert [name.removesuffix("fast") for name in fast.kernels] == [
+        name.removesuffix("exact") for name in exact.kernels
+    ]
+    assert fast.comparison.kl.mean != exact.comparison.kl.mean
 
 
 @pytest.mark.parametrize(

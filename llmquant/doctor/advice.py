@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmquant.doctor.bandwidth import Bandwidth
-from llmquant.doctor.facts import ISA_VARIABLE, KERNELS_VARIABLE, Gpus, Kernels, Memory, Threads
-from llmquant.eval.machine import NOT_INSTALLED
-
-_BUSY = 0.15  # share of the processors that others use, from which on a measurement says little
+from llmquant.doctor.facts import ISA_VARIABLE, Gpus, Kernels, Memory, Threads
+from llmquant.eval.kernels import KERNELS_VARIABLE
+from llmquant.eval.machine import BUSY, NOT_INSTALLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ def _threads(found: Threads) -> Iterator[Advice]:
 
 
 def _bandwidth(found: Bandwidth) -> Iterator[Advice]:
-    if found.others is not None and found.others > _BUSY:
+    if found.others is not None and found.others > BUSY:
         yield _warning(
             f"other programs kept {found.others:.0%} of the processors busy, so the bandwidth above is what they leave",
             "run llmquant doctor again when the machine is quiet",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from llmquant.eval.machine import OtherPrograms
 from llmquant.kernels import native
 
 _BYTES = 256 << 20  # several times the last-level cache of a desktop, little memory
 _SECONDS = 0.4  # per thread count
-_STAT = Path("/proc/stat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ def measure_bandwidth(threads: int, *, compiled: bool) -> Bandwidth:
         compiled: read by the C++ library, which must be there; otherwise by torch.
     """
     read = native.stream_read_gbs if compiled else _read_by_torch
-    others = _Others()
+    others = OtherPrograms()
     gbs = {str(count): read(count, _SECONDS, _BYTES) for count in sorted({1, threads})}
     return Bandwidth(gbs, "C++ kernels" if compiled else "torch.sum", others.share())
 
@@ -62,26 +60,3 @@ def _read_by_torch(threads: int, seconds: float, size: int) -> float:
     finally:
         torch.set_num_threads(before)
     return size / least / 1e9
-
-
-class _Others:
-    """What other programs do from now on: busy time of all processors less that of this process."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter(), _busy_seconds(), time.process_time()
-
-    def share(self) -> float | None:
-        start, busy, own = self._start
-        now, busy_now, own_now = time.perf_counter(), _busy_seconds(), time.process_time()
-        if busy is None or busy_now is None:
-            return None
-        used = (busy_now - busy) - (own_now - own)
-        return min(1.0, max(0.0, used / (now - start) / (os.cpu_count() or 1)))
-
-
-def _busy_seconds() -> float | None:
-    """Time that all processors were busy, or taken by another virtual machine (Linux)."""
-    if not _STAT.is_file():
-        return None
-    user, nice, system, _, _, irq, soft_irq, steal = map(int, _STAT.read_text(encoding="ascii").split()[1:9])
-    return (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from llmquant.errors import LlmquantError
+from llmquant.eval.kernels import KERNELS_VARIABLE
 from llmquant.kernels import native
 
 ISA_VARIABLE = "LLMQUANT_CPU_ISA"
-KERNELS_VARIABLE = "LLMQUANT_CPU_KERNELS"
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
