@@ -83,7 +83,7 @@ def quantize_blocks(
             _quantize_block(model, block, index, rows[index], inputs, scale_dtype, sink)
         else:
             for name, weight in finished.items():
-                _replace(model.get_submodule(name), weight)
+                replace_weight(model.get_submodule(name), weight)
         block.float()
         if index + 1 < len(rows):
             inputs.advance(index, block)
@@ -112,12 +112,13 @@ def _quantize_block(
         statistics = collector.take(row.module.name) if row.module.name in calibrated else None
         assert isinstance(module.weight, Tensor)
         result = quantize_layer(row, module.weight, statistics, scale_dtype)
-        _replace(module, dense_weight(row, result.quantized))
+        replace_weight(module, dense_weight(row, result.quantized))
         results[row.module.name] = (result, time.monotonic() - began)
     sink.emit(index, results)
 
 
-def _replace(module: nn.Module, weight: Tensor) -> None:
+def replace_weight(module: nn.Module, weight: Tensor) -> None:
+    """Give a module its dequantized weight."""
     # In the dtype of the scales, which holds it exactly, until the whole block is widened: half the memory while the
     # layers that follow are quantized.
     module.weight = nn.Parameter(weight, requires_grad=False)

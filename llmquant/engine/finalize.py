@@ -88,7 +88,8 @@ def model_quantization_config(plan: Plan) -> dict[str, Any]:
         if row.scheme.is_keep and (row.module.kind in ("linear", "conv1d") or "lm_head" in row.module.sets)
     ]
     fused_experts = any(row.module.kind == "experts" for row in plan.rows)
-    return quantization_config(schemes, kept, fused_experts=fused_experts)
+    embeddings = any(row.module.kind == "embedding" for row in plan.quantized)
+    return quantization_config(schemes, kept, fused_experts=fused_experts, embeddings=embeddings)
 
 
 def _copy_small_files(source: Path, folder: Path) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from llmquant.algorithms.base import LayerResult
 from llmquant.compat.loading import release
-from llmquant.engine.blocks import quantize_blocks
+from llmquant.engine.blocks import quantize_blocks, replace_weight
+from llmquant.engine.layer import dense_weight, quantize_layer
 from llmquant.engine.streaming import keep_embeddings_small
 from llmquant.models.skeleton import build_skeleton, decoder_blocks
 from llmquant.recipe.plan import Plan
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def quantize_loaded(model: PreTrainedModel, plan: Plan, windows: Tensor) -> dict[str, LayerResult]:
-    """Quantize the layers inside the decoder blocks of `model`, which itself is not changed.
+    """Quantize the embeddings and the layers inside the decoder blocks of `model`, which itself is not changed.
 
     The work is done in a float32 skeleton that borrows the weights of one block at a time, exactly as the streaming
     run does, so both give the same integers.
@@ -31,7 +32,7 @@ def quantize_loaded(model: PreTrainedModel, plan: Plan, windows: Tensor) -> dict
         windows: (samples, length) calibration token ids.
 
     Returns:
-        the result of each quantized layer by module name.
+        the result of each of them by module name.
     """
     skeleton = build_skeleton(model.config).float()
     path, blocks = decoder_blocks(skeleton)
@@ -39,6 +40,11 @@ def quantize_loaded(model: PreTrainedModel, plan: Plan, windows: Tensor) -> dict
     weights = _BorrowedWeights(skeleton, model, path, plan.inventory.dtype)
     weights.load_outside()
     sink = _Results()
+    for row in plan.quantized:
+        if row.module.kind == "embedding":
+            weight = model.get_parameter(f"{row.module.name}.weight")
+            result = sink.results[row.module.name] = quantize_layer(row, weight, None, plan.inventory.dtype)
+            replace_weight(skeleton.get_submodule(row.module.name), dense_weight(row, result.quantized))
     quantize_blocks(
         skeleton, skeleton.base_model, list(blocks), rows, windows,
         scale_dtype=plan.inventory.dtype, weights=weights, sink=sink,

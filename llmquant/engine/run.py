@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llmquant.algorithms.base import LayerResult
 from llmquant.compat.loading import KeyMap, check_complete, map_keys
-from llmquant.engine.blocks import quantize_blocks
+from llmquant.engine.blocks import quantize_blocks, replace_weight
 from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
 from llmquant.engine.finalize import finalize
 from llmquant.engine.journal import Journal
@@ -26,7 +26,7 @@ from llmquant.engine.progress import Progress
 from llmquant.engine.shards import ShardWriter
 from llmquant.engine.streaming import StreamedWeights
 from llmquant.engine.units import Unit, split_into_units
-from llmquant.errors import OutputError
+from llmquant.errors import CheckpointError, OutputError
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import decoder_blocks
 from llmquant.recipe.schema import canonical_json
@@ -119,7 +119,23 @@ def _units(prepared: Prepared) -> list[Unit]:
     path, _ = decoder_blocks(prepared.model)
     key_map = _key_map(prepared)
     check_complete(prepared.model, key_map)
+    _check_copies(prepared, key_map)
     return split_into_units(prepared.plan, prepared.checkpoint.tensors, key_map, path)
+
+
+def _check_copies(prepared: Prepared, key_map: KeyMap) -> None:
+    """Where a checkpoint has a tied weight twice, one of the two is quantized and the other dropped."""
+    keys = {parameter: key for key, parameter in key_map.parameter.items()}
+    for row in prepared.plan.rows:
+        names = (f"{row.module.name}.weight", f"{row.module.tied_to}.weight")
+        if row.scheme.is_keep or not all(name in keys for name in names):
+            continue
+        one, other = (prepared.checkpoint.read(keys[name]) for name in names)
+        if not torch.equal(one, other):
+            raise CheckpointError(
+                f"{names[0]} differs from {names[1]}, though config.json ties them (tie_word_embeddings); the weights "
+                "and the config do not belong together"
+            )
 
 
 def _key_map(prepared: Prepared) -> KeyMap:
@@ -166,6 +182,9 @@ def _calibrate(prepared: Prepared, units: list[Unit], writer: ShardWriter, calib
     by_block = {unit.block: unit for unit in units}
     weights = StreamedWeights(model, prepared.checkpoint, _key_map(prepared), path, prepared.plan.inventory.dtype)
     weights.load_outside()
+    embeddings = tuple(pair for pair in by_block[None].quantized if pair[0].module.kind == "embedding")
+    for name, weight in writer.read_dense(replace(by_block[None], quantized=embeddings)).items():
+        replace_weight(model.get_submodule(name), weight)
     last = max(unit.block for unit in units if unit.block is not None and not writer.is_written(unit))
     quantize_blocks(
         model,

@@ -43,6 +43,7 @@ def split_into_units(plan: Plan, tensors: Mapping[str, TensorInfo], key_map: Key
             tensor of its own.
     """
     quantized = {f"{row.module.name}.weight": row for row in plan.quantized}
+    copies = {f"{row.module.name}.weight" for row in plan.rows if row.module.tied_to and not row.scheme.is_keep}
     copied: dict[int | None, list[str]] = {None: []}
     chosen: dict[int | None, list[tuple[PlanRow, str]]] = {None: []}
     found = set()
@@ -50,6 +51,8 @@ def split_into_units(plan: Plan, tensors: Mapping[str, TensorInfo], key_map: Key
         parameter = key_map.parameter.get(key)
         block = _block_of(parameter or key, blocks_path)
         row = quantized.get(parameter or "")
+        if parameter in copies:
+            continue  # of a tied weight that is quantized; readers make it again
         if row is None:
             copied.setdefault(block, []).append(key)
             continue

@@ -115,7 +115,11 @@ def format_of(scheme: Scheme) -> str:
 
 
 def quantization_config(
-    quantized: Mapping[str, Scheme], kept_linears: Sequence[str], *, fused_experts: bool = False
+    quantized: Mapping[str, Scheme],
+    kept_linears: Sequence[str],
+    *,
+    fused_experts: bool = False,
+    embeddings: bool = False,
 ) -> dict[str, Any]:
     """Build the `quantization_config` of config.json.
 
@@ -123,9 +127,10 @@ def quantization_config(
     overlapping targets differently, and exact names cannot overlap.
 
     Args:
-        quantized: scheme of every quantized module, by name.
+        quantized: scheme of every quantized module, by name; of tied ones the owner's.
         kept_linears: names of all Linear modules that stay 16-bit, lm_head included.
         fused_experts: the model has unquantized fused experts. vLLM takes "Linear" for them too, so names are used.
+        embeddings: some of the quantized modules are embeddings.
 
     Raises:
         QuantizationError: if nothing is quantized, a name is in both, or a scheme cannot be written.
@@ -150,9 +155,10 @@ def quantization_config(
         "ignore": sorted(kept_linears),
         "kv_cache_scheme": None,
     }
-    if len(schemes) == 1 and not next(iter(schemes.values())).symmetric:
-        # compressed-tensors 0.20 forgets to pack zero points when transformers loads lazily; this key avoids that
-        # path. It works for a single scheme only, and vLLM ignores it.
+    if len(schemes) == 1 and (embeddings or not next(iter(schemes.values())).symmetric):
+        # When transformers loads lazily, compressed-tensors 0.20 forgets to pack zero points, and transformers 5.23
+        # asks a packed embedding for its `weight`. This key avoids that path. It works for a single scheme only, and
+        # vLLM ignores it.
         config["dequantize"] = True
     return config
 

@@ -88,10 +88,14 @@ def _listed(names: list[str]) -> str:
 def _only_linear(row: PlanRow, _: Plan) -> Reason:
     kinds = {
         "conv1d": "compressed-tensors knows Linear, not the transposed Conv1D",
-        "embedding": "packed embeddings fail or are dropped",
+        "embedding": None,  # see _no_embedding and _one_scheme_if_embeddings
         "linear": None,
     }
     return kinds.get(row.module.kind, f"quantized {row.module.kind} modules are unknown to it")
+
+
+def _no_embedding(row: PlanRow, _: Plan) -> Reason:
+    return "packed embeddings fail or are dropped" if row.module.kind == "embedding" else None
 
 
 def _no_tensor_scale(row: PlanRow, _: Plan) -> Reason:
@@ -153,6 +157,13 @@ def _one_scheme_if_asymmetric(plan: Plan) -> Reason:
     return "asymmetric weights load only when all quantized layers share one scheme"
 
 
+def _one_scheme_if_embeddings(plan: Plan) -> Reason:
+    """They fail at load (`'Embedding' object has no attribute 'weight'`) unless the file asks to dequantize."""
+    if len(_schemes(plan)) == 1 or all(row.module.kind != "embedding" for row in plan.quantized):
+        return None
+    return "packed embeddings load only when all quantized layers share one scheme"
+
+
 def _fused_alike(plan: Plan) -> Reason:
     schemes: dict[str, set[str]] = {}
     for row in plan.rows:
@@ -177,8 +188,9 @@ def _schemes(plan: Plan) -> set[Scheme]:
 
 
 def _dense_in_memory(plan: Plan) -> Reason:
-    asymmetric = any(not scheme.symmetric for scheme in _schemes(plan))
-    return f"weights become {str(plan.inventory.dtype)[6:]} at {'load' if asymmetric else 'the first forward'}"
+    embeddings = any(row.module.kind == "embedding" for row in plan.quantized)
+    at_load = embeddings or any(not scheme.symmetric for scheme in _schemes(plan))
+    return f"weights become {str(plan.inventory.dtype)[6:]} at {'load' if at_load else 'the first forward'}"
 
 
 def _new_three_bit_layout(plan: Plan) -> Reason:
@@ -221,16 +233,16 @@ _READERS = {
     LLMQUANT: _Reader(remarks=(_packed,)),
     TRANSFORMERS: _Reader(
         (_only_linear,),
-        (_one_scheme_if_asymmetric,),
+        (_one_scheme_if_asymmetric, _one_scheme_if_embeddings),
         (_dense_in_memory, _new_three_bit_layout, _quantized_activations),
     ),
     VLLM_GPU: _Reader(
-        (_only_linear, _no_tensor_scale, _gpu_kernel, _whole_words_of_zeros),
+        (_only_linear, _no_embedding, _no_tensor_scale, _gpu_kernel, _whole_words_of_zeros),
         (_fused_alike,),
         (_gpu_kernels, _served_in_16_bit),
     ),
     VLLM_CPU: _Reader(
-        (_only_linear, _no_tensor_scale, _cpu_kernel, _whole_words_of_zeros),
+        (_only_linear, _no_embedding, _no_tensor_scale, _cpu_kernel, _whole_words_of_zeros),
         (_fused_alike, _cpu_head_size),
         (_served_in_16_bit,),
     ),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PackedQuantizer(CompressedTensorsQuantizer):
-    """Loads weights as they lie on disk into `PackedLinear`; saving writes the same tensors again."""
+    """Loads weights as they lie on disk into packed layers; saving writes the same tensors again."""
 
     def refuse_config(self, stored: Mapping[str, Any]) -> str | None:
         try:
@@ -82,4 +82,5 @@ def require(model: PreTrainedModel, keys: Sequence[str], wanted: Iterable[str]) 
 
 def _packed_parameters(model: PreTrainedModel) -> list[str]:
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, PackedLinear)]
-    return [f"{name}.{parameter}" for name, layer in layers for parameter, _ in layer.named_parameters()]
+    names = {f"{name}.{parameter}" for name, layer in layers for parameter, _ in layer.named_parameters()}
+    return sorted(names - model.all_tied_weights_keys.keys())

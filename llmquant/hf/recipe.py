@@ -23,10 +23,12 @@ from llmquant.errors import CheckpointError, LlmquantError, PlanError
 from llmquant.formats.compressed_tensors import encode
 from llmquant.hf.config import RecipeConfig
 from llmquant.hf.packed import PackedQuantizer, require, tensor_names
-from llmquant.hf.swap import finish, place_empty, replace, stand_in
+from llmquant.hf.swap import finish, place_empty, replace, share_with_heads, stand_in
+from llmquant.layers.packed_embedding import PackedEmbedding
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.models.skeleton import take_inventory
 from llmquant.recipe.plan import Plan, PlanRow, make_plan
+from llmquant.spec import Scheme
 
 log = logging.getLogger(__name__)
 
@@ -147,11 +149,11 @@ class RecipeQuantizer(HfQuantizer):
         for row in plan.quantized:
             module = model.get_submodule(row.module.name)
             assert isinstance(module.weight, Tensor)
-            assert module.bias is None or isinstance(module.bias, nn.Parameter)
-            # What lies outside the blocks needs no calibration, see check_statistics.
+            # A head needs no calibration, see check_statistics.
             result = results.pop(row.module.name, None) or quantize_layer(row, module.weight, None, model.dtype)
             self._count(result)
-            replace(model, row.module.name, PackedLinear.from_quantized(result.quantized, row.scheme, module.bias))
+            replace(model, row.module.name, _packed(module, result, row.scheme))
+        share_with_heads(model)
 
     def _count(self, result: LayerResult) -> None:
         for counter, value in result.counters.items():
@@ -190,6 +192,15 @@ class _QuantizeOnLoad(ConversionOps):
             except LlmquantError as error:  # the loader would bury it in a RuntimeError; it is raised after loading
                 self._quantizer.error = error
         return loaded
+
+
+def _packed(module: nn.Module, result: LayerResult, scheme: Scheme) -> PackedLinear:
+    if isinstance(module, nn.Embedding):
+        table = PackedEmbedding.from_quantized(result.quantized, scheme)
+        assert isinstance(table, PackedEmbedding)
+        return table.stand_for(module)
+    assert module.bias is None or isinstance(module.bias, nn.Parameter)
+    return PackedLinear.from_quantized(result.quantized, scheme, module.bias)
 
 
 def _check_plan(plan: Plan) -> None:

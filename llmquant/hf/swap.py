@@ -1,4 +1,4 @@
-"""Which modules of a model a compressed-tensors checkpoint stores packed, and replacing them by `PackedLinear`."""
+"""Which modules of a model a compressed-tensors checkpoint stores packed, and replacing them by packed ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors import schemes_of
+from llmquant.layers.packed_embedding import PackedEmbedding, is_table
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.spec import Scheme
 
@@ -22,7 +23,7 @@ _UNREAD = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsi
 
 
 class NotPackable(Exception):
-    """A checkpoint that `PackedLinear` cannot hold as a whole; the message says which part and why."""
+    """A checkpoint that cannot stay packed as a whole; the message says which part and why."""
 
 
 def check_config(stored: Mapping[str, Any]) -> None:
@@ -55,7 +56,7 @@ def find_packed(
         keys: names of all tensors in the checkpoint, where known.
 
     Raises:
-        NotPackable: if anything else is quantized too, such as experts or embeddings.
+        NotPackable: if anything else is quantized too, such as experts.
         CheckpointError: if packed weights are missing.
     """
     check_config(stored)
@@ -67,9 +68,9 @@ def find_packed(
         scheme = table.scheme_for(name, kind) if kind and name not in tied else None
         if scheme is None or scheme.is_keep:
             continue
-        if not _is_linear(module):
-            raise NotPackable(f"{name} is a {type(module).__name__}, not a plain linear layer")
-        _, in_features = linear_shape(module)
+        if not (_is_linear(module) or is_table(module)):
+            raise NotPackable(f"{name} is a {type(module).__name__}, not a plain linear layer or table of embeddings")
+        _, in_features = weight_shape(module)
         if not scheme.divides(in_features):
             raise CheckpointError(f"{name}: {in_features} inputs are not divisible into the groups of {scheme}")
         found[name] = scheme
@@ -84,7 +85,7 @@ def _check_count(found: Mapping[str, Scheme], keys: Sequence[str]) -> None:
     if len(stored) > len(found):
         extra = next((key for key in stored if key.removesuffix(".weight_packed") not in found), stored[0])
         raise NotPackable(
-            f"it holds {len(stored)} packed weights, and {len(found)} of them belong to plain linear layers; "
+            f"it holds {len(stored)} packed weights, and {len(found)} of them belong to layers that stay so; "
             f"{extra} does not"
         )
     if len(stored) < len(found):
@@ -113,8 +114,10 @@ def _is_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear or _is_conv1d(module)
 
 
-def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """(out_features, in_features) of an nn.Linear or a Conv1D."""
+def weight_shape(module: nn.Module) -> tuple[int, int]:
+    """(out_features, in_features) of an nn.Linear or a Conv1D; (rows, columns) of an nn.Embedding."""
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
     return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else (module.nf, module.nx)  # type: ignore[return-value]
 
 
@@ -126,14 +129,52 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def place_empty(model: nn.Module, schemes: Mapping[str, Scheme], dtype: torch.dtype) -> None:
-    """Replace modules by `PackedLinear` without weights (on the meta device), scales and bias in `dtype`."""
+    """Replace modules by packed ones without weights (on the meta device), scales and bias in `dtype`.
+
+    A head that is tied to an embedding among them shares its packed weight.
+    """
     for name, scheme in schemes.items():
         module = model.get_submodule(name)
-        out_features, in_features = linear_shape(module)
-        bias = getattr(module, "bias", None) is not None
-        packed = PackedLinear(in_features, out_features, scheme, bias=bias, dtype=dtype, device="meta")
+        out_features, in_features = weight_shape(module)
+        if isinstance(module, nn.Embedding):
+            packed = PackedEmbedding(in_features, out_features, scheme, dtype=dtype, device="meta").stand_for(module)
+        else:
+            bias = getattr(module, "bias", None) is not None
+            packed = PackedLinear(in_features, out_features, scheme, bias=bias, dtype=dtype, device="meta")
         packed.weight = stand_in()
         replace(model, name, packed)
+    share_with_heads(model)
+
+
+def share_with_heads(model: nn.Module) -> None:
+    """Replace each head that is tied to a `PackedEmbedding` by a `PackedLinear` with the same parameters.
+
+    transformers ties these instead of the dense weight while it loads, and saves them once, under the embedding's name.
+    """
+    attributes: Any = model
+    tied = dict(getattr(model, "all_tied_weights_keys", {}))
+    for target, source in list(tied.items()):
+        head_name, name = target.removesuffix(".weight"), source.removesuffix(".weight")
+        if not source.endswith(".weight") or not isinstance(table := model.get_submodule(name), PackedEmbedding):
+            continue
+        head = PackedLinear(table.in_features, table.out_features, table.scheme, device="meta")
+        table.share_with(head)
+        del tied[target]
+        for parameter, value in table.named_parameters():
+            setattr(head, parameter, value)
+            tied[f"{head_name}.{parameter}"] = f"{name}.{parameter}"
+        head.bias = getattr(model.get_submodule(head_name), "bias", None)  # pyright: ignore[reportAttributeAccessIssue]
+        replace(model, head_name, head)
+        own = {f"{head_name}.{parameter}" for parameter, _ in table.named_parameters()}
+        attributes._keys_to_ignore_on_save = {*(attributes._keys_to_ignore_on_save or ()), *own}
+    _set_tied(model, tied)
+
+
+def _set_tied(model: nn.Module, tied: dict[str, str]) -> None:
+    attributes: Any = model
+    if tied != getattr(model, "all_tied_weights_keys", {}):
+        attributes.all_tied_weights_keys = tied
+        attributes._tied_weights_keys = dict(tied)  # what `tie_weights()` of a user goes by
 
 
 def stand_in() -> Tensor:
@@ -147,23 +188,62 @@ def stand_in() -> Tensor:
 
 
 def finish(model: nn.Module) -> None:
-    """Drop the stand-ins, and let no packed weight ask for a gradient: the loader makes every float one trainable."""
+    """What comes after loading: drop the stand-ins, and make the layers that lie on the CPU ready for its kernels.
+
+    No packed weight asks for a gradient: the loader makes every float one trainable.
+    """
     for module in model.modules():
         if isinstance(module, PackedLinear):
             module.weight_scale.requires_grad_(False)
             if hasattr(module, "weight"):
                 del module.weight
+    # transformers has tied what is tied; from now on it is by the modules themselves.
+    heads = tuple(f"{name}." for name in tied_heads(model))
+    tied = getattr(model, "all_tied_weights_keys", {})
+    _set_tied(model, {target: source for target, source in tied.items() if not target.startswith(heads)})
+    prepare(model)
+
+
+def prepare(model: nn.Module) -> None:
+    """Bring every packed linear layer that the CPU kernels can run into their layout, one at a time.
+
+    A vocabulary that serves as embedding too is prepared once, for both.
+    """
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.prepare()
+
+
+def tied_heads(model: nn.Module) -> dict[str, str]:
+    """The name of each head that shares the weight of a `PackedEmbedding`, and that of the embedding."""
+    names = {id(module): name for name, module in model.named_modules()}
+    tables = {name: module for name, module in model.named_modules() if isinstance(module, PackedEmbedding)}
+    return {names[id(table.head)]: name for name, table in tables.items() if table.head is not None}
 
 
 def place_dense(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every `PackedLinear` by an nn.Linear with the dequantized weight; a Conv1D becomes a Linear too."""
+    """Replace every packed module by a dense one; a Conv1D becomes a Linear, and what was tied stays tied."""
+    attributes: Any = model
+    heads, dense = tied_heads(model), {}
     for name, module in list(model.named_modules()):
-        if isinstance(module, PackedLinear):
-            dense = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
-            dense.weight = nn.Parameter(module.dequantize().to(dtype))
+        if isinstance(module, PackedEmbedding):
+            dense[name] = module.dense().to(dtype)
+        elif isinstance(module, PackedLinear):
+            linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+            if name not in heads:
+                linear.weight = nn.Parameter(module.dequantize().to(dtype))
             if module.bias is not None:
-                dense.bias = nn.Parameter(module.bias.detach().to(dtype))
-            replace(model, name, dense)
+                linear.bias = nn.Parameter(module.bias.detach().to(dtype))
+            dense[name] = linear
+    for name, module in dense.items():
+        replace(model, name, module)
+    for head, name in heads.items():
+        dense[head].weight = dense[name].weight
+        attributes._keys_to_ignore_on_save = {
+            key for key in attributes._keys_to_ignore_on_save if not key.startswith(f"{head}.")
+        }
+    tied = {f"{head}.weight": f"{name}.weight" for head, name in heads.items()}
+    _set_tied(model, getattr(model, "all_tied_weights_keys", {}) | tied)
 
 
 def swap_packed(model: PreTrainedModel) -> PreTrainedModel:

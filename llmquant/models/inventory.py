@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from llmquant.layers.packed_embedding import is_table
 from llmquant.models import families
 from llmquant.recipe.inventory import Kind, ModuleInfo
 
@@ -60,7 +61,7 @@ class _Walk:
             shape=shape,
             parameters=self._claim(name, own.values()),
             block=block,
-            sets=self._sets(name, kind, block, is_head=module is self.head),
+            sets=self._sets(name, kind, block, module),
             tied_to=None if self.owners[id(largest)] == name else self.owners[id(largest)],
             bias=own.get("bias") is not None,
         )
@@ -105,10 +106,10 @@ class _Walk:
             return None
         return int(name[len(self.prefix) :].split(".", 1)[0])
 
-    def _sets(self, name: str, kind: Kind, block: int | None, *, is_head: bool) -> frozenset[str]:
-        if is_head:
+    def _sets(self, name: str, kind: Kind, block: int | None, module: nn.Module) -> frozenset[str]:
+        if module is self.head:
             return frozenset({"lm_head"})
-        if kind in ("embedding", "experts", "router"):
+        if kind in ("experts", "router") or (kind == "embedding" and is_table(module)):
             return frozenset({kind})
         if kind not in ("linear", "conv1d") or block is None:
             return frozenset()

@@ -57,6 +57,7 @@ def check_rules(recipe: Recipe, inventory: Inventory, deciders: Sequence[int | N
 
 def check_decisions(recipe: Recipe, inventory: Inventory, decisions: Sequence[Decision], problems: Problems) -> None:
     """Modules that cannot become what a rule says, and sets that must not be split."""
+    named = {decision.module.name: decision for decision in decisions}
     owners = {module.tied_to for module in inventory.modules if module.tied_to}
     for decision in decisions:
         module = decision.module
@@ -67,12 +68,21 @@ def check_decisions(recipe: Recipe, inventory: Inventory, decisions: Sequence[De
                     "the rule {match: experts, scheme: keep}",
                     module,
                 )
+        elif module.tied_to:
+            if named[module.tied_to].scheme != decision.scheme:
+                problems.add(
+                    "one weight serves as embedding and lm_head (tie_word_embeddings), so both need one scheme: name "
+                    f"both in a rule, as in `match: [embedding, lm_head]`; here {named[module.tied_to].module.name} "
+                    f"{named[module.tied_to].scheme}, {module.name} {decision.scheme}",
+                    module,
+                )
         elif not decision.scheme.is_keep:
             rule = recipe.rules[decision.decider]
             reason = _why_not(module, rule, decision.scheme, shared=module.name in owners, portable=recipe.portable)
             if reason:
                 problems.add(f"{reason} (rule {decision.decider + 1}, {rule})", module)
     _check_fused(decisions, problems)
+    _check_embeddings(decisions, problems, portable=recipe.portable)
 
 
 def check_budget(
@@ -118,13 +128,14 @@ def _why_not(module: ModuleInfo, rule: Rule, scheme: Scheme, *, shared: bool, po
     """Why a module cannot have a scheme, with the fix; empty if it can."""
     if module.kind == "experts":
         return "experts cannot be quantized yet; give them the rule {match: experts, scheme: keep}"
-    if module.tied_to or shared:
-        return (
-            "one weight serves as embedding and lm_head (tie_word_embeddings), and embeddings cannot be quantized yet; "
-            "keep both"
-        )
     if module.kind == "embedding":
-        return "embeddings cannot be quantized yet; keep them"
+        if not module.sets:
+            return "computes more than the lookup of a row, so its table cannot be packed; keep it"
+        if scheme.activations:
+            return "an embedding has no activations to quantize; use a weight-only scheme such as int8"
+        return _why_indivisible(module, rule, scheme)
+    if shared:
+        return "other layers than lm_head share its weight; keep it"
     if module.kind not in ("linear", "conv1d"):
         return f"{module.kind} modules cannot be quantized; keep them"
     if module.block is None and "lm_head" not in module.sets:
@@ -162,6 +173,23 @@ def _check_fused(decisions: Sequence[Decision], problems: Problems) -> None:
         fix = f", for example by a rule with `match: {part}`" if part else ""
         first = members[0].module
         problems.add(f"vLLM loads these as one layer, so they need one scheme{fix}: {schemes}", _parent(first))
+
+
+def _check_embeddings(decisions: Sequence[Decision], problems: Problems, *, portable: bool) -> None:
+    """Who could read packed embeddings back; see `formats.profile`."""
+    quantized = [d for d in decisions if not d.scheme.is_keep and d.module.tied_to is None]
+    schemes = {decision.scheme for decision in quantized}
+    for decision in quantized:
+        if decision.module.kind != "embedding":
+            continue
+        if any(scheme.activations for scheme in schemes):
+            problems.add("no reader takes packed embeddings beside 8-bit activations; keep them", decision.module)
+        elif portable and len(schemes) > 1:
+            problems.add(
+                "packed embeddings are read back by llmquant alone, unless all quantized layers share one scheme (then "
+                "by transformers too); say `portable: false` in the recipe if llmquant is enough",
+                decision.module,
+            )
 
 
 def _parent(module: ModuleInfo) -> ModuleInfo:

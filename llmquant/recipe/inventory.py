@@ -20,7 +20,7 @@ NAMED_SETS = {
     "first_block": "the linear layers of the first decoder block",
     "last_block": "the linear layers of the last decoder block",
     "lm_head": "the output layer",
-    "embedding": "token and position embeddings",
+    "embedding": "token and position embeddings, where they are plain tables of rows",
     "experts": "the experts of a mixture of experts",
     "router": "what chooses the experts",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmquant.errors import PlanError
@@ -22,7 +22,7 @@ class PlanRow:
 
     Attributes:
         module: what it is.
-        scheme: what its weight becomes; `KEEP` for modules that stay as they are.
+        scheme: what its weight becomes; `KEEP` for modules that stay as they are. A tied weight has its owner's.
         rule: the rule that decided, or "no rule".
         rounding: how codes are chosen; None for kept modules.
         bytes_before: in the model's dtype; 0 for tied weights, which their owner counts.
@@ -77,8 +77,8 @@ class Plan:
 
     @property
     def quantized(self) -> tuple[PlanRow, ...]:
-        """The rows whose weight changes."""
-        return tuple(row for row in self.rows if not row.scheme.is_keep)
+        """The rows that own a weight that changes."""
+        return tuple(row for row in self.rows if not row.scheme.is_keep and row.module.tied_to is None)
 
     @property
     def bytes_before(self) -> int:
@@ -127,6 +127,7 @@ def make_plan(recipe: Recipe, inventory: Inventory) -> Plan:
     deciders = _deciders(recipe, inventory)
     check_rules(recipe, inventory, deciders, problems)
     decisions = [_decide(module, recipe, decider) for module, decider in zip(inventory.modules, deciders, strict=True)]
+    decisions = _with_tied(decisions)
     check_decisions(recipe, inventory, decisions, problems)
     _raise_if_any(problems, recipe, inventory)
     itemsize = inventory.dtype.itemsize
@@ -168,6 +169,17 @@ def _decide(module: ModuleInfo, recipe: Recipe, decider: int | None) -> Decision
     return Decision(module, decider, fallback, note)
 
 
+def _with_tied(decisions: list[Decision]) -> list[Decision]:
+    """A head that no rule names becomes what the embedding becomes whose weight it shares."""
+    named = {decision.module.name: decision for decision in decisions}
+    return [
+        replace(named[decision.module.tied_to], module=decision.module, note=decision.note)
+        if decision.module.tied_to and decision.decider is None
+        else decision
+        for decision in decisions
+    ]
+
+
 def _fallback(rule: Rule, in_features: int) -> Scheme | None:
     return next((scheme for scheme in rule.fallbacks if scheme.divides(in_features)), None)
 
@@ -177,7 +189,7 @@ def _row(decision: Decision, recipe: Recipe, itemsize: int) -> PlanRow:
     before = after = module.parameters * itemsize
     rounding = None
     rule = NO_RULE if decision.decider is None else rule_label(recipe, decision.decider)
-    if not scheme.is_keep and decision.decider is not None:
+    if not scheme.is_keep and decision.decider is not None and module.tied_to is None:
         out_features, in_features = module.shape
         bias = (module.parameters - out_features * in_features) * itemsize
         after = stored_bytes((out_features, in_features), scheme, itemsize) + bias

@@ -32,8 +32,9 @@ CONFIG = {
     "tie_word_embeddings": True,
     "dtype": "bfloat16",
 }
-SQUARE = dict.fromkeys((f"self_attn.{letter}_proj" for letter in "qkvo"), (64, 64))
-LINEARS = SQUARE | {"mlp.gate_proj": (96, 64), "mlp.up_proj": (96, 64), "mlp.down_proj": (64, 96)}
+SHAPES = dict.fromkeys((f"self_attn.{letter}_proj" for letter in "qkvo"), (64, 64))
+SHAPES |= {"mlp.gate_proj": (96, 64), "mlp.up_proj": (96, 64), "mlp.down_proj": (64, 96)}
+LINEARS = {f"model.layers.0.{part}": shape for part, shape in SHAPES.items()}
 UNIFORM = ["int2-g32", "int3-g32", "int3-asym", "int4", "int4-g32-asym", "int8-g32", "int8-tensor-asym", "w8a8-dynamic"]
 MIXED = {
     "mixed": ("int4-g32", "int8"),
@@ -41,6 +42,10 @@ MIXED = {
     "mixed-tensor-asym": ("int4-g32", "int8-tensor-asym"),
     "mixed-w8a8": ("int3-g32", "w8a8-dynamic"),
     "partly-kept": ("int4-g32", "keep"),
+}
+# The scheme of the embedding, which is tied, and that of everything else.
+EMBEDDED = {
+    f"embedding-{e}-{rest}": (e, rest) for e, rest in (("int8", "int8"), ("int4-g32-asym",) * 2, ("int8", "int4"))
 }
 CASES = {name: (name, name) for name in UNIFORM} | MIXED
 
@@ -58,21 +63,25 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
         model(torch.arange(8)[None])
         wanted = load_file(folder / "dense")
         found[folder.name] = all(torch.equal(model.get_submodule(name).weight, wanted[name]) for name in wanted)
-    except RuntimeError as error:
+        found[folder.name] &= torch.equal(model.lm_head.weight, wanted["model.embed_tokens"])
+    except (AttributeError, RuntimeError) as error:
         found[folder.name] = False
 print(json.dumps(found))
 """
 
 
-def make(folder: Path, most: str, down: str) -> bool:
+def make(folder: Path, most: str, down: str, embedding: str = "keep") -> bool:
     """Write a small quantized model with its dense weights beside it; the profile's word on it."""
+    folder.mkdir()
     rows, schemes, state, dense = [], {}, other_weights(), {}
-    for part, shape in LINEARS.items():
-        name, scheme = f"model.layers.0.{part}", Scheme.parse(down if "down" in part else most)
-        rows.append(PlanRow(ModuleInfo(name, "linear", shape, 1), scheme, "rule", None, 0, 0))
+    for name, shape in {"model.embed_tokens": (32, 64), **LINEARS}.items():
+        kind = "embedding" if "embed" in name else "linear"
+        scheme = Scheme.parse(embedding if kind == "embedding" else down if "down" in name else most)
+        rows.append(PlanRow(ModuleInfo(name, kind, shape, 1), scheme, "rule", None, 0, 0))
+        state[f"{name}.weight"] = dense[name] = torch.randn(shape).bfloat16()
         if scheme.is_keep:
-            state[f"{name}.weight"] = dense[name] = torch.randn(shape).bfloat16()
             continue
+        del state[f"{name}.weight"]
         groups = scheme.scale_shape(*shape)
         low, high = scheme.code_min, scheme.code_max + 1
         zeros = None if scheme.symmetric else torch.randint(low, high, groups).to(torch.int8)
@@ -80,9 +89,10 @@ def make(folder: Path, most: str, down: str) -> bool:
         quantized = QuantizedTensor(codes, (torch.rand(groups) / 100 + 0.001).bfloat16(), zeros)
         state |= encode(name, quantized, scheme)
         schemes[name], dense[name] = scheme, quantized.dequantize()
-    folder.mkdir()
-    kept = [row.module.name for row in rows if row.scheme.is_keep]
-    config = CONFIG | {"quantization_config": quantization_config(schemes, ["lm_head", *kept])}
+    kept = [row.module.name for row in rows if row.scheme.is_keep and row.module.kind == "linear"]
+    packed = embedding != "keep"
+    stored = quantization_config(schemes, kept if packed else ["lm_head", *kept], embeddings=packed)
+    config = CONFIG | {"quantization_config": stored}
     write_json_atomic(folder / "config.json", config)
     write_shard(folder / "model.safetensors", state)
     write_shard(folder / "dense", dense)
@@ -93,16 +103,16 @@ def make(folder: Path, most: str, down: str) -> bool:
 
 def other_weights() -> dict[str, Tensor]:
     norms = ("model.norm", "model.layers.0.input_layernorm", "model.layers.0.post_attention_layernorm")
-    weights = {f"{name}.weight": torch.ones(64).bfloat16() for name in norms}
-    return weights | {"model.embed_tokens.weight": torch.randn(32, 64).bfloat16()}
+    return {f"{name}.weight": torch.ones(64).bfloat16() for name in norms}
 
 
 @pytest.mark.slow
 def test_profile_is_right_about_transformers(tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors")
     said = {name: make(tmp_path / name, *schemes) for name, schemes in CASES.items()}
+    said |= {name: make(tmp_path / name, rest, rest, embedding) for name, (embedding, rest) in EMBEDDED.items()}
     command = [sys.executable, "-c", CLIENT, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == said
-    assert [name for name, ok in said.items() if not ok] == ["mixed-asym"]
+    assert [name for name, ok in said.items() if not ok] == ["mixed-asym", "embedding-int8-int4"]

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -56,6 +58,15 @@ def _qwen3() -> PreTrainedModel:
     return Qwen3ForCausalLM(config)
 
 
+def _gemma3() -> PreTrainedModel:
+    """Its embedding multiplies the rows; tied."""
+    config = Gemma3TextConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=64, sliding_window=8, query_pre_attn_scalar=16,
+    )  # fmt: skip
+    return Gemma3ForCausalLM(config)
+
+
 def _gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=64, n_layer=2, n_head=4, n_positions=64))
 
@@ -73,6 +84,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "llama": _llama,
     "llama-bias": lambda: _llama(attention_bias=True, mlp_bias=True),
     "qwen3-tied": _qwen3,
+    "gemma3-tied": _gemma3,
     "gpt2": _gpt2,
     "qwen3-moe": _qwen3_moe,
 }
@@ -125,7 +137,9 @@ def write_packed(dense: Path, out: Path, schemes: Mapping[str, Scheme]) -> Any:
         fake.get_submodule(name).weight.data = dequantized.T.contiguous() if name in turned else dequantized
     save_file({k: v.contiguous() for k, v in tensors.items()}, out / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((out / "config.json").read_text())
-    config["quantization_config"] = quantization_config(schemes, sorted(linears - set(schemes)))
+    tables = {n for n, m in fake.named_modules() if isinstance(m, torch.nn.Embedding)} & set(schemes)
+    kept = sorted(linears - set(schemes) - ({"lm_head"} if tables and fake.config.tie_word_embeddings else set()))
+    config["quantization_config"] = quantization_config(schemes, kept, embeddings=bool(tables))
     (out / "config.json").write_text(json.dumps(config))
     return fake
 

@@ -177,11 +177,50 @@ def test_split_fused_set(llama: Make, rule: tuple[str, str], where: str, part: s
     assert rule[1] in problem
 
 
-def test_tied_lm_head_and_its_embedding(llama: Make) -> None:
-    for name in ("lm_head", "embedding", "model.embed_tokens"):
-        (problem,) = refusal(llama(tied=True), ("linear", "int8"), (name, "int8"))
-        assert "one weight serves as embedding and lm_head (tie_word_embeddings)" in problem
+@pytest.mark.parametrize("names", [["embedding"], ["model.embed_tokens"], ["embedding", "lm_head"]])
+def test_a_tied_head_follows_its_embedding(llama: Make, names: list[str]) -> None:
+    rules = [{"match": "linear", "scheme": "int4-g32"}, {"match": names, "scheme": "int8"}]
+    plan = make_plan(load_recipe({"version": 1, "rules": rules, "portable": False}), llama(tied=True))
+    rows = {row.module.name: row for row in plan.rows}
+    table, head = rows["model.embed_tokens"], rows["lm_head"]
+    assert (table.scheme.name, table.bytes_after) == ("int8", 100 * 256 + 100 * 2 + 16)
+    assert (head.scheme.name, head.bytes_after, head.rounding) == ("int8", 0, None)
+    assert head.rule == table.rule == f"rule 2: {', '.join(names)} -> int8"
+    assert head.note == "shares the weight of model.embed_tokens"
+    assert table in plan.quantized
+    assert head not in plan.quantized
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ([("lm_head", "int8")], "model.embed_tokens keep, lm_head int8"),
+        ([("embedding", "int8"), ("lm_head", "keep")], "model.embed_tokens int8, lm_head keep"),
+        ([("embedding", "int8"), ("lm_head", "int4-g32")], "model.embed_tokens int8, lm_head int4-g32"),
+    ],
+)
+def test_a_tied_weight_has_one_scheme(llama: Make, rules: list[tuple[str, str]], said: str) -> None:
+    (problem,) = refusal(llama(tied=True), ("linear", "int8"), *rules, portable=False)
+    assert problem.startswith("lm_head: one weight serves as embedding and lm_head (tie_word_embeddings)")
+    assert said in problem
+
+
+def test_a_tied_head_may_be_kept_by_name(llama: Make) -> None:
     assert schemes(plan_of(llama(tied=True), ("linear", "int8"), ("lm_head", "keep")))["lm_head"] == "keep"
+
+
+def test_packed_embeddings_and_other_readers(llama: Make) -> None:
+    plan_of(llama(), ("linear", "int8"), ("embedding", "int8"))
+    (problem,) = refusal(llama(), ("linear", "int8"), ("embedding", "int4-g32"))
+    assert problem.startswith("model.embed_tokens: packed embeddings are read back by llmquant alone, unless")
+    plan_of(llama(), ("linear", "int8"), ("embedding", "int4-g32"), portable=False)
+    for portable in (True, False):
+        (problem,) = refusal(llama(), ("linear", "w8a8-dynamic"), ("embedding", "int8"), portable=portable)
+        assert "no reader takes packed embeddings beside 8-bit activations" in problem
+    problems = refusal(llama(), ("linear", "int8"), ("embedding", "w8a8-dynamic"), portable=False)
+    assert "an embedding has no activations" in problems[0]
+    (problem,) = refusal(llama(hidden=96), ("linear", "int8"), ("embedding", "int4-g64"), portable=False)
+    assert "groups of 64 do not divide its 96 inputs" in problem
 
 
 def test_untied_lm_head_can_be_quantized(llama: Make) -> None:
@@ -192,7 +231,6 @@ def test_untied_lm_head_can_be_quantized(llama: Make) -> None:
 @pytest.mark.parametrize(
     ("match", "scheme", "expected"),
     [
-        ("embedding", "int8", "model.embed_tokens: embeddings cannot be quantized yet; keep them"),
         ("model.layers.0.input_layernorm", "int8", "norm modules cannot be quantized"),
         ("router", "int8", "model.layers.{0..2}.mlp.gate: router modules cannot be quantized"),
         ("experts", "int8", "experts cannot be quantized yet; give them the rule {match: experts, scheme: keep}"),
@@ -219,9 +257,12 @@ def test_all_problems_are_told_at_once(llama: Make) -> None:
         ("linear", "int4-g32"),
         ("*.q_proj", "int8"),
         ("mlp.dwon", "keep"),
-        ("embedding", "int8"),
+        ("embedding", "w8a8-dynamic"),
     )
-    words = ["matches nothing", "embeddings cannot", "do not divide", "no rule names the experts", "vLLM loads these"]
+    words = [
+        *("matches nothing", "an embedding has no", "do not divide", "no rule names the experts", "vLLM loads these"),
+        "packed embeddings",
+    ]
     assert [next(word for word in words if word in problem) for problem in problems] == words
 
 
@@ -265,7 +306,7 @@ def test_any_rules_give_a_sound_plan_or_reasons(llama: Make, rules: list[tuple[s
         if row.module.fused:
             fused.setdefault(row.module.fused, set()).add(row.scheme)
         if row.scheme != KEEP:
-            assert row.module.kind == "linear"
+            assert row.module.kind in ("linear", "embedding")
             assert row.scheme.divides(row.module.shape[1])
             assert row.bytes_after < row.bytes_before
         else:
