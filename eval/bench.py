@@ -20,7 +20,7 @@ from llmquant.errors import DataError
 from llmquant.eval.divergence import Progress
 from llmquant.eval.kernels import in_accuracy, kernels_used
 from llmquant.eval.machine import OtherPrograms, machine, versions
-from llmquant.eval.memory import parameter_bytes
+from llmquant.eval.memory import parameter_bytes, weight_count
 from llmquant.eval.statistics import Spread
 from llmquant.eval.throughput import ThroughputOptions, Timing, ratio, speed, take_turns, time_once
 from llmquant.layers.accuracy import Accuracy, accuracy_of, set_accuracy
@@ -125,7 +125,7 @@ def bench(
         rows = tuple(_row(each, rounds, place) for place, each in enumerate(contenders))
     return BenchReport(
         model=name,
-        parameters=sum(parameter.numel() for parameter in contenders[0].model.parameters()),
+        parameters=weight_count(contenders[0].model),
         versions=versions(),
         machine=machine(contenders[0].model.device),
         batch_size=options.batch_size,

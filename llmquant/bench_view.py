@@ -39,10 +39,10 @@ def print_bench(console: Console, report: BenchReport) -> None:
     console.print(table)
     first = report.rows[0]
     rounds = f"{first.decode.runs} round{'' if first.decode.runs == 1 else 's'}"
+    compared = f", and the ratio to {escape(first.name)} round by round" if len(report.rows) > 1 else ""
     console.print(
         f"[dim]batch {report.batch_size}, prompt of {report.prompt_tokens} tokens, then {report.decode_tokens} one by "
-        f"one; {rounds}, each with all rows in turn; median, (quartiles), and the ratio to {escape(first.name)} round "
-        "by round[/]",
+        f"one; {rounds}, each with all rows in turn; median, (quartiles){compared}[/]",
         highlight=False,
     )
     if report.others is not None and report.others > BUSY:

@@ -54,7 +54,9 @@ def test_a_dense_model_is_also_quantized_in_memory(model: Path) -> None:
 def test_a_quantized_model_is_taken_as_it_is(model: Path, quantized: Path) -> None:
     report = bench_model(quantized, baseline=model, dtypes=["bf16"], accuracies=["exact"], options=QUICK)
     assert [row.name for row in report.rows] == ["bf16", "out"]
-    assert [row.name for row in bench_model(quantized, accuracies=["exact"], options=QUICK).rows] == ["out"]
+    alone = bench_model(quantized, accuracies=["exact"], options=QUICK)
+    assert [row.name for row in alone.rows] == ["out"]
+    assert alone.parameters == report.parameters == tiny_llama().num_parameters()
 
 
 def _mode(model: PreTrainedModel) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,8 +135,9 @@ def test_diagnosis_of_this_machine(quick: None, monkeypatch: pytest.MonkeyPatch)
     assert found.kernels.available == native.supported()
     assert found.threads.torch == torch.get_num_threads()
     assert {row.format for row in found.expected} == {"bf16", "int8", "int4-g128"}
-    shown = Console(width=120, record=True, quiet=True)
+    shown = Console(width=120, record=True, file=io.StringIO())
     print_diagnosis(shown, found)
+    assert native.isa() in shown.export_text()
     assert json.loads(json.dumps(found.to_dict()))["threads"]["torch"] == found.threads.torch
 
 
@@ -163,3 +166,15 @@ def test_command_prints_text_or_json(monkeypatch: pytest.MonkeyPatch, tmp_path, 
     assert "avx512" in capsys.readouterr().out
     assert main(["doctor", "--json", str(tmp_path / "absent" / "d.json")]) == 1
     assert "absent" in capsys.readouterr().err
+
+
+def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"GPU [{number}]")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80_000_000_000))
+    found = facts.gpus()
+    assert (found.names, found.bytes) == (("GPU [0]", "GPU [1]"), (80_000_000_000,) * 2)
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_diagnosis(console, _diagnosis(gpus=found))
+    assert "GPU [0], 80 GB; GPU [1], 80 GB" in console.export_text()
