@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class Plan:
         prompts: tokens of the prompts.
         head: scheme of the head, or keep.
         dense: dtypes of the dense baselines.
+        compiled: accuracies in which the model is compiled too.
         llama_python: interpreter that has llama.cpp.
     """
 
@@ -68,6 +70,7 @@ class Plan:
     prompts: tuple[int, ...]
     head: str
     dense: tuple[str, ...]
+    compiled: tuple[Accuracy, ...]
     llama_python: str | None
 
 
@@ -150,14 +153,13 @@ def time_step(model: Any, token: Tensor, cache: Any) -> float:
     return time.perf_counter() - start
 
 
-def packed_contenders(shape: dict[str, Any], plan: Plan, group: int, compiled: tuple[Accuracy, ...]) -> list[Contender]:
+def packed_contenders(shape: dict[str, Any], plan: Plan, group: int) -> list[Contender]:
     """Contenders of llmquant; no model is switched between fused and not, or between graphs, while it is timed.
 
     Args:
         shape: of the model.
         plan: of the run.
         group: inputs per scale.
-        compiled: accuracies with which to compile.
     """
     int4 = f"int4-g{group}"
     plain, fused = packed_model(shape, int4, plan.head), packed_model(shape, int4, plan.head)
@@ -170,7 +172,7 @@ def packed_contenders(shape: dict[str, Any], plan: Plan, group: int, compiled: t
             packed_contender(f"{int4} {mode} fused", fused, mode, prefill=True),
             packed_contender(f"int8 {mode} fused", int8, mode, prefill=True),
         ]
-    for mode in compiled:
+    for mode in plan.compiled:
         model = packed_model(shape, int4, plan.head)
         set_accuracy(model, mode)
         step = torch.compile(model, fullgraph=True, dynamic=False)
@@ -254,26 +256,45 @@ def run(plan: Plan, threads: int) -> dict[str, Any]:
     """Everything with one thread count; in a process of its own."""
     torch.set_num_threads(threads)
     shape = SHAPE | {"num_hidden_layers": plan.layers}
-    tiny = TINY | {"num_hidden_layers": plan.layers}
-    result: dict[str, Any] = {"llama_cpp": None}
-    small = [dense_contender(tiny, "float32"), *packed_contenders(tiny, replace(plan, head="keep"), 32, ("fast",))]
-    short = replace(plan, prompts=(16,), steps=32)
-    result["overhead"] = [
-        {"contender": each["contender"], "threads": threads,
-         "ms_per_layer": round(each["decode_ms"]["median"] / plan.layers, 4),
-         "best_ms_per_layer": round(each["decode_ms"]["best"] / plan.layers, 4)}
-        for each in measure(small, short, threads)
-    ]  # fmt: skip
+    result: dict[str, Any] = {"llama_cpp": None, "overhead": overhead(plan, threads)}
     torch._dynamo.reset()
     with ExitStack() as stack:
-        contenders = [dense_contender(shape, dtype) for dtype in plan.dense] + packed_contenders(
-            shape, plan, 128, ("exact", "fast")
-        )
+        contenders = [dense_contender(shape, dtype) for dtype in plan.dense] + packed_contenders(shape, plan, 128)
         if plan.llama_python:
             peer, result["llama_cpp"] = llama_contender(stack, plan, threads)
             contenders.append(peer)
         result["rows"] = measure(contenders, plan, threads)
     return result
+
+
+def overhead(plan: Plan, threads: int) -> list[dict[str, Any]]:
+    """Milliseconds per layer and token of a model that is all overhead; what the model does once counts too."""
+    # Compiling costs a minute, so only a full run, which has both accuracies, compiles here.
+    short = {"rounds": max(3, plan.rounds), "prompts": (16,), "steps": 32}
+    plan = replace(plan, **short, head="keep", compiled=plan.compiled[1:])
+    contenders = [dense_contender(TINY, "float32"), *packed_contenders(TINY, plan, 32)]
+    for name, model in (
+        ("transformers float32", dense_model(TINY, torch.float32)),
+        ("llmquant int4-g32 exact fused", packed_model(TINY, "int4-g32", "keep")),
+    ):
+        contenders.append(Contender(f"{name}, generate", partial(generate, model), prefill=False))
+    return [
+        {
+            "contender": each["contender"],
+            "threads": threads,
+            "ms_per_layer": round(each["decode_ms"]["median"] / TINY["num_hidden_layers"], 4),
+            "best_ms_per_layer": round(each["decode_ms"]["best"] / TINY["num_hidden_layers"], 4),
+        }
+        for each in measure(contenders, plan, threads)
+    ]
+
+
+def generate(model: Any, prompt: int, steps: int) -> Turn:
+    """A turn of `generate`, the prompt included."""
+    ids = torch.arange(prompt)[None]
+    start = time.perf_counter()
+    model.generate(ids, max_new_tokens=steps, min_new_tokens=steps, do_sample=False, pad_token_id=0)
+    return Turn(0.0, [(time.perf_counter() - start) / steps])
 
 
 def dense_contender(shape: dict[str, Any], dtype: str) -> Contender:
@@ -303,11 +324,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--head", default="int4-g128", help="scheme of the int4 models' head, or keep")
     args = parser.parse_args()
-    plan = Plan(
-        16, tuple(args.threads), args.rounds, 16, (128, 512), args.head, ("float32", "bfloat16"), args.llama_python
+    full = Plan(
+        layers=SHAPE["num_hidden_layers"],
+        threads=tuple(args.threads),
+        rounds=args.rounds,
+        steps=16,
+        prompts=(128, 512),
+        head=args.head,
+        dense=("float32", "bfloat16"),
+        compiled=ACCURACIES,
+        llama_python=args.llama_python,
     )
-    if args.quick:
-        plan = Plan(2, (1,), 1, 4, (128,), args.head, ("float32",), args.llama_python)
+    quick = {"layers": 2, "threads": (1,), "rounds": 1, "steps": 4, "prompts": (128,)}
+    plan = replace(full, **quick, dense=("float32",), compiled=("fast",)) if args.quick else full
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result: dict[str, Any] = {
         "shape": SHAPE, "plan": asdict(plan), "commit": commit, "versions": versions(),
