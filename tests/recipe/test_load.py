@@ -109,7 +109,7 @@ def test_digest_depends_on_content_alone() -> None:
 def test_presets_load_and_explain_themselves() -> None:
     expected = {
         "int8", "int8-g128", "int4-g128", "int4-g32", "int4-g128-asym", "int4-g128-gptq", "int4-g32-gptq",
-        "mixed-int4-int8", "int3-g32", "int3-g32-gptq", "w8a8-dynamic",
+        "mixed-int4-int8", "int3-g32", "int3-g32-gptq", "w8a8-dynamic", "int4-g32-full", "int8-full",
     }  # fmt: skip
     assert expected <= set(preset_names())
     for name in preset_names():
