@@ -30,7 +30,7 @@ from llmquant.errors import LlmquantError
 
 _log = logging.getLogger(__name__)
 
-ABI = 2  # LLMQUANT_ABI in cpu/api.cpp
+ABI = 3  # LLMQUANT_ABI in cpu/api.cpp
 ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "neon")  # Isa in cpu/isa.h
 FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Float in cpu/types.h
 _ENVIRONMENT = "LLMQUANT_CPU_ISA"
@@ -73,7 +73,7 @@ def _load(path: Path) -> ctypes.CDLL:
         "unpack_weight": (number, [pointer] * 4),
         "unpack_selected": (number, [pointer] * 2 + [size] + [pointer] * 3),
         "linear": (number, [pointer]),
-        "linear_one": (number, [pointer] * 4 + [size] * 3 + [number] * 4),
+        "linear_one": (number, [pointer] * 4 + [size] * 3 + [number] * 4 + [ctypes.c_float]),
         "advise_huge": (None, [pointer, size]),
         "stream_read": (ctypes.c_uint64, [pointer, size]),
     }

@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #endif
 
-#define LLMQUANT_ABI 2
+#define LLMQUANT_ABI 3
 #if defined(_WIN32)
 #define EXPORT extern "C" __declspec(dllexport)
 #else
@@ -134,7 +134,7 @@ struct LinearCall {
     int64_t out_features[most_parts];
     int64_t cols;
     int32_t count, type, planes, per_token, silu, isa;
-    float norm_eps;
+    float norm_eps, input_scale;
 };
 
 EXPORT int32_t llmquant_linear(const LinearCall* call) {
@@ -152,7 +152,9 @@ EXPORT int32_t llmquant_linear(const LinearCall* call) {
     for (int i = 1; i < call->count; ++i) parts[i] = {Weight(call->weights[i]), call->biases[i], call->outs[i]};
     if (call->silu && (call->count != 2 || call->out_features[0] != call->out_features[1])) return 3;
     const Float type = Float(call->type);
-    linear(*kernel, {call->x, call->rows, call->cols, type, call->planes, call->per_token, call->norm, call->norm_eps},
+    linear(*kernel,
+           {call->x, call->rows, call->cols, type, call->planes, call->per_token, call->norm, call->norm_eps,
+            call->input_scale},
            {parts, call->count, type, call->residual, call->silu != 0});
     return 0;
 }
@@ -160,12 +162,12 @@ EXPORT int32_t llmquant_linear(const LinearCall* call) {
 // The common case without a struct to fill: one weight, nothing fused.
 EXPORT int32_t llmquant_linear_one(const void* x, void* weight, const void* bias, void* out, int64_t rows, int64_t cols,
                                    int64_t out_features, int32_t type, int32_t planes, int32_t per_token,
-                                   int32_t isa) {
+                                   int32_t isa, float input_scale) {
     const LinearKernel* kernel = linear_variant(static_cast<Isa>(isa));
     if (!kernel) return 1;
     if (!is_weight(weight, cols, out_features)) return 3;
     const Part part{Weight(weight), bias, out};
-    linear(*kernel, {x, rows, cols, Float(type), planes, per_token, nullptr, 0},
+    linear(*kernel, {x, rows, cols, Float(type), planes, per_token, nullptr, 0, input_scale},
            {&part, 1, Float(type), nullptr, false});
     return 0;
 }

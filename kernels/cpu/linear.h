@@ -18,9 +18,10 @@ struct Inputs {
     int64_t rows, cols;
     Float type;
     int32_t planes;      // 1 fast, 2 exact
-    int32_t per_token;   // 8 bits with one scale per row, as W8A8 has it
+    int32_t per_token;   // W8A8: 8 bits with one scale per row
     const void* norm;    // RMSNorm weight (cols,) of `type`, or null
     float norm_eps;
+    float input_scale;   // of W8A8, the same for all rows; 0 if each row has its own
 };
 
 // Quantized rows. Panels of `height` rows: values [panel][block][plane][col / 4][row in panel][4], scales and sums

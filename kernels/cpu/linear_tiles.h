@@ -46,6 +46,22 @@ void widen(const void* data, int64_t first, int64_t count, Float type, float* ou
     }
 }
 
+template <class Lanes>
+void narrow(const float* values, int64_t count, void* out, int64_t first, Float type) {
+    int64_t i = 0;
+    for (; i + Lanes::width <= count; i += Lanes::width) {
+        const auto lanes = Lanes::values(values + i);
+        if (type == Float::f32) Lanes::template store<Float::f32>(lanes, out, first + i);
+        if (type == Float::bf16) Lanes::template store<Float::bf16>(lanes, out, first + i);
+        if (type == Float::f16) Lanes::template store<Float::f16>(lanes, out, first + i);
+    }
+    for (; i < count; ++i) {
+        if (type == Float::f32) ScalarLanes::store<Float::f32>(values[i], out, first + i);
+        if (type == Float::bf16) ScalarLanes::store<Float::bf16>(values[i], out, first + i);
+        if (type == Float::f16) ScalarLanes::store<Float::f16>(values[i], out, first + i);
+    }
+}
+
 // Bits of the largest magnitude: ordered like the magnitudes, and larger than any number for infinity and NaN.
 inline uint32_t largest(const float* values, int64_t count) {
     int32_t most = 0;
@@ -93,6 +109,26 @@ inline Step step_for(uint32_t largest_bits, int planes) {
 }
 
 template <class Lanes>
+void divide(float* values, int64_t count, float by, float most, Float type) {
+    float rounded[128] = {};
+    for (int64_t i = 0; i < count; ++i) values[i] /= by;
+    narrow<Lanes>(values, count, rounded, 0, type);
+    widen<Lanes>(rounded, 0, count, type, values);
+    for (int64_t i = 0; i < count; ++i) values[i] = std::min(std::max(values[i], -1 - most), most);
+}
+
+// W8A8 as compressed-tensors 0.20 has it, in the type of x: 127.5 codes for the largest input of a row.
+template <class Lanes>
+Step token_step(uint32_t largest_bits, const Inputs& inputs) {
+    constexpr float epsilons[] = {0x1p-23f, 0x1p-7f, 0x1p-10f};  // of the types, where nothing is left of a scale
+    float scale = largest_bits < 0x7f800000u ? from_bits(largest_bits) : quiet_nan;
+    divide<Lanes>(&scale, 1, 127.5f, 0x1p127f, inputs.type);
+    if (scale == 0) scale = epsilons[static_cast<int>(inputs.type)];
+    if (scale == scale && inputs.input_scale != 0) scale = inputs.input_scale;
+    return scale > 0 && to_bits(scale) < 0x7f800000u ? Step{scale, 1, 1, true} : Step{quiet_nan, 0, 0, false};
+}
+
+template <class Lanes>
 void read_block(const Inputs& inputs, int64_t row, int64_t col, int64_t block, float factor, float* values) {
     const int64_t count = std::min(block, inputs.cols - col);
     std::fill(values + count, values + block, 0.0f);
@@ -114,10 +150,11 @@ void quantize_row(const Inputs& inputs, int64_t row, int64_t in_panel, const Qua
             read_block<Lanes>(inputs, row, b * to.block, to.block, factor, values);
             most = std::max(most, largest(values, to.block));
         }
-        step = step_for(most, to.planes);
+        step = token_step<Lanes>(most, inputs);
     }
     for (int64_t b = 0; b < to.blocks; ++b) {
         read_block<Lanes>(inputs, row, b * to.block, to.block, factor, values);
+        if (inputs.per_token) divide<Lanes>(values, to.block, step.scale, 127.0f, inputs.type);
         if (!inputs.per_token) step = step_for(largest(values, to.block), to.planes);
         int32_t codes[128], sum = 0;
         uint8_t low[128], high[128];
@@ -318,22 +355,6 @@ inline float exponential(float x) {
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     return p * from_bits((to_bits(whole) - 0x4b400000u + 127u) << 23);
-}
-
-template <class Lanes>
-void narrow(const float* values, int64_t count, void* out, int64_t first, Float type) {
-    int64_t i = 0;
-    for (; i + Lanes::width <= count; i += Lanes::width) {
-        const auto lanes = Lanes::values(values + i);
-        if (type == Float::f32) Lanes::template store<Float::f32>(lanes, out, first + i);
-        if (type == Float::bf16) Lanes::template store<Float::bf16>(lanes, out, first + i);
-        if (type == Float::f16) Lanes::template store<Float::f16>(lanes, out, first + i);
-    }
-    for (; i < count; ++i) {
-        if (type == Float::f32) ScalarLanes::store<Float::f32>(values[i], out, first + i);
-        if (type == Float::bf16) ScalarLanes::store<Float::bf16>(values[i], out, first + i);
-        if (type == Float::f16) ScalarLanes::store<Float::f16>(values[i], out, first + i);
-    }
 }
 
 template <class Lanes>
