@@ -18,12 +18,12 @@ from torch import Tensor
 from llmquant.engine.calibration import context_limit
 from llmquant.errors import DataError
 from llmquant.eval.divergence import Progress
-from llmquant.eval.kernels import in_accuracy, kernels_used
+from llmquant.eval.kernels import in_accuracy
 from llmquant.eval.machine import OtherPrograms, machine, versions
 from llmquant.eval.memory import parameter_bytes, weight_count
 from llmquant.eval.statistics import Spread
 from llmquant.eval.throughput import ThroughputOptions, Timing, ratio, speed, take_turns, time_once
-from llmquant.layers.accuracy import Accuracy, accuracy_of, set_accuracy
+from llmquant.layers.accuracy import Accuracy, accuracy_of, kernels_used, set_accuracy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

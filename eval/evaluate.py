@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmquant.eval.budget import check_budget
 from llmquant.eval.divergence import Progress, compare, score_window
-from llmquant.eval.kernels import in_accuracy, kernels_used
+from llmquant.eval.kernels import in_accuracy
 from llmquant.eval.machine import machine, versions
 from llmquant.eval.memory import checkpoint_size, measure_memory
 from llmquant.eval.noise import measure_noise_floor
@@ -19,7 +19,7 @@ from llmquant.eval.statistics import Estimate
 from llmquant.eval.throughput import ThroughputOptions, measure_throughput
 from llmquant.eval.windows import Windows
 from llmquant.eval.worst import worst_tokens
-from llmquant.layers.accuracy import Accuracy, accuracy_of
+from llmquant.layers.accuracy import Accuracy, accuracy_of, kernels_used
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -7,7 +7,6 @@ The fast kernels of the CPU quantize activations inside: `exact` to 16 bits, who
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -15,10 +14,9 @@ from typing import Literal
 from torch import nn
 
 from llmquant.kernels import native
+from llmquant.kernels.native import KERNELS_VARIABLE
 from llmquant.layers.accuracy import Accuracy, set_accuracy
 from llmquant.layers.packed_linear import PackedLinear
-
-KERNELS_VARIABLE = "LLMQUANT_CPU_KERNELS"
 
 
 @contextmanager
@@ -54,11 +52,6 @@ def in_accuracy(model: nn.Module, accuracy: Accuracy) -> Iterator[None]:
     finally:
         for layer, exact in before:
             layer.exact = exact
-
-
-def kernels_used(model: nn.Module) -> dict[str, int]:
-    """How many layers each kernel runs now, by the kernel's name, such as "linear_int4: avx512vnni, exact"."""
-    return dict(Counter(layer.kernel_name() for layer in _packed(model)))
 
 
 def _packed(model: nn.Module) -> list[PackedLinear]:

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from llmquant.errors import DataError
 from llmquant.eval.divergence import Progress, evaluating
-from llmquant.eval.kernels import kernels_used
 from llmquant.eval.machine import device_name
 from llmquant.eval.result import Speed, SpeedProtocol
 from llmquant.eval.statistics import Spread, spread
-from llmquant.layers.accuracy import accuracy_of
+from llmquant.layers.accuracy import accuracy_of, kernels_used
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

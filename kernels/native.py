@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 ABI = 3  # LLMQUANT_ABI in cpu/api.cpp
 ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "neon")  # Isa in cpu/isa.h
 FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Float in cpu/types.h
-_ENVIRONMENT = "LLMQUANT_CPU_ISA"
-_KERNELS = "LLMQUANT_CPU_KERNELS"
+ISA_VARIABLE = "LLMQUANT_CPU_ISA"
+KERNELS_VARIABLE = "LLMQUANT_CPU_KERNELS"
 _PAGE = 2 << 20
 _SUFFIXES = (".so", ".dylib", ".dll")
 
@@ -110,13 +110,13 @@ def isa() -> str:
     Raises:
         LlmquantError: if LLMQUANT_CPU_ISA is no instruction set, or one that cannot be used here.
     """
-    wanted = os.environ.get(_ENVIRONMENT, "")
+    wanted = os.environ.get(ISA_VARIABLE, "")
     if wanted and wanted not in ISAS:
-        raise LlmquantError(f"{_ENVIRONMENT} is {wanted!r}; it can be {', '.join(ISAS)}, or unset for the best")
+        raise LlmquantError(f"{ISA_VARIABLE} is {wanted!r}; it can be {', '.join(ISAS)}, or unset for the best")
     usable = supported()
     if wanted and wanted not in usable:
         there = f"this machine runs {', '.join(usable)}" if usable else "llmquant was installed without C++ kernels"
-        raise LlmquantError(f"{_ENVIRONMENT} asks for {wanted}, but {there}; unset it or choose another")
+        raise LlmquantError(f"{ISA_VARIABLE} asks for {wanted}, but {there}; unset it or choose another")
     return wanted or (usable[-1] if usable else "torch")
 
 
@@ -127,9 +127,9 @@ def wanted() -> bool:
     Raises:
         LlmquantError: if LLMQUANT_CPU_KERNELS is anything else.
     """
-    value = os.environ.get(_KERNELS, "")
+    value = os.environ.get(KERNELS_VARIABLE, "")
     if value not in ("", "reference"):
-        raise LlmquantError(f"{_KERNELS} is {value!r}; it can be reference, or unset for the fast kernels")
+        raise LlmquantError(f"{KERNELS_VARIABLE} is {value!r}; it can be reference, or unset for the fast kernels")
     return not value and library() is not None
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from llmquant.eval.lines import bytes_text
 from llmquant.formats.profile import readers
-from llmquant.kernels.linear_int import kernel_name
+from llmquant.layers.packed_linear import kernel_on_cpu
 from llmquant.recipe.plan import NO_RULE, Plan
 from llmquant.recipe.summary import summarize
 from llmquant.spec import Scheme
@@ -108,4 +108,4 @@ def _table(lines: Iterable[_Line]) -> Table:
 
 
 def _kernel(scheme: Scheme) -> str:
-    return "that of compressed-tensors (dense)" if scheme.activations else kernel_name(scheme.bits, "cpu")
+    return "that of compressed-tensors (dense)" if scheme.activations else kernel_on_cpu(scheme)

@@ -6,7 +6,7 @@ namespace llmquant {
 namespace {
 
 struct VnniSets : Avx512Sets {
-    static constexpr int heights[2] = {8, 4};
+    static constexpr int heights[2] = {8, 6};
 
     template <int bits>
     struct Sum {

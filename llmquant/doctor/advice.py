@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmquant.doctor.bandwidth import Bandwidth
-from llmquant.doctor.facts import ISA_VARIABLE, Gpus, Kernels, Memory, Threads
-from llmquant.eval.kernels import KERNELS_VARIABLE
+from llmquant.doctor.facts import Gpus, Kernels, Memory, Threads
 from llmquant.eval.machine import BUSY, NOT_INSTALLED
+from llmquant.kernels.native import ISA_VARIABLE, KERNELS_VARIABLE
 
 
 @dataclass(frozen=True, slots=True)

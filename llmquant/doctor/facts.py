@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 
 from llmquant.errors import LlmquantError
-from llmquant.eval.kernels import KERNELS_VARIABLE
 from llmquant.kernels import native
+from llmquant.kernels.native import ISA_VARIABLE, KERNELS_VARIABLE
 
-ISA_VARIABLE = "LLMQUANT_CPU_ISA"
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors import schemes_of
+from llmquant.hf.fuse import fuse
 from llmquant.layers.packed_embedding import PackedEmbedding, is_table
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.spec import Scheme
@@ -202,6 +202,7 @@ def finish(model: nn.Module) -> None:
     tied = getattr(model, "all_tied_weights_keys", {})
     _set_tied(model, {target: source for target, source in tied.items() if not target.startswith(heads)})
     prepare(model)
+    fuse(model)
 
 
 def prepare(model: nn.Module) -> None:
@@ -294,12 +295,3 @@ def _take_over(model: nn.Module, name: str, scheme: Scheme) -> None:
     packed = model.get_submodule(name)
     for parameter, _ in list(packed.named_parameters()):
         setattr(packed, parameter, getattr(loaded, parameter))
-
-
-def kernels_used(model: nn.Module) -> dict[str, int]:
-    """How many layers each kernel runs, by the kernel's name; for reports.
-
-    Args:
-        model: any model; layers that are not packed do not count.
-    """
-    return dict(Counter(module.kernel_name() for module in model.modules() if isinstance(module, PackedLinear)))

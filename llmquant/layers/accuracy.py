@@ -1,7 +1,8 @@
-"""The accuracy in which prepared layers compute: "exact" or "fast"; kernels/cpu_linear.py says what they mean."""
+"""Which kernels a model's packed layers run, and how accurately: "exact" or "fast", as kernels/cpu_linear.py says."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from torch import nn
@@ -34,6 +35,15 @@ def accuracy_of(model: nn.Module) -> Accuracy | None:
     if not layers:
         return None
     return "exact" if all(layer.exact or layer.weight_prepared is None for layer in layers) else "fast"
+
+
+def kernels_used(model: nn.Module) -> dict[str, int]:
+    """How many layers each kernel runs, by the kernel's name; for reports.
+
+    Args:
+        model: any model; layers that are not packed do not count.
+    """
+    return dict(Counter(layer.kernel_name() for layer in _layers(model)))
 
 
 def _layers(model: nn.Module) -> list[PackedLinear]:

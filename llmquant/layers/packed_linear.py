@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from llmquant.kernels import cpu_linear, cpu_weight, native
 from llmquant.kernels.dequantize import dequantize
@@ -32,6 +33,8 @@ from llmquant.numerics.pack import pack, pack_zeros, packed_words, unpack, unpac
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
 
+# What `_restored` made of a prepared weight. Not kept on the tensor, where it would get in the way of pickle.
+_HELD: Any = WeakTensorKeyDictionary()
 STORED = ("weight_packed", "weight_scale", "weight_zero_point")
 
 
@@ -249,13 +252,19 @@ def _frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
 
+def kernel_on_cpu(scheme: Scheme) -> str:
+    """What would run layers of a weight-only scheme on this machine's CPU, such as "linear_int4: avx2, exact"."""
+    if scheme.group_size is not None and scheme.group_size % cpu_weight.BLOCKS[-1]:
+        return f"{kernel_name(scheme.bits, 'cpu')} (groups of {scheme.group_size}, not a multiple of 32)"
+    return cpu_linear.kernel_name(scheme.bits, exact=True) if native.wanted() else kernel_name(scheme.bits, "cpu")
+
+
 def _restored(prepared: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """The checkpoint's tensors; the same ones as long as somebody holds them, so that tied layers stay tied."""
-    held = getattr(prepared, "_llmquant_restored", None)
-    alive = None if held is None else tuple(reference() for reference in held)
+    alive = tuple(reference() for reference in _HELD.get(prepared, ()))
     if not alive or any(tensor is None for tensor in alive):
         alive = tuple(tensor for tensor in cpu_weight.restore(prepared) if tensor is not None)
-        prepared._llmquant_restored = tuple(map(weakref.ref, alive))  # pyright: ignore[reportAttributeAccessIssue]
+        _HELD[prepared] = tuple(map(weakref.ref, alive))
     packed, scale, *zero = alive
     return packed, scale, zero[0] if zero else None  # pyright: ignore[reportReturnType]
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from llmquant.engine.output import JOURNAL
 from llmquant.errors import CheckpointError
 from llmquant.hf.load import load
-from llmquant.hf.swap import kernels_used
+from llmquant.layers.accuracy import kernels_used
 from tests.hf.conftest import logits, schemes_in_blocks, write_packed
 
 # Compared bit for bit with dense layers.

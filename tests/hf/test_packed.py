@@ -18,7 +18,7 @@ from transformers.utils.quantization_config import CompressedTensorsConfig
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors import encode, quantization_config
 from llmquant.hf.config import RecipeConfig
-from llmquant.hf.swap import kernels_used
+from llmquant.layers.accuracy import kernels_used
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.spec import Scheme
 from tests.hf.conftest import TOKENS, edit_quantization, logits, round_to_nearest, schemes_in_blocks, write_packed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -76,6 +77,9 @@ def test_casts_copies_and_loading_keep_it_prepared() -> None:
     x = torch.randn(3, 64)
     twin = copy.deepcopy(packed)
     assert torch.equal(twin(x.bfloat16()), packed(x.bfloat16()))
+    packed.state_dict()
+    pickled = pickle.loads(pickle.dumps(packed))
+    assert torch.equal(pickled(x.bfloat16()), packed(x.bfloat16()))
     twin.float()
     assert twin.weight_prepared is not None
     assert twin.weight_scale.dtype == torch.float32
