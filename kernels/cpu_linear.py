@@ -12,6 +12,9 @@ Everything else is exact integer arithmetic and one float32 multiply-add per blo
 instruction set, nor on the number of threads, nor on the other rows of `x`. A block with NaN or infinity gives NaN.
 
 The gradient reaches `x` and `bias`, through the dequantized weight; the fused op is for inference only.
+
+`llmquant::cpu_linear_w8a8` is for weights whose checkpoint asks for 8-bit activations: they have one scale per row, or
+one for all, and mean what linear_w8a8.py says.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from math import nan
 from typing import Any
 
 import torch
@@ -27,8 +31,6 @@ from torch import Tensor
 from llmquant.kernels import native
 from llmquant.kernels.cpu_weight import header, restore, select_rows
 from llmquant.kernels.dequantize import dequantize
-from llmquant.numerics.pack import unpack
-from llmquant.numerics.quantized import QuantizedTensor
 
 _library = torch.library.Library("llmquant", "FRAGMENT")
 _PARTS = 4  # most_parts in cpu/linear.h
@@ -78,6 +80,49 @@ def linear(
         LlmquantError: if the weight is no prepared one of (out_features, in_features).
         RuntimeError: if dtypes or shapes do not fit.
     """
+    return _linear(x, weight, bias, out_features, instructions, 2 if exact else 1)
+
+
+def linear_w8a8(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    input_scale: Tensor | None = None,
+    *,
+    instructions: str | None = None,
+) -> Tensor:
+    """What the op `cpu_linear_w8a8` runs: linear_w8a8.py with a prepared weight; see there and `linear`.
+
+    Args:
+        x: as of `linear`.
+        weight: prepared; 8 bits.
+        bias: as of `linear`.
+        out_features: as of `linear`.
+        input_scale: (1,) of all inputs; None if each row has its own.
+        instructions: as of `linear`.
+
+    Returns:
+        (..., out_features) in the dtype of `x`.
+
+    Raises:
+        LlmquantError: as `linear`.
+        RuntimeError: as `linear`.
+    """
+    # To the C function 0 means none.
+    scale = 0.0 if input_scale is None else float(input_scale) or nan
+    return _linear(x, weight, bias, out_features, instructions, 1, scale)
+
+
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    instructions: str | None,
+    planes: int,
+    input_scale: float | None = None,
+) -> Tensor:
     kind = native.FLOATS.get(x.dtype)
     if kind is None or not x.is_cpu or not x.ndim or bias is not None:
         _check(x, bias, out_features)
@@ -95,10 +140,10 @@ def linear(
         cols,
         out_features,
         kind,
-        2 if exact else 1,
-        0,
+        planes,
+        input_scale is not None,
         isa,
-        0.0,
+        input_scale or 0.0,
     )
     if status:
         native.check(status, native.ISAS[isa])
@@ -227,8 +272,8 @@ def embedding(ids: Tensor, weight: Tensor, in_features: int, dtype: torch.dtype)
         IndexError: if an id is outside the vocabulary.
     """
     packed, scale, zeros = select_rows(weight, ids.flatten().long())
-    codes = unpack(packed, header(weight).bits, in_features)
-    return QuantizedTensor(codes, scale, zeros).dequantize().to(dtype).reshape(*ids.shape, in_features)
+    rows = native.unpack_rows(packed, scale, zeros, bits=header(weight).bits, in_features=in_features, dtype=dtype)
+    return rows.reshape(*ids.shape, in_features)
 
 
 def _check(x: Tensor, bias: Tensor | None, out_features: int) -> None:
@@ -326,6 +371,12 @@ def _register() -> None:
         "cpu_linear(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, bool exact) -> Tensor", linear, _fake
     )
     torch.library.register_autograd("llmquant::cpu_linear", _backward, setup_context=_setup_context, lib=_library)
+    define(
+        "cpu_linear_w8a8(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, Tensor? input_scale) -> Tensor",
+        linear_w8a8,
+        lambda x, weight, bias, out_features, input_scale: _fake(x, weight, bias, out_features, False),  # noqa: ARG005
+    )
+    torch.library.register_autograd("llmquant::cpu_linear_w8a8", _backward, setup_context=_setup_context, lib=_library)
     define(
         "cpu_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, SymInt[] out_features, bool exact,"
         " Tensor? norm=None, float norm_eps=0., Tensor? residual=None, bool silu=False) -> Tensor[]",

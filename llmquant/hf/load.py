@@ -11,11 +11,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from llmquant.engine.output import JOURNAL, is_finished
 from llmquant.errors import CheckpointError
 from llmquant.hf import register
+from llmquant.layers.accuracy import Accuracy, set_accuracy
 from llmquant.models.checkpoint import Checkpoint
 
 
 def load(
-    source: str | Path, *, dtype: str | torch.dtype = "auto", device_map: Any = None, packed: bool = True
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    packed: bool = True,
+    accuracy: Accuracy = "exact",
 ) -> PreTrainedModel:
     """Load a causal language model; integer weights stay packed.
 
@@ -25,6 +31,7 @@ def load(
             In another dtype the dequantized weights are rounded differently.
         device_map: as in `from_pretrained`; "disk" works.
         packed: False turns the weights into dense ones after loading, for code that looks at `weight`.
+        accuracy: of the CPU kernels: "exact" or "fast"; `layers.accuracy.set_accuracy` changes it later.
 
     Raises:
         CheckpointError: if the checkpoint is missing, unfinished, damaged, incomplete or unsafe.
@@ -41,6 +48,7 @@ def load(
             f"{folder} has no tensor for {min(info['missing_keys'])}, which transformers filled with random numbers; "
             "fetch or write the checkpoint again"
         )
+    set_accuracy(model, accuracy)
     if not packed and getattr(getattr(model, "hf_quantizer", None), "packed", False):
         model = model.dequantize()
     return model

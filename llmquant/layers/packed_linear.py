@@ -203,8 +203,8 @@ class PackedLinear(nn.Module):
                     destination[prefix + name] = tensor
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        self._as_stored(lambda: super(PackedLinear, self)._load_from_state_dict(state_dict, prefix, *args))
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._as_stored(lambda: super(PackedLinear, self)._load_from_state_dict(*args, **kwargs))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         self._as_stored(lambda: super(PackedLinear, self)._apply(fn, recurse))
