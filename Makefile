@@ -2,6 +2,8 @@
 # make test    the test suite            make test-slow   what it leaves out, such as the install matrix
 # make lint    format, lint, types, import contracts
 # make native  the C++ kernels into the source tree, for work without an editable install
+# make sanitize    the kernels against plain loops, under address, undefined-behaviour and thread sanitizers; 2 minutes
+# make neon        the same, cross compiled for ARM and emulated
 #
 # PYTHON makes the environment (default python3), VENV is where it lies (default .venv). To use an environment of your
 # own that already has everything:  make test VENV=/path/to/it INSTALLED=1
@@ -21,7 +23,7 @@ DEMO_READY := $(VENV)/.installed
 DEV_READY := $(VENV)/.installed-dev
 endif
 
-.PHONY: demo test test-slow lint format native clean
+.PHONY: demo test test-slow lint format native sanitize neon clean
 
 demo: $(DEMO_READY)
 	$(BIN)/llmquant demo
@@ -41,12 +43,18 @@ lint: $(DEV_READY)
 format: $(DEV_READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i kernels/cpu/*.cpp kernels/cpu/*.h
+	$(BIN)/clang-format -i kernels/cpu/*.cpp kernels/cpu/*.h tests/kernels/cpp/*.cpp tests/kernels/cpp/*.h
 
 native:
 	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release
 	cmake --build build/native
 	cmake --install build/native --prefix .
+
+sanitize:
+	tests/kernels/cpp/sanitize.sh
+
+neon:
+	tests/kernels/cpp/neon.sh || [ $$? -eq 77 ]
 
 clean:
 	rm -rf build dist kernels/libllmquant_cpu.*

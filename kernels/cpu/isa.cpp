@@ -2,6 +2,9 @@
 
 #if defined(LLMQUANT_X86)
 #include <cpuid.h>
+#elif defined(LLMQUANT_NEON) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace llmquant {
@@ -35,7 +38,15 @@ bool supported(Isa isa) {
     return isa >= Isa::scalar && isa <= widest;
 }
 #elif defined(LLMQUANT_NEON)
-bool supported(Isa isa) { return isa == Isa::scalar || isa == Isa::neon; }
+bool supported(Isa isa) {
+#if defined(__linux__)
+    // The dot product: ARMv8.4, and most of 8.2. Cortex-A72 and older run the scalar variant.
+    if (isa == Isa::neon) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+    return isa == Isa::scalar;
+#else
+    return isa == Isa::scalar || isa == Isa::neon;  // every Apple processor for the desktop has it
+#endif
+}
 #else
 bool supported(Isa isa) { return isa == Isa::scalar; }
 #endif
