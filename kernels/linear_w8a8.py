@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmquant.kernels import native
+
 _library = torch.library.Library("llmquant", "FRAGMENT")
 _EXACT = 1024  # products of two int8 that a float32 adds up without rounding: 2^24 / 2^14
 
@@ -61,6 +63,11 @@ def linear_reference(
             total += (codes[..., columns].float() @ weight[:, columns].float().T).to(torch.int32)
     result = total.to(steps.dtype) * steps * scale.to(steps.dtype).T
     return (result if bias is None else result + bias.to(steps.dtype)).to(x.dtype)
+
+
+def kernel_name(prepared: bool) -> str:
+    """What runs a layer, such as "linear_w8a8: avx512vnni"."""
+    return f"linear_w8a8: {native.isa() if prepared else 'reference'}"
 
 
 def _check(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None) -> None:

@@ -30,8 +30,11 @@ def set_accuracy(model: nn.Module, accuracy: Accuracy) -> None:
 
 
 def accuracy_of(model: nn.Module) -> Accuracy | None:
-    """The accuracy of a model's packed layers: "fast" if any of them computes so, None if there are none."""
-    layers = _layers(model)
+    """The accuracy of a model's packed layers: "fast" if any of them computes so, None if there are none.
+
+    Layers whose checkpoint asks for 8-bit activations do not count: they have no choice.
+    """
+    layers = [layer for layer in _layers(model) if not layer.scheme.activations]
     if not layers:
         return None
     return "exact" if all(layer.exact or layer.weight_prepared is None for layer in layers) else "fast"

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from llmquant.kernels import cpu_linear, cpu_weight, native
+from llmquant.kernels import cpu_linear, cpu_weight, linear_w8a8, native
 from llmquant.kernels.dequantize import dequantize
 from llmquant.kernels.linear_int import OPS, kernel_name
 from llmquant.numerics.pack import pack, pack_zeros, packed_words, unpack, unpack_zeros
@@ -46,6 +46,7 @@ class PackedLinear(nn.Module):
     they are not what they were. Moving it between devices changes nothing.
 
     Attributes:
+        names: of the checkpoint's tensors: codes, scales, zero points.
         in_features: inputs.
         out_features: outputs.
         scheme: how the weight is stored.
@@ -54,6 +55,7 @@ class PackedLinear(nn.Module):
         unprepared: why `prepare` did nothing, in words; empty if it did or was not called.
     """
 
+    names: ClassVar[tuple[str, str, str]] = STORED
     exact: bool = True
     unprepared: str = ""
     weight_prepared: Tensor | None
@@ -132,13 +134,13 @@ class PackedLinear(nn.Module):
                 f"{scheme} wants scales {list(wanted)} {'without' if scheme.symmetric else 'with'} zeros, got scales "
                 f"{list(scales.shape)} {'without' if zeros is None else 'with'} zeros"
             )
-        layer.weight_packed = _frozen(pack(codes, scheme.bits))
-        layer.weight_scale = _frozen(scales.reshape(layer.weight_scale.shape).contiguous())
+        layer.weight_packed = frozen(pack(codes, scheme.bits))
+        layer.weight_scale = frozen(scales.reshape(layer.weight_scale.shape).contiguous())
         if zeros is not None:
             per_tensor = scheme.granularity == "tensor"
-            layer.weight_zero_point = _frozen(zeros.reshape(1) if per_tensor else pack_zeros(zeros, scheme.bits))
-        layer.weight_shape = _frozen(torch.tensor([out_features, in_features], dtype=torch.int64, device=codes.device))
-        layer.bias = None if bias is None else _frozen(bias.detach())
+            layer.weight_zero_point = frozen(zeros.reshape(1) if per_tensor else pack_zeros(zeros, scheme.bits))
+        layer.weight_shape = frozen(torch.tensor([out_features, in_features], dtype=torch.int64, device=codes.device))
+        layer.bias = None if bias is None else frozen(bias.detach())
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,7 +155,7 @@ class PackedLinear(nn.Module):
         weight = self.weight_prepared
         if weight is None or x.dtype not in native.FLOATS:
             return OPS[self.scheme.bits](x, *self.stored(), self.bias)
-        if _is_plain(x, self.bias):
+        if is_plain(x, self.bias):
             return cpu_linear.linear(x, weight, self.bias, self.out_features, self.exact)
         return torch.ops.llmquant.cpu_linear.default(x, weight, self.bias, self.out_features, self.exact)
 
@@ -165,15 +167,15 @@ class PackedLinear(nn.Module):
         """
         if self.weight_prepared is not None:
             return True
-        stored = self.stored()
-        self.unprepared = cpu_weight.why_not(*stored, self.scheme.bits, self.in_features) or ""
+        packed = self.packed()
+        self.unprepared = cpu_weight.why_not(*packed, self.scheme.bits, self.in_features) or ""
         if not self.unprepared:
-            self.adopt(cpu_weight.prepare(*stored, self.scheme.bits, self.in_features))
+            self.adopt(cpu_weight.prepare(*packed, self.scheme.bits, self.in_features))
         return not self.unprepared
 
     def adopt(self, prepared: Tensor) -> None:
         """Use a prepared weight, perhaps one that another layer uses too, instead of the tensors held now."""
-        for name in STORED:
+        for name in self.names:
             if name in self._parameters:
                 delattr(self, name)
         self.weight_prepared = prepared
@@ -181,8 +183,8 @@ class PackedLinear(nn.Module):
     def unprepare(self) -> None:
         """Go back to the checkpoint's tensors."""
         stored, self.weight_prepared = self.stored(), None
-        for name, tensor in zip(STORED, stored, strict=True):
-            self.register_parameter(name, None if tensor is None else _frozen(tensor))
+        for name, tensor in zip(self.names, stored, strict=True):
+            self.register_parameter(name, None if tensor is None else frozen(tensor))
 
     def stored(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """The checkpoint's tensors: packed, scale, zero point. Made anew if the layer is prepared."""
@@ -190,15 +192,19 @@ class PackedLinear(nn.Module):
             return self.weight_packed, self.weight_scale, self.weight_zero_point
         return _restored(self.weight_prepared)
 
+    def packed(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The weight as the integer ops take it, whatever the checkpoint's tensors are: packed, scale, zero point."""
+        return self.stored()
+
     def __getattr__(self, name: str) -> Any:
         # Reached only for what is not there: the tensors of a prepared layer.
-        if name in STORED and self._buffers.get("weight_prepared") is not None:
-            return self.stored()[STORED.index(name)]
+        if name in self.names and self._buffers.get("weight_prepared") is not None:
+            return self.stored()[self.names.index(name)]
         return super().__getattr__(name)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         if self.weight_prepared is not None:
-            for name, tensor in zip(STORED, self.stored(), strict=True):
+            for name, tensor in zip(self.names, self.stored(), strict=True):
                 if tensor is not None:
                     destination[prefix + name] = tensor
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -221,7 +227,7 @@ class PackedLinear(nn.Module):
 
     def quantized(self) -> QuantizedTensor:
         """The weight unpacked: codes (out_features, in_features) with scales and zeros as in `numerics`."""
-        packed, scale, zero = self.stored()
+        packed, scale, zero = self.packed()
         codes = unpack(packed.detach(), self.scheme.bits, self.in_features)
         shape = self.scheme.scale_shape(self.out_features, self.in_features)
         scales, zeros = scale.detach().reshape(shape), None
@@ -232,7 +238,7 @@ class PackedLinear(nn.Module):
 
     def dequantize(self) -> Tensor:
         """The dense weight (out_features, in_features) in the dtype of the scales."""
-        packed, scale, zero = self.stored()
+        packed, scale, zero = self.packed()
         return dequantize(packed, scale.detach(), zero, self.scheme.bits, self.in_features, scale.dtype)
 
     def kernel_name(self) -> str:
@@ -248,12 +254,14 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, scheme={self.scheme}, bias={bias}"
 
 
-def _frozen(tensor: Tensor) -> nn.Parameter:
+def frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
 
 def kernel_on_cpu(scheme: Scheme) -> str:
-    """What would run layers of a weight-only scheme on this machine's CPU, such as "linear_int4: avx2, exact"."""
+    """What would run layers of a scheme on this machine's CPU, such as "linear_int4: avx2, exact"."""
+    if scheme.activations:
+        return linear_w8a8.kernel_name(native.wanted())
     if scheme.group_size is not None and scheme.group_size % cpu_weight.BLOCKS[-1]:
         return f"{kernel_name(scheme.bits, 'cpu')} (groups of {scheme.group_size}, not a multiple of 32)"
     return cpu_linear.kernel_name(scheme.bits, exact=True) if native.wanted() else kernel_name(scheme.bits, "cpu")
@@ -269,7 +277,7 @@ def _restored(prepared: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     return packed, scale, zero[0] if zero else None  # pyright: ignore[reportReturnType]
 
 
-def _is_plain(x: Tensor, bias: Tensor | None) -> bool:
+def is_plain(x: Tensor, bias: Tensor | None) -> bool:
     """Whether nobody watches: no gradient, no tracing, no subclass. Then the dispatcher's 10 us can be saved."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or torch._C._len_torch_dispatch_stack():
         return False
