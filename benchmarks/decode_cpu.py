@@ -323,16 +323,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--head", default="int4-g128", help="scheme of the int4 models' head, or keep")
+    parser.add_argument("--dense", nargs="*", default=["float32", "bfloat16"], help="dtypes of the dense baselines")
+    parser.add_argument("--compiled", nargs="*", choices=ACCURACIES, default=list(ACCURACIES), help="compile these too")
+    parser.add_argument("--prompts", nargs="+", type=int, default=[128, 512])
     args = parser.parse_args()
     full = Plan(
         layers=SHAPE["num_hidden_layers"],
         threads=tuple(args.threads),
         rounds=args.rounds,
         steps=16,
-        prompts=(128, 512),
+        prompts=tuple(args.prompts),
         head=args.head,
-        dense=("float32", "bfloat16"),
-        compiled=ACCURACIES,
+        dense=tuple(args.dense),
+        compiled=tuple(args.compiled),
         llama_python=args.llama_python,
     )
     quick = {"layers": 2, "threads": (1,), "rounds": 1, "steps": 4, "prompts": (128,)}

@@ -18,10 +18,13 @@ import logging
 import mmap
 import os
 import sys
+import threading
 import time
+import weakref
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +39,7 @@ FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Float in cpu
 ISA_VARIABLE = "LLMQUANT_CPU_ISA"
 KERNELS_VARIABLE = "LLMQUANT_CPU_KERNELS"
 _PAGE = 2 << 20
+_PIECE = 32 << 20  # of the memory that weights share
 _SUFFIXES = (".so", ".dylib", ".dll")
 
 
@@ -145,7 +149,7 @@ def stream_read_gbs(threads: int, seconds: float = 0.4, size: int = 256 << 20) -
         LlmquantError: without the C++ library.
     """
     loaded = require()
-    buffer = huge_pages(size).fill_(1)
+    buffer = map_huge(size).fill_(1)
     before = torch.get_num_threads()
     best, end = float("inf"), time.perf_counter() + seconds
     try:
@@ -159,17 +163,48 @@ def stream_read_gbs(threads: int, seconds: float = 0.4, size: int = 256 << 20) -
     return size / best / 1e9
 
 
+class _Arena:
+    """Memory in 2 MB pages for many weights: alone, most would leave their last page, or all of them, to 4 KB ones.
+
+    A piece of the arena lives as long as any weight in it, and no longer.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._piece: Any = lambda: None
+        self._used = 0
+
+    def take(self, size: int) -> Tensor:
+        if size > _PIECE // 2:
+            return map_huge(size)
+        with self._lock:
+            piece = self._piece()
+            if piece is None or self._used + size > _PIECE:
+                piece, self._used = map_huge(_PIECE), 0
+                self._piece = weakref.ref(piece)  # each view holds the tensor that it is a view of
+            begin = self._used
+            self._used = -(-(begin + size) // 64) * 64
+            return piece[begin : begin + size]
+
+
+_arena = _Arena()
+
+
 def huge_pages(size: int) -> Tensor:
-    """Uninitialized bytes that begin at a 2 MB page and are asked to lie in such pages; small ones in plain memory."""
-    if size < _PAGE:
-        return torch.empty(size, dtype=torch.uint8)
-    # Fresh from the system: memory that malloc has used before is in small pages, and stays so.
-    # Private: shared memory, Python's default, follows another setting of the system, which is mostly off.
+    """Bytes for a weight, in 2 MB pages where the system has them; aligned to 64."""
+    return _arena.take(size)
+
+
+def map_huge(size: int) -> Tensor:
+    """Bytes of their own mapping that begin at a 2 MB page and are asked to lie in such pages to the end."""
+    whole = -(-size // _PAGE) * _PAGE
+    # Fresh from the system: memory that malloc has used before is in small pages, and stays so. Private: shared memory,
+    # Python's default, follows another setting of the system, which is mostly off.
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    memory = torch.frombuffer(mmap.mmap(-1, size + _PAGE, **private), dtype=torch.uint8)
+    memory = torch.frombuffer(mmap.mmap(-1, whole + _PAGE, **private), dtype=torch.uint8)
     begin = -memory.data_ptr() % _PAGE
-    require().llmquant_advise_huge(memory.data_ptr() + begin, size)
-    return memory[begin : begin + size]
+    require().llmquant_advise_huge(memory.data_ptr() + begin, whole)
+    return memory[begin : begin + size].detach()
 
 
 def require() -> ctypes.CDLL:
