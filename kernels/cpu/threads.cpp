@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <ctime>
 
 namespace llmquant {
 namespace {
@@ -12,14 +13,23 @@ constexpr int most_threads = 256;
 ParallelFor torch_parallel_for = nullptr;
 GetNumThreads torch_get_num_threads = nullptr;
 
-// Where torch's barrier made the caller wait for a thread that another process had pushed off its core, until when to
-// stay on one thread. A late thread costs a time slice (some ms) for work of 30 us; trying again after 20 times what was
-// lost bounds the loss to 5 %.
+// Until when to stay on one thread, because another process wants the cores: the caller was pushed off its core, or
+// waited at torch's barrier for a thread that was. That costs time slices (some ms each) for work of 30 us; trying again
+// after 20 times what was lost bounds the loss to 5 %.
 std::atomic<int64_t> serial_until{0};
 
 int64_t now() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
         .count();
+}
+
+// Processor time of the calling thread.
+int64_t processor_time() {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+    timespec time;
+    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0) return time.tv_sec * 1000000000 + time.tv_nsec;
+#endif
+    return now();
 }
 
 struct alignas(64) Share {  // each on its own cache line
@@ -33,7 +43,7 @@ struct Region {
     int64_t piece;
     Body body;
     void* context;
-    int64_t first_done = 0;  // when the calling thread had nothing left to claim
+    int64_t done = 0, used = 0;  // when the calling thread had nothing left to claim, and its processor time then
 
     // Own share first, which keeps its memory in one stream, then what the others have not begun.
     void work(int64_t self) {
@@ -45,7 +55,10 @@ struct Region {
                 body(begin, std::min(begin + piece, share.end), context);
             }
         }
-        if (self == 0) first_done = now();
+        if (self == 0) {
+            done = now();
+            used = processor_time();
+        }
     }
 };
 
@@ -69,6 +82,7 @@ void parallel(int64_t units, int64_t piece, int threads, Body body, void* contex
         if (units > 0) body(0, units, context);
         return;
     }
+    const int64_t used = processor_time();
     Share shares[most_threads];
     for (int i = 0; i < threads; ++i) {
         shares[i].next.store(units * i / threads, std::memory_order_relaxed);
@@ -79,10 +93,8 @@ void parallel(int64_t units, int64_t piece, int threads, Body body, void* contex
         for (int64_t self = begin; self < end; ++self) static_cast<Region*>(that)->work(self);
     };
     if (torch_parallel_for(0, threads, 1, run, &region) != 0) region.work(0);  // claims whatever was not done
-    const int64_t end = now(), waited = end - region.first_done;
-    if (waited > 1000000 + 2 * (region.first_done - start)) {
-        serial_until.store(end + 20 * waited, std::memory_order_relaxed);
-    }
+    const int64_t end = now(), worked = region.used - used, lost = end - start - worked;
+    if (lost > 1000000 + 2 * worked) serial_until.store(end + 20 * lost, std::memory_order_relaxed);
 }
 
 }  // namespace llmquant
