@@ -57,7 +57,7 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
         console.print(f"  [yellow]note[/]  {escape(note)}", highlight=False)
     console.print("\nkernels on this machine's CPU")
     for scheme in dict.fromkeys(row.scheme for row in plan.quantized):
-        console.print(f"  {scheme}  {_kernel(scheme)}", highlight=False)
+        console.print(f"  {scheme}  {kernel_on_cpu(scheme)}", highlight=False)
     console.print("\nwho loads the result")
     for reader, verdict in readers(plan).items():
         mark = "[green]yes[/]" if verdict.ok else "[red]no [/]"
@@ -105,7 +105,3 @@ def _table(lines: Iterable[_Line]) -> Table:
             f"{line.bits:.2f}" if line.bits else "tied",
         )
     return table
-
-
-def _kernel(scheme: Scheme) -> str:
-    return "that of compressed-tensors (dense)" if scheme.activations else kernel_on_cpu(scheme)

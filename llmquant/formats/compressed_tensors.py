@@ -5,7 +5,8 @@ With N = out_features, K = in_features, G = groups (1 per channel), b = bits, a 
     pack-quantized   weight_packed int32 (N, ceil(K*b/32)), weight_scale (N, G), weight_shape int64 [N, K], and if
                      asymmetric weight_zero_point int32 (ceil(N*b/32), G), packed along N
     per tensor       the same with weight_scale (1,) and a plain int8 weight_zero_point (1,)
-    int-quantized    weight int8 (N, K), weight_scale (N, 1): 8-bit activations (W8A8)
+    int-quantized    weight int8 (N, K), weight_scale (N, 1): 8-bit activations (W8A8). Of other tools, which may give
+                     all activations of a module one scale (w8a8-static), input_scale (1,) too; read, not written
 
 Checked against compressed-tensors 0.17 and 0.20 by golden files; 3 bits are packed densely as 0.20 does, which 0.17
 cannot read. Only keys that both versions know are written inside a group, since they refuse others.
@@ -293,10 +294,12 @@ def _activation_scheme(group: Mapping[str, Any], config: Mapping[str, Any], weig
     if (group.get("format") or config.get("format")) != INTEGER or not isinstance(inputs, Mapping):
         return None
     known = inputs.get("num_bits", 8), inputs.get("type", "int"), inputs.get("symmetric", True)
-    per_token = inputs.get("strategy") == "token" and inputs.get("dynamic") is True
-    if weights != (8, "channel", True) or known != (8, "int", True) or not per_token:
+    if weights != (8, "channel", True) or known != (8, "int", True):
         return None
-    return Scheme(8, activations="dynamic")
+    if (inputs.get("strategy"), inputs.get("dynamic")) == ("token", True):
+        return Scheme(8, activations="dynamic")
+    per_tensor = inputs.get("strategy") == "tensor" and not inputs.get("dynamic")
+    return Scheme(8, activations="static") if per_tensor else None
 
 
 def _matches(target: str, name: str) -> bool:

@@ -224,9 +224,8 @@ def _quantized_activations(plan: Plan) -> Reason:
 
 
 def _packed(plan: Plan) -> Reason:
-    if any(scheme.activations for scheme in _schemes(plan)):
-        return "8-bit activations: loaded as by transformers, with its compressed-tensors package"
-    return "weights stay packed"
+    integers = any(scheme.activations for scheme in _schemes(plan))
+    return f"weights stay packed{', products with 8-bit activations are of integers' if integers else ''}"
 
 
 _READERS = {

@@ -208,8 +208,8 @@ def _check_plan(plan: Plan) -> None:
     for row in plan.quantized:
         if row.scheme.activations:
             raise PlanError(
-                f"{row.module.name}: {row.scheme} cannot be run by llmquant, only written for other readers; "
-                "use llmquant.quantize, or a weight-only scheme such as int8"
+                f"{row.module.name}: {row.scheme} cannot be made while a model loads; write a checkpoint with "
+                "llmquant.quantize and load that, or use a weight-only scheme such as int8"
             )
 
 

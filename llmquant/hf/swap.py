@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors import schemes_of
 from llmquant.hf.fuse import fuse
+from llmquant.layers.int8_linear import Int8Linear
 from llmquant.layers.packed_embedding import PackedEmbedding, is_table
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.spec import Scheme
@@ -27,7 +28,7 @@ class NotPackable(Exception):
 
 
 def check_config(stored: Mapping[str, Any]) -> None:
-    """Check that every group of a `quantization_config` is one of our weight-only integer schemes.
+    """Check that every group of a `quantization_config` is one of our integer schemes.
 
     Raises:
         NotPackable: naming the first part that is not.
@@ -40,9 +41,8 @@ def check_config(stored: Mapping[str, Any]) -> None:
     if not groups:
         raise NotPackable("its quantization_config names no weights")
     for targets, scheme in groups:
-        if scheme is None or scheme.activations:
-            what = scheme or "a format that is not a weight-only integer one"
-            raise NotPackable(f"{', '.join(targets[:3])} are quantized as {what}")
+        if scheme is None:
+            raise NotPackable(f"{', '.join(targets[:3])} are quantized in a format that llmquant does not run")
 
 
 def find_packed(
@@ -68,7 +68,7 @@ def find_packed(
         scheme = table.scheme_for(name, kind) if kind and name not in tied else None
         if scheme is None or scheme.is_keep:
             continue
-        if not (_is_linear(module) or is_table(module)):
+        if not (_is_linear(module) or (is_table(module) and not scheme.activations)):
             raise NotPackable(f"{name} is a {type(module).__name__}, not a plain linear layer or table of embeddings")
         _, in_features = weight_shape(module)
         if not scheme.divides(in_features):
@@ -81,15 +81,15 @@ def find_packed(
 
 def _check_count(found: Mapping[str, Scheme], keys: Sequence[str]) -> None:
     # Names in a checkpoint may differ from those in the model, but each packed weight belongs to one module.
-    stored = [key for key in keys if key.endswith(".weight_packed")]
+    stored = [key for key in keys if key.endswith(".weight_scale")]
     if len(stored) > len(found):
-        extra = next((key for key in stored if key.removesuffix(".weight_packed") not in found), stored[0])
+        extra = next((key for key in stored if key.removesuffix(".weight_scale") not in found), stored[0])
         raise NotPackable(
             f"it holds {len(stored)} packed weights, and {len(found)} of them belong to layers that stay so; "
             f"{extra} does not"
         )
     if len(stored) < len(found):
-        missing = next((name for name in found if f"{name}.weight_packed" not in keys), "")
+        missing = next((name for name in found if f"{name}.weight_scale" not in keys), "")
         raise CheckpointError(
             f"the quantization_config names {len(found)} quantized layers of this model, but the checkpoint holds "
             f"{len(stored)} packed weights; {missing or 'one'} has none; the checkpoint is incomplete"
@@ -140,8 +140,10 @@ def place_empty(model: nn.Module, schemes: Mapping[str, Scheme], dtype: torch.dt
             packed = PackedEmbedding(in_features, out_features, scheme, dtype=dtype, device="meta").stand_for(module)
         else:
             bias = getattr(module, "bias", None) is not None
-            packed = PackedLinear(in_features, out_features, scheme, bias=bias, dtype=dtype, device="meta")
-        packed.weight = stand_in()
+            kind = Int8Linear if scheme.activations else PackedLinear
+            packed = kind(in_features, out_features, scheme, bias=bias, dtype=dtype, device="meta")
+        if not isinstance(packed, Int8Linear):
+            packed.weight = stand_in()
         replace(model, name, packed)
     share_with_heads(model)
 
@@ -195,7 +197,10 @@ def finish(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, PackedLinear):
             module.weight_scale.requires_grad_(False)
-            if hasattr(module, "weight"):
+            if isinstance(module, Int8Linear):
+                if module.input_scale is not None:
+                    module.input_scale.requires_grad_(False)
+            elif hasattr(module, "weight"):
                 del module.weight
     # transformers has tied what is tied; from now on it is by the modules themselves.
     heads = tuple(f"{name}." for name in tied_heads(model))
@@ -269,7 +274,7 @@ def swap_packed(model: PreTrainedModel) -> PreTrainedModel:
     config = getattr(model.config, "quantization_config", None)
     if config is None:
         raise CheckpointError("the model is not quantized; load a checkpoint with packed weights")
-    if not any(hasattr(module, "weight_packed") for module in model.modules()):
+    if not any(map(_is_packed, model.modules())):
         raise CheckpointError(
             "the model has no packed weights any more: compressed-tensors makes them dense at the first forward; load "
             "the model again and call swap_packed before it runs, or import llmquant before loading"
@@ -285,6 +290,12 @@ def swap_packed(model: PreTrainedModel) -> PreTrainedModel:
     remove_decompression(model)
     mark_as_packed(model, PackedQuantizer(CompressedTensorsConfig(stored)))
     return model
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Whether compressed-tensors has not made the weight dense yet."""
+    weight = getattr(module, "weight", None)
+    return hasattr(module, "weight_packed") or (isinstance(weight, Tensor) and weight.dtype == torch.int8)
 
 
 def _take_over(model: nn.Module, name: str, scheme: Scheme) -> None:

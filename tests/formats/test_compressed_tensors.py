@@ -197,6 +197,24 @@ def test_foreign_configs() -> None:
         schemes_of(ours | {"config_groups": {"g": {"weights": {}}}})
 
 
+def test_activations_of_other_tools() -> None:
+    ours = quantization_config({"a.0.b": Scheme.parse("w8a8-dynamic")}, [])
+
+    def read(**inputs: object) -> Scheme | None:
+        first = ours["config_groups"]["group_0"]
+        changed = first | {"input_activations": first["input_activations"] | inputs}
+        return schemes_of(ours | {"config_groups": {"g": changed}}).scheme_for("a.0.b")
+
+    assert read(observer=None) == Scheme(8, activations="dynamic")
+    assert read(strategy="tensor", dynamic=False, observer="minmax") == Scheme(8, activations="static")
+    assert read(strategy="tensor") is None
+    assert read(dynamic=False) is None
+    assert read(strategy="tensor", dynamic=False, symmetric=False) is None
+    assert read(symmetric=False) is None
+    assert read(num_bits=4) is None
+    assert read(type="float") is None
+
+
 def test_matching_order_is_that_of_compressed_tensors() -> None:
     groups = {
         "a": {"targets": ["Linear"], "weights": {"num_bits": 2, "strategy": "channel"}},

@@ -167,38 +167,6 @@ def test_dequantize_gives_a_plain_model(dense_folder: Folder, tmp_path: Path) ->
     assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
 
 
-def _as_w8a8(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    for key in [key for key in tensors if key.endswith("weight_packed")]:
-        name = key.removesuffix("_packed")
-        tensors[name] = tensors.pop(key).view(torch.int8) ^ -128
-        del tensors[f"{name}_shape"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-    def change(stored: dict) -> None:
-        stored["format"] = stored["config_groups"]["group_0"]["format"] = "int-quantized"
-        stored["config_groups"]["group_0"]["input_activations"] = {
-            "num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True,
-        }  # fmt: skip
-
-    edit_quantization(folder, change)
-
-
-def test_unknown_scheme_goes_to_the_original(
-    dense_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    dense = dense_folder("llama")
-    fake = write_packed(dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int8"))
-    _as_w8a8(tmp_path / "q")
-    with caplog.at_level(logging.WARNING):
-        model = load_strict(tmp_path / "q")
-    assert "does not stay packed: Linear are quantized as w8a8-dynamic" in caplog.text
-    assert not packed_names(model)
-    logits(model)  # makes it dense
-    weight = model.model.layers[1].self_attn.q_proj.weight
-    assert torch.equal(weight, fake.model.layers[1].self_attn.q_proj.weight)
-
-
 def test_packed_experts_go_to_the_original(
     dense_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -56,7 +56,7 @@ def naive(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, input_sc
 )
 def test_against_float64(shape, rows, dtypes, static, bias, seed) -> None:
     torch.manual_seed(seed)
-    codes, scale = weight(*shape, dtypes[0])
+    codes, scale = weight(shape[0], shape[1], dtypes[0])
     x = rows_of(rows, shape[1], dtypes[1])
     input_scale = torch.tensor([0.05]).to(x.dtype) if static else None
     added = torch.randn(shape[0]).to(x.dtype) if bias else None
