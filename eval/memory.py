@@ -70,11 +70,11 @@ def _file_size(file: Path) -> tuple[int, int]:
 
 def parameter_bytes(model: torch.nn.Module) -> int:
     """Bytes of parameters and buffers; memory shared by tied tensors counts once."""
-    storages = {}
+    sizes = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr(), tensor.device] = storage.nbytes()
-    return sum(storages.values())
+        # By where a tensor begins: prepared weights share a storage that is larger than all of them.
+        sizes[tensor.data_ptr(), tensor.device] = tensor.nbytes
+    return sum(sizes.values())
 
 
 def weight_count(model: torch.nn.Module) -> int:

@@ -194,7 +194,7 @@ def linear_fused(
     outs = [x.new_empty((*rows, width)) for width in (out_features[:1] if silu else out_features)]
     count = len(weights)
     call = _Call()
-    call.x, call.rows, call.cols, call.count = x.data_ptr(), x.numel() // cols if cols else 0, cols, count
+    call.x, call.rows, call.cols, call.count = x.data_ptr(), x.shape[:-1].numel(), cols, count
     call.type, call.planes, call.silu, call.isa = native.FLOATS[x.dtype], 2 if exact else 1, silu, _isa_number()
     call.weights[:count] = [weight.data_ptr() for weight in weights]
     call.out_features[:count] = out_features

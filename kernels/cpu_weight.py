@@ -70,6 +70,11 @@ def why_not(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_fe
         return f"the weight is on {packed.device.type}"
     if scale.dtype not in native.FLOATS:
         return f"scales of {scale.dtype}"
+    if in_features == 0:
+        return "no inputs"
+    # One scale for all outputs is told from one scale per output by its shape.
+    if scale.numel() == 1 and packed.shape[0] > 1 and (scale.ndim != 1 or (zero is not None and zero.ndim != 1)):
+        return f"one scale of shape {list(scale.shape)}, not [1]"
     if _block(in_features, scale.shape[-1]) is None:
         return f"groups of {in_features // scale.shape[-1]}, not a multiple of 32"
     return None
@@ -134,7 +139,12 @@ def header(weight: Tensor) -> Header:
     magic, bits, block, kind, rows, cols, groups, per_tensor, zeros = _HEADER.unpack(
         bytes(weight[: _HEADER.size].tolist())
     )
-    if magic != _MAGIC:
+    wanted = (
+        native.require().llmquant_weight_bytes(rows, cols, bits, block, kind, zeros)
+        if magic == _MAGIC and block > 0
+        else 0
+    )
+    if not 0 < wanted <= weight.numel() or block not in BLOCKS or kind not in _DTYPES:
         raise LlmquantError("the bytes are no prepared weight; make it with cpu_weight.prepare")
     return Header(bits, block, _DTYPES[kind], rows, cols, groups, bool(per_tensor), bool(zeros))
 
@@ -146,10 +156,10 @@ def restore(weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         LlmquantError: if it is no prepared weight.
     """
     has = header(weight)
-    packed = torch.empty(has.out_features, packed_words(has.in_features, has.bits), dtype=torch.int32)
+    packed = torch.empty(has.out_features, packed_words(has.in_features, has.bits), dtype=torch.int32, device="cpu")
     shape = (1,) if has.per_tensor else (has.out_features, has.groups)
-    scale = torch.empty(shape, dtype=has.dtype)
-    zeros = torch.empty(shape, dtype=torch.int8) if has.asymmetric else None
+    scale = torch.empty(shape, dtype=has.dtype, device="cpu")
+    zeros = torch.empty(shape, dtype=torch.int8, device="cpu") if has.asymmetric else None
     status = native.require().llmquant_unpack_weight(
         weight.data_ptr(), packed.data_ptr(), scale.data_ptr(), None if zeros is None else zeros.data_ptr()
     )
@@ -173,9 +183,9 @@ def select_rows(weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | 
     count = rows.numel()
     if count and not (int(rows.min()) >= 0 and int(rows.max()) < has.out_features):
         raise IndexError(f"rows of {int(rows.min())} to {int(rows.max())} are asked for; there are {has.out_features}")
-    packed = torch.empty(count, packed_words(has.in_features, has.bits), dtype=torch.int32)
-    scale = torch.empty(count, has.groups, dtype=has.dtype)
-    zeros = torch.empty(count, has.groups, dtype=torch.int8) if has.asymmetric else None
+    packed = torch.empty(count, packed_words(has.in_features, has.bits), dtype=torch.int32, device="cpu")
+    scale = torch.empty(count, has.groups, dtype=has.dtype, device="cpu")
+    zeros = torch.empty(count, has.groups, dtype=torch.int8, device="cpu") if has.asymmetric else None
     status = native.require().llmquant_unpack_selected(
         weight.data_ptr(),
         rows.data_ptr(),

@@ -270,7 +270,7 @@ def unpack_rows(
     _require(packed, scales, zeros, bits, in_features, dtype)
     packed, scales = packed.contiguous(), scales.contiguous()
     zeros = zeros if zeros is None else zeros.contiguous()
-    out = torch.empty(rows, in_features, dtype=dtype)
+    out = torch.empty(rows, in_features, dtype=dtype, device="cpu")
     if out.numel() == 0:
         return out
     status = loaded.llmquant_unpack_rows(

@@ -45,11 +45,18 @@ const LinearKernel* linear_variant(Isa isa) {
     return &linear_scalar();
 }
 
-bool is_weight(const void* memory) { return static_cast<const WeightHeader*>(memory)->magic == weight_magic; }
+// Whether memory (null for an empty tensor) begins with the header of a weight that the kernels can read.
+bool is_weight(const void* memory) {
+    const WeightHeader* header = static_cast<const WeightHeader*>(memory);
+    if (!header || header->magic != weight_magic) return false;
+    const bool block = header->block == 128 || header->block == 64 || header->block == 32;
+    const bool bits = header->bits == 8 || (header->bits >= 2 && header->bits <= 4);
+    return block && bits && header->scale_type >= Float::f32 && header->scale_type <= Float::f16;
+}
 
 bool is_weight(const void* memory, int64_t cols, int64_t rows) {
     const WeightHeader* header = static_cast<const WeightHeader*>(memory);
-    return header->magic == weight_magic && header->cols == cols && header->rows == rows;
+    return is_weight(memory) && header->cols == cols && header->rows == rows;
 }
 
 constexpr int64_t pack_piece = 4;  // tiles

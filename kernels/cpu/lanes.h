@@ -36,8 +36,9 @@ inline float f16_to_float(uint16_t half) {
     const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
     const uint32_t rest = half & 0x7fffu;
     if (rest >= 0x7c00u) return from_bits(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
-    // 2^112 moves the exponent from the bias of 15 to that of 127, and makes subnormal numbers normal.
-    return from_bits(sign | to_bits(from_bits(rest << 13) * 0x1p112f));
+    // Subnormal numbers by way of an integer: floats as small as their bits would make may be flushed to zero.
+    if (rest < 0x400u) return from_bits(sign | to_bits(static_cast<float>(rest) * 0x1p-24f));
+    return from_bits(sign | ((rest << 13) + 0x38000000u));
 }
 
 inline uint16_t float_to_f16(float value) {

@@ -23,7 +23,7 @@ constexpr int tallest = 12;
 // How far ahead memory is asked for: bytes of codes, blocks of scales. The hardware alone reaches 4/5 of the bandwidth.
 constexpr int64_t codes_ahead = 3072;
 constexpr int64_t scales_ahead = 4;
-constexpr float quiet_nan = __builtin_nanf("");
+constexpr float quiet_nan = __builtin_nanf(""), infinity = __builtin_inff();
 
 // --- activations -----------------------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ inline Step step_for(uint32_t largest_bits, int planes) {
 
 template <class Lanes>
 void divide(float* values, int64_t count, float by, float most, Float type) {
-    float rounded[128] = {};
+    alignas(4) uint8_t rounded[4 * 128];
     for (int64_t i = 0; i < count; ++i) values[i] /= by;
     narrow<Lanes>(values, count, rounded, 0, type);
     widen<Lanes>(rounded, 0, count, type, values);
@@ -342,7 +342,8 @@ void multiply(const Weight& weight, int64_t tile, const Quantized& x, int64_t pa
 
 // e^x to some 2 units in the last place: reduction to [-ln 2 / 2, ln 2 / 2], then the Taylor polynomial of degree 7.
 inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;  // NaN stays
+    const bool over = x > 88.0f;
+    x = x < -87.0f ? -87.0f : over ? 88.0f : x;  // NaN stays
     const float whole = x * 1.44269504f + 0x1.8p23f;
     const float n = whole - 0x1.8p23f;
     const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -354,7 +355,7 @@ inline float exponential(float x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    return p * from_bits((to_bits(whole) - 0x4b400000u + 127u) << 23);
+    return over ? infinity : p * from_bits((to_bits(whole) - 0x4b400000u + 127u) << 23);
 }
 
 template <class Lanes>

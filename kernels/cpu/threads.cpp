@@ -14,8 +14,10 @@ ParallelFor torch_parallel_for = nullptr;
 GetNumThreads torch_get_num_threads = nullptr;
 
 // Until when to stay on one thread, because another process wants the cores: the caller was pushed off its core, or
-// waited at torch's barrier for a thread that was. That costs time slices (some ms each) for work of 30 us; trying again
-// after 20 times what was lost bounds the loss to 5 %.
+// waited at torch's barrier for a thread that was. That costs time slices (some ms each) for work of 30 us; the pause of
+// up to 20 times what was lost bounds that to 5 %. It is shorter the more threads would stand still in it, and has an end
+// where the loss had another reason, such as a stopped machine.
+constexpr int64_t longest_pause = 200000000;  // ns
 std::atomic<int64_t> serial_until{0};
 
 int64_t now() {
@@ -94,7 +96,10 @@ void parallel(int64_t units, int64_t piece, int threads, Body body, void* contex
     };
     if (torch_parallel_for(0, threads, 1, run, &region) != 0) region.work(0);  // claims whatever was not done
     const int64_t end = now(), worked = region.used - used, lost = end - start - worked;
-    if (lost > 1000000 + 2 * worked) serial_until.store(end + 20 * lost, std::memory_order_relaxed);
+    if (lost > 1000000 + 2 * worked) {
+        const int64_t pause = std::min(20 * lost / (threads - 1), longest_pause);
+        serial_until.store(end + pause, std::memory_order_relaxed);
+    }
 }
 
 }  // namespace llmquant

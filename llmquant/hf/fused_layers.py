@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules import module as nn_module
 
 from llmquant.compat.decoder_layers import attend, is_recording
 from llmquant.hf import fuse_table as table
 from llmquant.hf.fuse_table import FAMILIES, DecoderParts
 from llmquant.kernels import cpu_linear
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.layers.packed_linear import PackedLinear, is_plain
 
 _OP: Any = torch.ops.llmquant.cpu_linear_fused.default
 _FEW = 64  # tokens up to which what rope needs is kept for the other layers of the same pass
@@ -68,7 +69,8 @@ def forward(
     The name matters: pickle stores a bound method by its name, so a pickled model gets the original forward back.
     """
     family = FAMILIES[type(self).__name__]
-    parts = None if self.training or kwargs.get("output_attentions") else find_parts(self, family)
+    watched = self.training or kwargs.get("output_attentions") or _global_hooks()
+    parts = None if watched else find_parts(self, family)
     if parts is None or position_embeddings is None or not _fits(hidden_states, parts):
         return type(self).forward(
             self,
@@ -111,7 +113,8 @@ def find_parts(layer: nn.Module, family: DecoderParts) -> Parts | None:
         return None
     assert attention is not None
     assert mlp is not None
-    if type(mlp._modules.get(table.ACTIVATION)).__name__ not in table.SILU:
+    activation = mlp._modules.get(table.ACTIVATION)
+    if type(activation).__name__ not in table.SILU or not _untouched(activation, type(activation).__name__):
         return None
     input_norm = _norm(modules[table.INPUT_NORM], family)
     mlp_norm = _norm(modules[table.MLP_NORM], family)
@@ -124,6 +127,10 @@ def find_parts(layer: nn.Module, family: DecoderParts) -> Parts | None:
     if None in (input_norm, mlp_norm, qkv, out, gate_up, down, *head_norms):
         return None
     return Parts(*parts)  # pyright: ignore[reportArgumentType]  # no None among them
+
+
+def _global_hooks() -> bool:
+    return bool(nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
 
 
 def _untouched(module: nn.Module | None, kind: str) -> bool:
@@ -174,9 +181,7 @@ def _linears(
     x: Tensor, linears: Linears, norm: Norm | None = None, residual: Tensor | None = None, silu: bool = False
 ) -> list[Tensor]:
     weight, eps = norm or (None, 0.0)
-    # Without a gradient, and with nobody tracing, the dispatcher would only take its ten microseconds.
-    traced = torch.compiler.is_compiling() or type(x) is not Tensor or torch._C._len_torch_dispatch_stack()
-    run = _OP if traced else cpu_linear.linear_fused
+    run = cpu_linear.linear_fused if is_plain(x) else _OP
     return run(x, *linears, weight, eps, residual, silu)
 
 

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from llmquant.kernels import cpu_linear, cpu_weight, linear_w8a8, native
@@ -152,12 +153,14 @@ class PackedLinear(nn.Module):
         Returns:
             (..., out_features) in the dtype of `x`.
         """
-        weight = self.weight_prepared
+        weight, bias = self.weight_prepared, self.bias
+        if bias is not None and bias.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
+            bias = bias.to(x.dtype)
         if weight is None or x.dtype not in native.FLOATS:
-            return OPS[self.scheme.bits](x, *self.stored(), self.bias)
-        if is_plain(x, self.bias):
-            return cpu_linear.linear(x, weight, self.bias, self.out_features, self.exact)
-        return torch.ops.llmquant.cpu_linear.default(x, weight, self.bias, self.out_features, self.exact)
+            return OPS[self.scheme.bits](x, *self.stored(), bias)
+        if is_plain(x, bias):
+            return cpu_linear.linear(x, weight, bias, self.out_features, self.exact)
+        return torch.ops.llmquant.cpu_linear.default(x, weight, bias, self.out_features, self.exact)
 
     def prepare(self) -> bool:
         """Bring the weight into the layout of the CPU kernels, if they can run it; else `unprepared` says why.
@@ -199,6 +202,8 @@ class PackedLinear(nn.Module):
     def __getattr__(self, name: str) -> Any:
         # Reached only for what is not there: the tensors of a prepared layer.
         if name in self.names and self._buffers.get("weight_prepared") is not None:
+            if name == "weight_zero_point" and self.scheme.symmetric:
+                return None
             return self.stored()[self.names.index(name)]
         return super().__getattr__(name)
 
@@ -217,12 +222,29 @@ class PackedLinear(nn.Module):
         return self
 
     def _as_stored(self, change: Callable[[], object]) -> None:
-        """Change the checkpoint's tensors, and prepare again what was prepared."""
-        prepared = self.weight_prepared is not None
-        if prepared:
+        """Change the checkpoint's tensors, and prepare again what was prepared, or could not be as it was."""
+        again = self.weight_prepared is not None or bool(self.unprepared)
+        if self.weight_prepared is not None:
             self.unprepare()
         change()
-        if prepared:
+        if again:
+            self.prepare()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: the checkpoint's tensors, since prepared weights lie together in large memory."""
+        state = self.__dict__.copy()
+        if self.weight_prepared is not None:
+            state["_buffers"] = state["_buffers"] | {"weight_prepared": None}
+            stored = zip(self.names, self.stored(), strict=True)
+            tensors = {name: None if tensor is None else frozen(tensor) for name, tensor in stored}
+            state["_parameters"] = state["_parameters"] | tensors
+            state["was_prepared"] = True
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        again = state.pop("was_prepared", False)
+        super().__setstate__(state)
+        if again:
             self.prepare()
 
     def quantized(self) -> QuantizedTensor:
@@ -277,10 +299,12 @@ def _restored(prepared: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     return packed, scale, zero[0] if zero else None  # pyright: ignore[reportReturnType]
 
 
-def is_plain(x: Tensor, bias: Tensor | None) -> bool:
+def is_plain(x: Tensor, bias: Tensor | None = None) -> bool:
     """Whether nobody watches: no gradient, no tracing, no subclass. Then the dispatcher's 10 us can be saved."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or torch._C._len_torch_dispatch_stack():
         return False
+    if torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active():
+        return False
     if not torch.is_grad_enabled():
-        return True
-    return not (x.requires_grad or (bias is not None and bias.requires_grad))
+        return forward_ad._current_level < 0
+    return not (x.requires_grad or (bias is not None and bias.requires_grad)) and forward_ad._current_level < 0

@@ -83,6 +83,8 @@ def test_what_cannot_be_prepared(make_packed: Callable, monkeypatch: pytest.Monk
     meta = p.packed.to("meta"), p.scale.to("meta")
     assert cpu_weight.why_not(*meta, None, 4, 24) == "the weight is on meta"
     assert cpu_weight.why_not(p.packed, p.scale, p.zero, 4, 24) is None
+    one = torch.ones(1, 1)
+    assert cpu_weight.why_not(p.packed, one, None, 4, 24) == "one scale of shape [1, 1], not [1]"
     monkeypatch.setattr(native, "wanted", lambda: False)
     assert cpu_weight.why_not(p.packed, p.scale, p.zero, 4, 24) == "the C++ kernels are off"
 
@@ -93,6 +95,17 @@ def test_other_bytes_are_refused(make_packed: Callable) -> None:
             cpu_weight.restore(wrong)
     p = make_packed("int4", 5, 24)
     prepared = cpu_weight.prepare(p.packed, p.scale, p.zero, 4, 24)
+    broken = prepared.clone()
+    broken[8:12] = torch.tensor([0, 16, 0, 0])  # a block of 4096
+    empty = torch.empty(0, dtype=torch.uint8)
+    for wrong in (prepared[:64], broken, empty):
+        with pytest.raises(LlmquantError, match="prepared weight"):
+            cpu_weight.restore(wrong)
+    for wrong in (broken, empty):
+        with pytest.raises(LlmquantError, match="does not have the inputs"):
+            torch.ops.llmquant.cpu_linear.default(torch.ones(1, 24), wrong, None, 5, True)
+    with torch.device("meta"):
+        assert torch.equal(cpu_weight.restore(prepared)[0], p.packed)
     for x, out_features in ((torch.ones(1, 25), 5), (torch.ones(1, 24), 6)):
         with pytest.raises(LlmquantError, match="does not have the inputs"):
             torch.ops.llmquant.cpu_linear.default(x, prepared, None, out_features, True)

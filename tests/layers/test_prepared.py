@@ -117,3 +117,37 @@ def test_accuracy() -> None:
     assert torch.equal(model[0](x), cpu_linear.linear(x, prepared, None, 40, False))
     with pytest.raises(ValueError, match="it can be exact or fast"):
         set_accuracy(model, "quick")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_nobody_who_watches_is_bypassed() -> None:
+    packed = layer(bias=False)
+    packed.prepare()
+    x = torch.randn(2, 64)
+    with torch.no_grad():
+        traced = torch.jit.trace(packed, (x,))
+        assert torch.equal(traced(x), packed(x))
+    assert packed.weight_zero_point is not None
+    symmetric = layer("int4-g32")
+    symmetric.prepare()
+    assert symmetric.weight_zero_point is None
+
+
+def test_a_copy_does_not_carry_the_memory_of_its_neighbours() -> None:
+    packed, _ = layer(), layer().prepare()
+    packed.prepare()
+    assert len(pickle.dumps(packed)) < 20_000
+
+
+def test_back_from_a_dtype_that_the_kernels_do_not_have() -> None:
+    packed = layer(bias=False)
+    packed.prepare()
+    assert "float64" in packed.double().kernel_name()
+    assert packed.float().kernel_name() == f"linear_int4: {native.isa()}, exact"
+
+
+def test_autocast() -> None:
+    packed = layer().float()
+    packed.prepare()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packed(torch.randn(2, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
