@@ -3,7 +3,7 @@
 # make lint    format, lint, types, import contracts
 # make native  the C++ kernels into the source tree, for work without an editable install
 # make sanitize    the kernels against plain loops, under address, undefined-behaviour and thread sanitizers; 2 minutes
-# make neon        the same, cross compiled for ARM and emulated
+# make emulate     the same on emulated processors: ARM, cross compiled, and x86-64 without AVX-512 and without AVX
 #
 # PYTHON makes the environment (default python3), VENV is where it lies (default .venv). To use an environment of your
 # own that already has everything:  make test VENV=/path/to/it INSTALLED=1
@@ -23,7 +23,7 @@ DEMO_READY := $(VENV)/.installed
 DEV_READY := $(VENV)/.installed-dev
 endif
 
-.PHONY: demo test test-slow lint format native sanitize neon clean
+.PHONY: demo test test-slow lint format native sanitize neon older emulate clean
 
 demo: $(DEMO_READY)
 	$(BIN)/llmquant demo
@@ -53,8 +53,10 @@ native:
 sanitize:
 	tests/kernels/cpp/sanitize.sh
 
-neon:
-	tests/kernels/cpp/neon.sh || [ $$? -eq 77 ]
+emulate: neon older
+
+neon older:
+	tests/kernels/cpp/$@.sh || [ $$? -eq 77 ]
 
 clean:
 	rm -rf build dist kernels/libllmquant_cpu.*

@@ -1,4 +1,4 @@
-"""The C++ kernels against plain loops, under sanitizers and on an emulated ARM processor: see cpp/driver.cpp."""
+"""The C++ kernels against plain loops, under sanitizers and on emulated processors: see cpp/driver.cpp."""
 
 from __future__ import annotations
 
@@ -30,4 +30,12 @@ def test_sanitizers_find_nothing(repository: Path) -> None:
 
 
 def test_neon_has_the_bits_of_the_scalar_variant(repository: Path) -> None:
-    assert "calls agree on scalar neon" in run(repository, "neon.sh")
+    with_dot_product, without = run(repository, "neon.sh").splitlines()
+    assert "calls agree on scalar neon;" in with_dot_product
+    assert "calls agree on scalar;" in without
+
+
+def test_older_processors_meet_no_instruction_they_lack(repository: Path) -> None:
+    with_avx2, without = run(repository, "older.sh").splitlines()
+    assert "calls agree on scalar avx2;" in with_avx2
+    assert "calls agree on scalar;" in without
