@@ -143,7 +143,7 @@ def turn_of(model: LlamaForCausalLM, prompt: int, steps: int, compiled: Any = No
         # Like generate: only the logits of the last position.
         cache = model(ids[:, :prompt], past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
         prefill = time.perf_counter() - start
-        return Turn(prefill, [time_step(step, token, cache) for token in ids[:, prompt:].split(1, 1)])
+        return Turn(prefill, [time_step(step, ids[:, i : i + 1], cache) for i in range(prompt, prompt + steps)])
 
 
 def time_step(model: Any, token: Tensor, cache: Any) -> float:
