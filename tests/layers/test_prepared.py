@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -125,7 +126,7 @@ def test_nobody_who_watches_is_bypassed() -> None:
     packed.prepare()
     x = torch.randn(2, 64)
     with torch.no_grad():
-        traced = torch.jit.trace(packed, (x,))
+        traced: Any = torch.jit.trace(packed, (x,))
         assert torch.equal(traced(x), packed(x))
     assert packed.weight_zero_point is not None
     symmetric = layer("int4-g32")
