@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from llmquant.kernels import cpu_linear, cpu_weight  # noqa: F401 - cpu_linear registers the op
+from llmquant.kernels import cpu_linear, cpu_weight
 from llmquant.kernels.bench.cases import MODES
 from llmquant.kernels.bench.contender import Call, Contender, Shape, copies
 from llmquant.numerics.pack import pack_zeros, packed_words, unpack, unpack_zeros
@@ -56,15 +56,16 @@ def random_weight(scheme: Scheme, shape: Shape) -> Stored:
 
 
 def _bind(blobs: list[Tensor], shape: Shape, exact: bool, rows: int) -> list[Call]:
-    x, op = torch.randn(rows, shape.k), torch.ops.llmquant.cpu_linear.default
-    return [partial(op, x, blob, None, shape.n, exact) for blob in blobs]
+    # What a layer calls when nobody traces or differentiates: the function, not the op.
+    x = torch.randn(rows, shape.k)
+    return [partial(cpu_linear.linear, x, blob, None, shape.n, exact) for blob in blobs]
 
 
 def _error(blob: Tensor, stored: Stored, scheme: Scheme, shape: Shape, exact: bool, rows: int) -> float:
     """Relative error in Frobenius norm on Gaussian input, of some of the outputs."""
     x = torch.randn(rows, shape.k)
     step = max(1, shape.n // _CHECKED_OUTPUTS)
-    result = torch.ops.llmquant.cpu_linear.default(x, blob, None, shape.n, exact)[:, ::step].double()
+    result = cpu_linear.linear(x, blob, None, shape.n, exact)[:, ::step].double()
     expected = x.double() @ dequantized64(stored, scheme, shape, step).T
     return float((result - expected).norm() / expected.norm())
 
