@@ -95,8 +95,8 @@ EXPORT void llmquant_pack_weight(void* memory, uint32_t* packed, void* scales, i
                                  int64_t cols, int64_t groups, int32_t bits, int32_t block, int32_t scale_type,
                                  int32_t per_tensor) {
     std::memset(memory, 0, header_bytes);
-    *static_cast<WeightHeader*>(memory) = {weight_magic, bits,   block,      Float(scale_type), rows, cols,
-                                           groups,       per_tensor, zeros != nullptr};
+    *static_cast<WeightHeader*>(memory) = {weight_magic, bits,   block,      Float(scale_type), rows,
+                                           cols,         groups, per_tensor, zeros != nullptr};
     const Weight weight(memory);
     const Stored stored{packed, static_cast<uint8_t*>(scales), zeros};
     parallel(weight.tiles, pack_piece, thread_count(),
@@ -168,8 +168,8 @@ EXPORT int32_t llmquant_linear(const LinearCall* call) {
 
 // The common case without a struct to fill: one weight, nothing fused.
 EXPORT int32_t llmquant_linear_one(const void* x, void* weight, const void* bias, void* out, int64_t rows, int64_t cols,
-                                   int64_t out_features, int32_t type, int32_t planes, int32_t per_token,
-                                   int32_t isa, float input_scale) {
+                                   int64_t out_features, int32_t type, int32_t planes, int32_t per_token, int32_t isa,
+                                   float input_scale) {
     const LinearKernel* kernel = linear_variant(static_cast<Isa>(isa));
     if (!kernel) return 1;
     if (!is_weight(weight, cols, out_features)) return 3;

@@ -1,4 +1,5 @@
-// Conversions between 32-bit floats and the 16-bit types, one number at a time: the portable lanes, and the ends of rows.
+// Conversions between 32-bit floats and the 16-bit types, one number at a time: the portable lanes, and the ends of
+// rows.
 //
 // Everything here has internal linkage on purpose. With external linkage the linker would keep one copy of each
 // function for all files, perhaps the one compiled for AVX-512, and run it on a machine that has none.

@@ -1,8 +1,8 @@
 // x @ weight.T with a weight in kernel layout: what one call computes, and the pieces each instruction set provides.
 //
-// Inputs are quantized per row and block. `fast` has one plane of 8 bits; `exact` has two, x = scale * (256 * high + low),
-// of 16 bits together. Products are summed as integers, exactly, and scaled once per block; so a result depends neither on
-// the instruction set, nor on the number of threads or rows.
+// Inputs are quantized per row and block. `fast` has one plane of 8 bits; `exact` has two, x = scale * (256 * high +
+// low), of 16 bits together. Products are summed as integers, exactly, and scaled once per block; so a result depends
+// neither on the instruction set, nor on the number of threads or rows.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +17,11 @@ struct Inputs {
     const void* x;  // (rows, cols) of `type`
     int64_t rows, cols;
     Float type;
-    int32_t planes;      // 1 fast, 2 exact
-    int32_t per_token;   // W8A8: 8 bits with one scale per row
-    const void* norm;    // RMSNorm weight (cols,) of `type`, or null
+    int32_t planes;     // 1 fast, 2 exact
+    int32_t per_token;  // W8A8: 8 bits with one scale per row
+    const void* norm;   // RMSNorm weight (cols,) of `type`, or null
     float norm_eps;
-    float input_scale;   // of W8A8, the same for all rows; 0 if each row has its own
+    float input_scale;  // of W8A8, the same for all rows; 0 if each row has its own
 };
 
 // Quantized rows. Panels of `height` rows: values [panel][block][plane][col / 4][row in panel][4], scales and sums

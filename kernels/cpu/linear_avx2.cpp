@@ -83,8 +83,7 @@ struct Avx2Sets {
             const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(input, 8), 8);
             const __m256i even_codes = _mm256_and_si256(codes, _mm256_set1_epi16(255));
             sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even_codes, even));
-            return _mm256_add_epi32(sum,
-                                    _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(input, 8)));
+            return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(input, 8)));
         }
         void add(Bytes codes, __m256i input) {
             Ints& to = bits == 4 ? pairs : sum;

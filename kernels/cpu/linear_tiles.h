@@ -27,10 +27,6 @@ constexpr float quiet_nan = __builtin_nanf(""), infinity = __builtin_inff();
 
 // --- activations -----------------------------------------------------------------------------------------------------
 
-inline const uint8_t* at(const void* data, int64_t index, Float type) {
-    return static_cast<const uint8_t*>(data) + index * float_size(type);
-}
-
 template <class Lanes>
 void widen(const void* data, int64_t first, int64_t count, Float type, float* out) {
     if (type == Float::f32) {
@@ -75,7 +71,8 @@ inline uint32_t largest(const float* values, int64_t count) {
 // To the nearest integer, ties to even, for |value| < 2^22.
 inline int32_t nearest(float value) { return static_cast<int32_t>(to_bits(value + 0x1.8p23f)) - 0x4b400000; }
 
-// Factor of RMSNorm for a row (Zhang and Sennrich 2019, eq. 4). Sixteen partial sums: the same bits at any vector width.
+// Factor of RMSNorm for a row (Zhang and Sennrich 2019, eq. 4). Sixteen partial sums: the same bits at any vector
+// width.
 template <class Lanes>
 float inverse_rms(const Inputs& inputs, int64_t row) {
     float sums[16] = {}, values[128];
@@ -93,9 +90,9 @@ float inverse_rms(const Inputs& inputs, int64_t row) {
 }
 
 struct Step {
-    float scale;      // of a quantized number
-    float prescale;   // a power of two that keeps tiny inputs out of the subnormal numbers
-    float inverse;    // quantized numbers per (prescaled) input
+    float scale;     // of a quantized number
+    float prescale;  // a power of two that keeps tiny inputs out of the subnormal numbers
+    float inverse;   // quantized numbers per (prescaled) input
     bool finite;
 };
 
@@ -110,7 +107,7 @@ inline Step step_for(uint32_t largest_bits, int planes) {
 
 template <class Lanes>
 void divide(float* values, int64_t count, float by, float most, Float type) {
-    alignas(4) uint8_t rounded[4 * 128];
+    alignas(4) uint8_t rounded[4 * 128] = {};
     for (int64_t i = 0; i < count; ++i) values[i] /= by;
     narrow<Lanes>(values, count, rounded, 0, type);
     widen<Lanes>(rounded, 0, count, type, values);
@@ -290,8 +287,8 @@ void multiply_panel(const Weight& weight, int64_t tile, int first_half, const in
                     const auto zeros = Sets::zeros(weight.zeros + first + h * 16);
                     sum = Sets::subtract(sum, Sets::multiply(zeros, Sets::ints(sums[b * height + m])));
                 }
-                totals[h][m] =
-                    Sets::fma(Sets::floats(sum), Sets::multiply(scale, Sets::set(scales[b * height + m])), totals[h][m]);
+                totals[h][m] = Sets::fma(Sets::floats(sum), Sets::multiply(scale, Sets::set(scales[b * height + m])),
+                                         totals[h][m]);
             }
         }
     }
@@ -381,7 +378,8 @@ void linear_tile(const Quantized& x, const Outputs& outputs, int part, int64_t t
             if (outputs.silu) {
                 float* up = acc[1][m];
                 if (outputs.parts[1].bias) add_to<Lanes>(up, outputs.parts[1].bias, first, used, outputs.type);
-                for (int64_t i = 0; i < tile_rows; ++i) values[i] = values[i] / (1.0f + exponential(-values[i])) * up[i];
+                for (int64_t i = 0; i < tile_rows; ++i)
+                    values[i] = values[i] / (1.0f + exponential(-values[i])) * up[i];
             }
             const int64_t to = (row + panel * x.height + m) * width + first;
             if (outputs.residual) add_to<Lanes>(values, outputs.residual, to, used, outputs.type);

@@ -17,7 +17,7 @@ struct Avx512Sets {
 
     // Forced inline: GCC takes a function that only prefetches for one without effect, and drops the call.
     __attribute__((always_inline)) static void prefetch(const uint8_t* from) {
-                _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
     }
     static Bytes load(const uint8_t* from) {
         Bytes codes = _mm512_loadu_si512(from);

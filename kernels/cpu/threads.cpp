@@ -14,9 +14,9 @@ ParallelFor torch_parallel_for = nullptr;
 GetNumThreads torch_get_num_threads = nullptr;
 
 // Until when to stay on one thread, because another process wants the cores: the caller was pushed off its core, or
-// waited at torch's barrier for a thread that was. That costs time slices (some ms each) for work of 30 us; the pause of
-// up to 20 times what was lost bounds that to 5 %. It is shorter the more threads would stand still in it, and has an end
-// where the loss had another reason, such as a stopped machine.
+// waited at torch's barrier for a thread that was. That costs time slices (some ms each) for work of 30 us; the pause
+// of up to 20 times what was lost bounds that to 5 %. It is shorter the more threads would stand still in it, and has
+// an end where the loss had another reason, such as a stopped machine.
 constexpr int64_t longest_pause = 200000000;  // ns
 std::atomic<int64_t> serial_until{0};
 

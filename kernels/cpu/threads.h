@@ -1,4 +1,5 @@
-// Work on torch's own threads, in pieces that threads claim, so that none waits for one that was not given the processor.
+// Work on torch's own threads, in pieces that threads claim, so that none waits for one that was not given the
+// processor.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,8 @@ int thread_count();
 
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 
-// Call body on pieces of [0, units) of at most `piece` units, by at most `threads` threads. The split never decides what
-// is computed, only who does it.
+// Call body on pieces of [0, units) of at most `piece` units, by at most `threads` threads. The split never decides
+// what is computed, only who does it.
 void parallel(int64_t units, int64_t piece, int threads, Body body, void* context);
 
 // The same for anything that can be called with (begin, end).

@@ -154,7 +154,9 @@ void unpack_tiles(const Weight& weight, const Stored& stored, int64_t begin, int
         int8_t zero_dump[1];
         const int64_t first = header.per_tensor ? 0 : row * header.groups;
         unpack_row(weight, row, stored.packed + row * words_of(header), own ? stored.scales + first * size : scale_dump,
-                   !weight.zeros ? nullptr : own ? stored.zeros + first : zero_dump);
+                   !weight.zeros ? nullptr
+                   : own         ? stored.zeros + first
+                                 : zero_dump);
     }
 }
 

@@ -5,11 +5,12 @@
 //     scales   [tile][block][32 rows], in the type they had
 //     zeros    [tile][block][32 rows] int8, asymmetric weights only
 //
-// A tile is 32 outputs, a block 128, 64 or 32 inputs that share a scale. A 64-byte vector holds four bytes for each of 16
-// outputs, so that a 32-bit lane is one output and no horizontal sum is ever needed; inputs are broadcast against it.
-// Codes are unsigned (code + 2^(bits-1)). Of 8 bits, byte i of vector v is input 4v + i of the block. Of 4 bits, a span of
-// 32 inputs takes 4 vectors: byte i of vector v holds input 4v + i in its low half and input 16 + 4v + i in its high half.
-// Weights of 2 and 3 bits are widened to 4. Outputs and inputs that fill up the last tile and block have code 0.
+// A tile is 32 outputs, a block 128, 64 or 32 inputs that share a scale. A 64-byte vector holds four bytes for each of
+// 16 outputs, so that a 32-bit lane is one output and no horizontal sum is ever needed; inputs are broadcast against
+// it. Codes are unsigned (code + 2^(bits-1)). Of 8 bits, byte i of vector v is input 4v + i of the block. Of 4 bits, a
+// span of 32 inputs takes 4 vectors: byte i of vector v holds input 4v + i in its low half and input 16 + 4v + i in its
+// high half. Weights of 2 and 3 bits are widened to 4. Outputs and inputs that fill up the last tile and block have
+// code 0.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +23,9 @@ constexpr int64_t tile_rows = 32;
 constexpr int64_t span_cols = 32;
 
 struct WeightHeader {
-    uint32_t magic;      // weight_magic
-    int32_t bits;        // of the checkpoint: 2, 3, 4 or 8
-    int32_t block;       // inputs of a block
+    uint32_t magic;  // weight_magic
+    int32_t bits;    // of the checkpoint: 2, 3, 4 or 8
+    int32_t block;   // inputs of a block
     Float scale_type;
     int64_t rows;        // outputs
     int64_t cols;        // inputs

@@ -39,7 +39,7 @@ def naive(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, input_sc
     for number, row in enumerate(x):
         step = row.abs().max() / torch.tensor(127.5, dtype=x.dtype) if input_scale is None else input_scale[0]
         step = step if float(step) else torch.tensor(torch.finfo(x.dtype).eps, dtype=x.dtype)
-        quantized = [min(max(round(float(value / step)), -128), 127) for value in row]
+        quantized = [round(min(max(float(value / step), -128.0), 127.0)) for value in row]
         integers = torch.tensor(quantized, dtype=torch.float64) @ codes.double().T
         result[number] = integers * float(step) * scale.double().T
     return result if bias is None else result + bias.double()
