@@ -14,6 +14,7 @@ from typing import Literal
 from torch import nn
 
 from llmquant.kernels import native
+from llmquant.kernels.gpu import runtime
 from llmquant.kernels.native import KERNELS_VARIABLE
 from llmquant.layers.accuracy import Accuracy, set_accuracy
 from llmquant.layers.packed_linear import PackedLinear
@@ -29,16 +30,17 @@ def loading_for(kernel: Literal["reference"] | None) -> Iterator[None]:
     if kernel is None:
         yield
         return
-    before = os.environ.get(KERNELS_VARIABLE)
-    os.environ[KERNELS_VARIABLE] = kernel
+    before = {name: os.environ.get(name) for name in (KERNELS_VARIABLE, runtime.VARIABLE)}
+    os.environ.update(dict.fromkeys(before, kernel))
     native.wanted.cache_clear()
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[KERNELS_VARIABLE]
-        else:
-            os.environ[KERNELS_VARIABLE] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
         native.wanted.cache_clear()
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from llmquant.kernels import native
+from llmquant.kernels.gpu import runtime
 
 _library = torch.library.Library("llmquant", "FRAGMENT")
 _EXACT = 1024  # products of two int8 that a float32 adds up without rounding: 2^24 / 2^14
@@ -54,23 +55,33 @@ def linear_reference(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, input_scale: Tensor | None = None
 ) -> Tensor:
     """What the op means; see the module docstring."""
-    _check(x, weight, scale, bias, input_scale)
+    check(x, weight, scale, bias, input_scale)
     codes, steps = quantize_tokens(x, input_scale)
     total = torch.zeros((*x.shape[:-1], weight.shape[0]), dtype=torch.int32, device=x.device)
     with torch.autocast(x.device.type, enabled=False):  # which would round the sums
         for first in range(0, x.shape[-1], _EXACT):
             columns = slice(first, first + _EXACT)
             total += (codes[..., columns].float() @ weight[:, columns].float().T).to(torch.int32)
-    result = total.to(steps.dtype) * steps * scale.to(steps.dtype).T
+    result = total.to(steps.dtype) * steps * scale[:, 0].to(steps.dtype)
     return (result if bias is None else result + bias.to(steps.dtype)).to(x.dtype)
 
 
-def kernel_name(prepared: bool) -> str:
-    """What runs a layer, such as "linear_w8a8: avx512vnni"."""
-    return f"linear_w8a8: {native.isa() if prepared else 'reference'}"
+def kernel_name(prepared: bool, device: torch.device | str = "cpu") -> str:
+    """What runs a layer, such as "linear_w8a8: avx512vnni" or "linear_w8a8: sm90 triton".
+
+    Args:
+        prepared: whether its weight is prepared for the CPU kernels.
+        device: where it lies.
+    """
+    if prepared:
+        return f"linear_w8a8: {native.isa()}"
+    reason = runtime.why_off(device)
+    if reason is None:
+        return f"linear_w8a8: {runtime.arch(device)} triton"
+    return f"linear_w8a8: reference ({reason})" if torch.device(device).type == "cuda" else "linear_w8a8: reference"
 
 
-def _check(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None) -> None:
+def check(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None) -> None:
     torch._check(
         x.is_floating_point() and x.ndim > 0 and weight.dtype == torch.int8 and weight.ndim == 2,
         lambda: (
@@ -97,7 +108,7 @@ def _check(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, input_
 def _fake(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, input_scale: Tensor | None = None
 ) -> Tensor:
-    _check(x, weight, scale, bias, input_scale)
+    check(x, weight, scale, bias, input_scale)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 

@@ -1,6 +1,10 @@
-"""A bench in the terminal."""
+"""A bench in the terminal, and what tuning found."""
 
 from __future__ import annotations
+
+from collections import Counter
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,6 +14,10 @@ from llmquant.eval.bench import BenchReport, BenchRow
 from llmquant.eval.lines import bytes_text, kernels_text, number, quartiles, speedup
 from llmquant.eval.machine import BUSY
 from llmquant.eval.statistics import Spread
+from llmquant.kernels.gpu.config import DENSE, Config
+
+if TYPE_CHECKING:
+    from llmquant.kernels.gpu.tune import Tuned, TuneReport
 
 
 def print_bench(console: Console, report: BenchReport) -> None:
@@ -65,3 +73,43 @@ def _cell(speed: Spread, against_first: Spread | None) -> str:
         return text
     ratio, kind = speedup(against_first)
     return f"{text}\n[{'red' if kind == 'slower' else 'dim'}]{ratio}[/]"
+
+
+def print_tuned(console: Console, report: TuneReport) -> None:
+    """A row for each weight and number of rows: what ran before, what will, and what that gains."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("kernel, weight")
+    for name in ("rows", "µs before", "µs now", "gain"):
+        table.add_column(name, justify="right")
+    table.add_column("configuration now")
+    for case, found in groupby(report.found, key=lambda one: one.case):
+        kind, n, k, unit = case.key
+        shown = f"[bold]{kind}[/] {n} x {k}{f', groups of {unit}' if unit else ''}"
+        for one in found:
+            before, now = number(one.us_untuned), number(one.us)
+            table.add_row(shown, str(one.rows[1]), before, now, _gain(one), _config(one.config))
+            shown = ""
+    console.print(table)
+    refused = sum((Counter(one.refused) for one in report.found), Counter())
+    reasons = "; ".join(f"{count} {reason}" for reason, count in refused.most_common())
+    console.print(
+        f"[dim]{escape(report.gpu)}; median of CUDA graphs over weights that no cache holds; gains below 2 % are not "
+        f"taken{f'; refused: {escape(reasons)}' if reasons else ''}[/]\nused from now on: {escape(str(report.file))}",
+        highlight=False,
+    )
+
+
+def _gain(one: Tuned) -> str:
+    if one.us is None or one.us_untuned is None:
+        return "–"
+    return f"{one.us_untuned / one.us:.2f}x" if one.config != one.untuned else "[dim]as it was[/]"
+
+
+def _config(config: Config | None) -> str:
+    if config is None:
+        return "[bold red]nothing ran[/]"
+    if config == DENSE:
+        return "dense weight, library"
+    split = f", {config.split_k} parts of k" if config.split_k > 1 else ""
+    pdl = ", pdl" if config.pdl else ""
+    return f"{config.block_m} x {config.block_n}{split}, {config.warps} warps, {config.stages} stages{pdl}"

@@ -14,6 +14,8 @@ from llmquant.errors import LlmquantError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llmquant.layers.accuracy import Accuracy
+
 
 _WIDTH_OF_FILES = 120  # rich would take 80 columns where there is no terminal
 
@@ -110,6 +112,7 @@ def _bench_arguments(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--threads", type=int, metavar="N", help="threads of torch (as they are)")
     bench.add_argument("--seconds", type=float, default=20, metavar="S", help="time for all rounds; 3 at least (20)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    bench.add_argument("--tune", action="store_true", help="instead, find and keep the fastest kernels for this GPU")
     bench.set_defaults(run=_bench)
 
 
@@ -192,6 +195,8 @@ def _limits(words: Sequence[str]) -> dict[str, float]:
 
 def _bench(args: argparse.Namespace, console: Console) -> int:
     _check_targets(args.json)
+    if args.tune:
+        return _tune(args, console)
     from llmquant.bench import bench_model
     from llmquant.bench_view import print_bench
     from llmquant.console import RunDisplay
@@ -203,13 +208,29 @@ def _bench(args: argparse.Namespace, console: Console) -> int:
     with RunDisplay(console) as display:
         report = bench_model(
             args.model, baseline=args.baseline, dtypes=args.dtypes, schemes=args.schemes, options=options,
-            accuracies=("exact", "fast") if args.accuracy == "both" else (args.accuracy,), threads=args.threads,
-            progress=display.stages,
+            accuracies=_accuracies(args), threads=args.threads, progress=display.stages,
         )  # fmt: skip
     print_bench(console, report)
     if args.json:
         args.json.write_text(report.to_json(), encoding="utf-8")
     return 0
+
+
+def _tune(args: argparse.Namespace, console: Console) -> int:
+    from llmquant.bench_tune import tune_model
+    from llmquant.bench_view import print_tuned
+    from llmquant.console import RunDisplay
+
+    with RunDisplay(console) as display:
+        report = tune_model(args.model, schemes=args.schemes, accuracies=_accuracies(args), progress=display.stages)
+    print_tuned(console, report)
+    if args.json:
+        args.json.write_text(report.to_json(), encoding="utf-8")
+    return 0
+
+
+def _accuracies(args: argparse.Namespace) -> Sequence[Accuracy]:
+    return ("exact", "fast") if args.accuracy == "both" else (args.accuracy,)
 
 
 def _demo(args: argparse.Namespace, console: Console) -> int:

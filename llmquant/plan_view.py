@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from llmquant.eval.lines import bytes_text
 from llmquant.formats.profile import readers
-from llmquant.layers.packed_linear import kernel_on_cpu
+from llmquant.layers.prepared import kernel_on
 from llmquant.recipe.plan import NO_RULE, Plan
 from llmquant.recipe.summary import summarize
 from llmquant.spec import Scheme
@@ -55,9 +56,10 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
         console.print(f"  {number}  {escape(str(rule))}", highlight=False)
     for note in dict.fromkeys(line.note for line in lines if line.note):
         console.print(f"  [yellow]note[/]  {escape(note)}", highlight=False)
-    console.print("\nkernels on this machine's CPU")
-    for scheme in dict.fromkeys(row.scheme for row in plan.quantized):
-        console.print(f"  {scheme}  {kernel_on_cpu(scheme)}", highlight=False)
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        console.print(f"\nkernels on this machine's {'GPU' if device == 'cuda' else 'CPU'}")
+        for scheme in dict.fromkeys(row.scheme for row in plan.quantized):
+            console.print(f"  {scheme}  {kernel_on(scheme, device)}", highlight=False)
     console.print("\nwho loads the result")
     for reader, verdict in readers(plan).items():
         mark = "[green]yes[/]" if verdict.ok else "[red]no [/]"

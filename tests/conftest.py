@@ -14,6 +14,10 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+if not torch.cuda.is_available():
+    # Here, because it counts only before triton is imported, and torch.compile imports it in any test.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu`, with the reason, on a machine without a CUDA device."""
@@ -48,6 +52,16 @@ def reference_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from llmquant.kernels import native
 
     monkeypatch.setattr(native, "wanted", lambda: False)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the GPU kernels run in this test: on a GPU, or on the CPU in Triton's interpreter."""
+    pytest.importorskip("triton", reason="triton is not installed: pip install 'llmquant[gpu]'")
+    if torch.cuda.is_available():
+        return "cuda"
+    monkeypatch.setenv("LLMQUANT_GPU_KERNELS", "interpret")
+    return "cpu"
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ _PACKAGES = ("torch", "numpy", "llmquant", "onnxruntime", "llama-cpp-python")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def facts() -> dict[str, Any]:
-    """Processor, instruction set, cores, cache, pages, versions, commit, load and date."""
+def facts(packages: tuple[str, ...] = _PACKAGES) -> dict[str, Any]:
+    """Processor, instruction set, cores, cache, pages, versions of `packages`, commit, load and date."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -30,7 +30,7 @@ def facts() -> dict[str, Any]:
             "huge_pages": _HUGE_PAGES.read_text().strip() if _HUGE_PAGES.exists() else None,
             "load": load(),
         },
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": {"python": platform.python_version()} | _versions(packages),
     }
 
 
@@ -39,9 +39,9 @@ def load() -> list[float] | None:
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     found = {}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

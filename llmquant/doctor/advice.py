@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from llmquant.doctor.bandwidth import Bandwidth
-from llmquant.doctor.facts import Gpus, Kernels, Memory, Threads
+from llmquant.doctor.facts import Gpu, Gpus, Kernels, Memory, Threads
 from llmquant.eval.machine import BUSY, NOT_INSTALLED
+from llmquant.kernels.gpu import runtime, table
 from llmquant.kernels.native import ISA_VARIABLE, KERNELS_VARIABLE
 
 
@@ -95,11 +96,37 @@ def _memory(found: Memory) -> Iterator[Advice]:
 
 
 def _gpus(found: Gpus, versions: Mapping[str, str]) -> Iterator[Advice]:
-    if found.driver and not found.names:
+    if found.problem:
+        wrong = next((name for name in (runtime.VARIABLE, table.VARIABLE) if name in found.problem), None)
+        yield Advice("error", found.problem, f"correct or unset {wrong}" if wrong else "correct or delete that file")
+    elif found.driver and not found.devices:
         built = f"is built for CUDA {found.cuda}" if found.cuda else "is a CPU build"
         yield _warning(
             f"there is an NVIDIA driver, but torch {versions['torch']} {built} and sees no GPU",
             "install the torch build for your driver (pytorch.org, Get Started), and check nvidia-smi",
         )
-    if found.names and versions["triton"] == NOT_INSTALLED:
+    if found.override == "interpret":
+        yield _warning(
+            f"{runtime.VARIABLE}=interpret runs the GPU kernels on the CPU in Triton's interpreter, thousands of times "
+            "slower",
+            f"unset {runtime.VARIABLE}, unless you test the kernels",
+        )
+    elif found.override == "reference" and found.devices:
+        yield _warning(
+            f"{runtime.VARIABLE}=reference switches the GPU kernels off",
+            f"unset {runtime.VARIABLE}, unless you check results on purpose",
+        )
+    elif found.devices and versions["triton"] == NOT_INSTALLED:
         yield _warning("there is a GPU, but no triton for its kernels", "pip install 'llmquant[gpu]'")
+    elif not found.problem:
+        yield from _kernels_of_gpus(found.devices)
+
+
+def _kernels_of_gpus(devices: Iterable[Gpu]) -> Iterator[Advice]:
+    for off in dict.fromkeys(gpu.off for gpu in devices if gpu.off):
+        yield _warning(f"the torch reference runs instead of the GPU kernels: {off}", "use a newer GPU")
+    for arch in dict.fromkeys(gpu.arch for gpu in devices if not gpu.off and not gpu.table):
+        yield _warning(
+            f"nothing was measured for GPUs like yours ({arch}), so an estimate decides how the kernels cut their work",
+            "llmquant bench --tune",
+        )

@@ -11,6 +11,7 @@ import torch
 
 from llmquant.errors import LlmquantError
 from llmquant.kernels import native
+from llmquant.kernels.gpu import runtime, table
 from llmquant.kernels.native import ISA_VARIABLE, KERNELS_VARIABLE
 
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
@@ -77,13 +78,42 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gpus:
-    """GPUs that torch can use; `driver`: an NVIDIA driver is loaded; `cuda`: the CUDA version torch was built for."""
+class Gpu:
+    """A GPU that torch can use, and the Triton kernels on it.
 
-    names: tuple[str, ...]
-    bytes: tuple[int, ...]
+    Attributes:
+        name: of the product.
+        bytes: of its memory.
+        arch: what the kernels are compiled for, such as "sm90"; empty where a problem hides it.
+        off: why they do not run; None if they do.
+        table: where their measured configurations come from: "own" (`llmquant bench --tune`) or "shipped"; None if
+            there are none, and an estimate decides.
+    """
+
+    name: str
+    bytes: int
+    arch: str
+    off: str | None
+    table: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpus:
+    """All GPUs.
+
+    Attributes:
+        devices: those that torch can use.
+        driver: whether an NVIDIA driver is loaded.
+        cuda: the CUDA version torch was built for.
+        override: value of LLMQUANT_GPU_KERNELS.
+        problem: what makes every use of the kernels fail.
+    """
+
+    devices: tuple[Gpu, ...]
     driver: bool
     cuda: str | None
+    override: str | None
+    problem: str | None
 
 
 def kernels() -> Kernels:
@@ -135,14 +165,38 @@ def memory() -> Memory:
 
 
 def gpus() -> Gpus:
-    """Ask torch for GPUs."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    """Ask torch for GPUs; a mistake in the environment or in a table becomes `problem`."""
+    devices, problem = [], None
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(number)
+        try:
+            arch, off, source = _kernels_on(torch.device("cuda", number), properties.multi_processor_count)
+        except LlmquantError as error:
+            arch, off, source = "", str(error), None
+            problem = off
+        name, size = torch.cuda.get_device_name(number), properties.total_memory
+        devices.append(Gpu(name=name, bytes=size, arch=arch, off=off, table=source))
+    try:
+        runtime.interpreting()  # asked of every layer, with a GPU or without
+    except LlmquantError as error:
+        problem = str(error)
     return Gpus(
-        names=tuple(torch.cuda.get_device_name(number) for number in range(count)),
-        bytes=tuple(torch.cuda.get_device_properties(number).total_memory for number in range(count)),
-        driver=_NVIDIA.exists(),
-        cuda=torch.version.cuda,
-    )
+        devices=tuple(devices), driver=_NVIDIA.exists(), cuda=torch.version.cuda, problem=problem,
+        override=os.environ.get(runtime.VARIABLE) or None,
+    )  # fmt: skip
+
+
+def _kernels_on(device: torch.device, processors: int) -> tuple[str, str | None, str | None]:
+    """Fields of `Gpu`: arch, off, table."""
+    arch = runtime.arch(device)
+    return arch, runtime.why_off(device), _table(arch, processors)
+
+
+def _table(arch: str, processors: int) -> str | None:
+    for source, file in (("own", table.user_file(arch, processors)), ("shipped", table.shipped_file(arch))):
+        if file.is_file() and table.read(file).entries:
+            return source
+    return None
 
 
 def _text(path: Path) -> str | None:

@@ -11,8 +11,10 @@ from rich.table import Table
 from llmquant.doctor.diagnosis import FORMATS, SIZES, Diagnosis, Expected
 from llmquant.doctor.facts import ISA_VARIABLE, Gpus, Kernels, Memory, Threads
 from llmquant.eval.lines import bytes_text, number
+from llmquant.kernels.gpu.runtime import VARIABLE as GPU_VARIABLE
 
 _LABEL_WIDTH = 18
+_TABLES = {"own": "tuned on this machine", "shipped": "with the table that ships", None: "by estimate, no table"}
 
 
 def print_diagnosis(console: Console, found: Diagnosis) -> None:
@@ -42,6 +44,7 @@ def _facts(found: Diagnosis) -> Table:
         ("memory", _memory(found.memory)),
         ("memory bandwidth", _bandwidth(found.bandwidth.gbs, found.bandwidth.method)),
         ("GPU", _gpus(found.gpus)),
+        ("GPU kernels", _gpu_kernels(found.gpus)),
         ("software", ", ".join(f"{name} {version}" for name, version in found.versions.items())),
     )
     for label, text in rows:
@@ -85,8 +88,19 @@ def _bandwidth(gbs: dict[str, float], method: str) -> str:
 
 
 def _gpus(found: Gpus) -> str:
-    parts = (f"{escape(name)}, {bytes_text(size)}" for name, size in zip(found.names, found.bytes, strict=True))
-    return "; ".join(parts) or "none"
+    return "; ".join(f"{escape(gpu.name)}, {bytes_text(gpu.bytes)}" for gpu in found.devices) or "none"
+
+
+def _gpu_kernels(found: Gpus) -> str:
+    """What runs on the GPUs; those that are alike share a line."""
+    override = f"{GPU_VARIABLE}={escape(found.override)}" if found.override else f"{GPU_VARIABLE} is not set"
+    if found.problem:
+        return "[red]not usable, see below[/]"
+    lines = dict.fromkeys(
+        f"[yellow]off[/], {escape(gpu.off)}" if gpu.off else f"[bold]Triton[/] for {gpu.arch}, {_TABLES[gpu.table]}"
+        for gpu in found.devices
+    )
+    return f"{'; '.join(lines) or 'none'}  [dim]({override})[/]"
 
 
 def _speeds(rows: Iterable[Expected]) -> Table:

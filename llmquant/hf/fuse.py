@@ -14,7 +14,7 @@ from llmquant.hf.fuse_table import FAMILIES
 
 
 def fuse(model: nn.Module) -> int:
-    """Let decoder layers run fused whose linear layers are all prepared for the CPU kernels.
+    """Let decoder layers run fused whose linear layers are all prepared, each group for the same kernels.
 
     A fused layer runs its original forward whenever the fused one would not do the same: in training, for a gradient,
     with hooks or replaced parts, when attentions are asked for, on another device. A copy of the model is fused too.

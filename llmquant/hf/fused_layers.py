@@ -1,4 +1,4 @@
-"""The fused decoder layer: four calls of `llmquant::cpu_linear_fused` around transformers' own cache and attention.
+"""The fused decoder layer: four calls of the fused kernels around transformers' own cache and attention.
 
 Everything is looked up at each call, since models change under us: adapters replace layers, hooks come and go, and
 `.to()` turns prepared weights back into checkpoint tensors. Whatever is not as it was meant runs the original forward.
@@ -18,16 +18,16 @@ from torch.nn.modules import module as nn_module
 from llmquant.compat.decoder_layers import attend, is_recording
 from llmquant.hf import fuse_table as table
 from llmquant.hf.fuse_table import FAMILIES, DecoderParts
-from llmquant.kernels import cpu_linear
-from llmquant.layers.packed_linear import PackedLinear, is_plain
+from llmquant.layers.packed_linear import PackedLinear
+from llmquant.layers.prepared import Kernels
 
-_OP: Any = torch.ops.llmquant.cpu_linear_fused.default
 _FEW = 64  # tokens up to which what rope needs is kept for the other layers of the same pass
 
 
 class Linears(NamedTuple):
-    """Layers that share their input, as one op call takes them."""
+    """Layers that share their input, as one call of their kernels takes them."""
 
+    kernels: Kernels
     weights: list[Tensor]
     biases: list[Tensor]
     out_features: list[int]
@@ -147,24 +147,24 @@ def _norm(module: Any, family: DecoderParts) -> Norm | None:
 
 
 def _shared(parent: nn.Module, names: Sequence[str]) -> Linears | None:
-    weights, biases, out_features, exact, groups = [], [], [], set(), set()
+    weights, biases, out_features, shared = [], [], [], []
     for name in names:
         layer = parent._modules[name]
         if not _untouched(layer, PackedLinear.__name__):
             return None
         assert isinstance(layer, PackedLinear)
         weight, scheme = layer._buffers.get("weight_prepared"), layer.scheme
-        if weight is None or scheme.activations is not None:
+        if weight is None or layer.kernels is None or scheme.activations is not None:
             return None
         weights.append(weight)
         out_features.append(layer.out_features)
-        exact.add(layer.exact)
-        groups.add(scheme.group_size)
+        shared.append((layer.kernels, layer.exact, scheme.group_size))
         if (bias := layer._parameters["bias"]) is not None:
             biases.append(bias)
-    if len(exact) > 1 or len(groups) > 1 or len(biases) not in (0, len(names)):
+    if any(other != shared[0] for other in shared) or len(biases) not in (0, len(names)):
         return None
-    return Linears(weights, biases, out_features, exact.pop())
+    kernels, exact, _ = shared[0]
+    return Linears(kernels, weights, biases, out_features, exact)
 
 
 def _fits(x: Tensor, parts: Parts) -> bool:
@@ -180,9 +180,9 @@ def _fits(x: Tensor, parts: Parts) -> bool:
 def _linears(
     x: Tensor, linears: Linears, norm: Norm | None = None, residual: Tensor | None = None, silu: bool = False
 ) -> list[Tensor]:
+    kernels, weights, biases, out_features, exact = linears
     weight, eps = norm or (None, 0.0)
-    run = cpu_linear.linear_fused if is_plain(x) else _OP
-    return run(x, *linears, weight, eps, residual, silu)
+    return kernels.linear_fused(x, weights, biases, out_features, exact, weight, eps, residual, silu)
 
 
 def _project(x: Tensor, parts: Parts, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

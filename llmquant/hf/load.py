@@ -31,7 +31,7 @@ def load(
             In another dtype the dequantized weights are rounded differently.
         device_map: as in `from_pretrained`; "disk" works.
         packed: False turns the weights into dense ones after loading, for code that looks at `weight`.
-        accuracy: of the CPU kernels: "exact" or "fast"; `layers.accuracy.set_accuracy` changes it later.
+        accuracy: of the kernels: "exact" or "fast"; `layers.accuracy.set_accuracy` changes it later.
 
     Raises:
         CheckpointError: if the checkpoint is missing, unfinished, damaged, incomplete or unsafe.

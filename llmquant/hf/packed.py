@@ -44,7 +44,9 @@ class PackedQuantizer(CompressedTensorsQuantizer):
         return super()._process_model_after_weight_loading(model, **kwargs)
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        place_dense(model, dtype or model.dtype)
+        dtype = dtype or model.dtype
+        # save_pretrained leaves the name of the dtype in the config.
+        place_dense(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         return model
 
 

@@ -190,7 +190,7 @@ def stand_in() -> Tensor:
 
 
 def finish(model: nn.Module) -> None:
-    """What comes after loading: drop the stand-ins, and make the layers that lie on the CPU ready for its kernels.
+    """What comes after loading: drop the stand-ins, and make layers ready for the kernels of the device they lie on.
 
     No packed weight asks for a gradient: the loader makes every float one trainable.
     """
@@ -211,7 +211,9 @@ def finish(model: nn.Module) -> None:
 
 
 def prepare(model: nn.Module) -> None:
-    """Bring every packed linear layer that the CPU kernels can run into their layout, one at a time.
+    """Bring every packed linear layer that fast kernels can run into their layout, one at a time, where it lies.
+
+    The tensors it had are gone before the next one follows, so memory holds one copy of the model and one of a layer.
 
     A vocabulary that serves as embedding too is prepared once, for both.
     """

@@ -1,4 +1,8 @@
-"""Which kernels a model's packed layers run, and how accurately: "exact" or "fast", as kernels/cpu_linear.py says."""
+"""Which kernels a model's packed layers run, and how accurately: "exact" or "fast".
+
+"fast" quantizes activations to 8 bits. "exact" keeps 16 of them on the CPU (kernels/cpu_linear.py), and does not
+quantize them at all on a GPU (kernels/gpu/launch.py).
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,13 @@ ACCURACIES: tuple[Accuracy, ...] = ("exact", "fast")
 
 
 def set_accuracy(model: nn.Module, accuracy: Accuracy) -> None:
-    """Let all packed layers of a model compute in an accuracy; those that run on the reference are always exact.
+    """Let all packed layers of a model compute in an accuracy.
+
+    Those that run on the reference are always exact, and so are 8-bit weights on a GPU.
 
     Args:
         model: any model.
-        accuracy: "exact" (16-bit activations) or "fast" (8-bit).
+        accuracy: "exact" or "fast".
 
     Raises:
         ValueError: if the accuracy is another word.
@@ -37,7 +43,7 @@ def accuracy_of(model: nn.Module) -> Accuracy | None:
     layers = [layer for layer in _layers(model) if not layer.scheme.activations]
     if not layers:
         return None
-    return "exact" if all(layer.exact or layer.weight_prepared is None for layer in layers) else "fast"
+    return "exact" if all(map(_is_exact, layers)) else "fast"
 
 
 def kernels_used(model: nn.Module) -> dict[str, int]:
@@ -47,6 +53,10 @@ def kernels_used(model: nn.Module) -> dict[str, int]:
         model: any model; layers that are not packed do not count.
     """
     return dict(Counter(layer.kernel_name() for layer in _layers(model)))
+
+
+def _is_exact(layer: PackedLinear) -> bool:
+    return layer.kernels is None or layer.kernels.is_exact(layer.scheme.bits, layer.exact)
 
 
 def _layers(model: nn.Module) -> list[PackedLinear]:

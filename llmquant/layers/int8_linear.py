@@ -7,8 +7,8 @@ Its parameters are those of a compressed-tensors file in the format int-quantize
     input_scale   (1,) float, if all inputs have the same scale; else each row of inputs gets its own
     bias          (out_features,) float, if the layer has one
 
-What runs is the op `llmquant::linear_w8a8`, or `cpu_linear_w8a8` once the layer is prepared for the CPU kernels, in
-place of `weight` and `weight_scale`.
+What runs is the op `llmquant::linear_w8a8`, whose kernel for GPUs reads the tensors as they are; on the CPU a prepared
+weight takes the place of `weight` and `weight_scale`, and `cpu_linear_w8a8` runs.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from llmquant.kernels import cpu_linear, native
+from llmquant.kernels.gpu import w8a8_op  # noqa: F401 - registers what OP runs on a GPU
 from llmquant.kernels.linear_w8a8 import OP, kernel_name
-from llmquant.layers.packed_linear import PackedLinear, frozen, is_plain
+from llmquant.layers.packed_linear import PackedLinear, frozen
+from llmquant.layers.prepared import is_plain, on_gpu_kernels
 from llmquant.numerics.pack import pack, unpack
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
+
+_AS_STORED = "GPU kernels read the weight as it is stored"
 
 
 class Int8Linear(PackedLinear):
@@ -114,6 +118,17 @@ class Int8Linear(PackedLinear):
             return cpu_linear.linear_w8a8(x, prepared, self.bias, self.out_features, self.input_scale)
         return torch.ops.llmquant.cpu_linear_w8a8.default(x, prepared, self.bias, self.out_features, self.input_scale)
 
+    def prepare(self) -> bool:
+        """Bring the weight into the layout of the CPU kernels, if it is theirs to run.
+
+        Returns:
+            whether the layer is prepared now.
+        """
+        if self.weight_prepared is None and on_gpu_kernels(self.weight.device):
+            self.unprepared = _AS_STORED
+            return False
+        return super().prepare()
+
     def stored(self) -> tuple[Tensor, Tensor, None]:
         """The checkpoint's tensors: weight, scale, and no zero point. Made anew if the layer is prepared."""
         if self.weight_prepared is None:
@@ -129,5 +144,6 @@ class Int8Linear(PackedLinear):
 
     def kernel_name(self) -> str:
         """What runs this layer now, such as "linear_w8a8: avx512vnni"."""
-        name = kernel_name(self.weight_prepared is not None)
-        return f"{name} ({self.unprepared})" if self.unprepared else name
+        prepared = self.weight_prepared
+        name = kernel_name(prepared is not None, (self.weight if prepared is None else prepared).device)
+        return f"{name} ({self.unprepared})" if self.unprepared not in ("", _AS_STORED) else name

@@ -1,8 +1,8 @@
 """`PackedEmbedding`: a table of rows, such as a vocabulary, that stays packed integers.
 
 Its parameters are those of a `PackedLinear` with one output for each row, so one set of tensors can serve as embedding
-and as lm_head of a model that ties them. Once lm_head is prepared for the CPU kernels, it alone holds the weight, and
-the embedding reads there. A lookup dequantizes the rows it needs and no others.
+and as lm_head of a model that ties them. Once lm_head is prepared for fast kernels, it alone holds the weight, and the
+embedding reads there. A lookup dequantizes the rows it needs and no others.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class PackedEmbedding(PackedLinear):
         Returns:
             (*ids.shape, embedding_dim) in the dtype of the scales.
         """
-        bits, width, head = self.scheme.bits, self.embedding_dim, self.head
-        if head is not None and head.weight_prepared is not None:
-            rows = torch.ops.llmquant.cpu_embedding.default(ids, head.weight_prepared, width, self.rows_like.dtype)
+        head, width = self.head, self.embedding_dim
+        if head is not None and head.weight_prepared is not None and head.kernels is not None:
+            rows = head.kernels.rows(ids, head.weight_prepared, self.num_embeddings, width, self.rows_like.dtype)
         else:
             packed, scale, zero = self.stored()
-            rows = OP(ids, packed, scale, zero, bits, width, scale.dtype)
+            rows = OP(ids, packed, scale, zero, self.scheme.bits, width, scale.dtype)
         return rows if self.embed_scale is None else rows * torch.tensor(self.embed_scale).to(rows.dtype)
 
     def share_with(self, head: PackedLinear) -> None:
@@ -71,10 +71,13 @@ class PackedEmbedding(PackedLinear):
     def prepare(self) -> bool:
         """Prepare lm_head, if it shares the weight, and leave the weight to it; other rows are read as stored."""
         if self.head is None or not self.head.prepare():
+            # Its reason is ours too: once it is gone, after a move for instance, both try again.
+            self.unprepared = self.head.unprepared if self.head else ""
             return False
+        self.unprepared = ""
         if self._holds_weight():
             # Empty; its dtype follows that of the scales through casts.
-            self.register_buffer("rows_like", torch.empty(0, dtype=self.weight_scale.dtype), persistent=False)
+            self.register_buffer("rows_like", self.weight_scale.detach().new_empty(0), persistent=False)
             for name in STORED:
                 delattr(self, name)
         return True

@@ -11,31 +11,27 @@ state dict is a piece of a checkpoint and the other way round:
 
 What runs is the op `llmquant::linear_int<bits>`; its definition is in llmquant.kernels.linear_int.
 
-`prepare` brings the weight into the layout of the CPU kernels (llmquant.kernels.cpu_linear). The three tensors above
-then give way to one buffer, `weight_prepared`, and are made again, bit for bit, for whoever asks: state dicts, casts,
-moves to another device. So there is never a second copy of the weights.
+`prepare` brings the weight into the layout of the fast kernels of the device it lies on (prepared.py). The three
+tensors above then give way to one buffer, `weight_prepared`, and are made again, bit for bit, for whoever asks: state
+dicts, casts, moves to another device. So there is never a second copy of the weights.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from llmquant.kernels import cpu_linear, cpu_weight, linear_w8a8, native
+from llmquant.kernels import native
 from llmquant.kernels.dequantize import dequantize
 from llmquant.kernels.linear_int import OPS, kernel_name
+from llmquant.layers.prepared import Kernels, prepare, restored
 from llmquant.numerics.pack import pack, pack_zeros, packed_words, unpack, unpack_zeros
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
 
-# What `_restored` made of a prepared weight. Not kept on the tensor, where it would get in the way of pickle.
-_HELD: Any = WeakTensorKeyDictionary()
 STORED = ("weight_packed", "weight_scale", "weight_zero_point")
 
 
@@ -51,14 +47,16 @@ class PackedLinear(nn.Module):
         in_features: inputs.
         out_features: outputs.
         scheme: how the weight is stored.
-        exact: accuracy of a prepared layer: 16-bit activations (see cpu_linear), or 8-bit.
+        exact: accuracy of a prepared layer; accuracy.py says what it means.
         weight_prepared: (bytes,) the weight in kernel layout; None if it is not prepared.
+        kernels: what runs `weight_prepared`; None if it is not prepared.
         unprepared: why `prepare` did nothing, in words; empty if it did or was not called.
     """
 
     names: ClassVar[tuple[str, str, str]] = STORED
     exact: bool = True
     unprepared: str = ""
+    kernels: Kernels | None = None
     weight_prepared: Tensor | None
     weight_packed: nn.Parameter
     weight_scale: nn.Parameter
@@ -153,47 +151,43 @@ class PackedLinear(nn.Module):
         Returns:
             (..., out_features) in the dtype of `x`.
         """
-        weight, bias = self.weight_prepared, self.bias
+        weight, kernels, bias = self.weight_prepared, self.kernels, self.bias
         if bias is not None and bias.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
             bias = bias.to(x.dtype)
-        if weight is None or x.dtype not in native.FLOATS:
+        if weight is None or kernels is None or x.dtype not in native.FLOATS:
             return OPS[self.scheme.bits](x, *self.stored(), bias)
-        if is_plain(x, bias):
-            return cpu_linear.linear(x, weight, bias, self.out_features, self.exact)
-        return torch.ops.llmquant.cpu_linear.default(x, weight, bias, self.out_features, self.exact)
+        return kernels.linear(x, weight, bias, self.out_features, self.exact)
 
     def prepare(self) -> bool:
-        """Bring the weight into the layout of the CPU kernels, if they can run it; else `unprepared` says why.
+        """Bring the weight into the layout of its device's kernels, if they can run it; else `unprepared` says why.
 
         Returns:
             whether the layer is prepared now.
         """
         if self.weight_prepared is not None:
             return True
-        packed = self.packed()
-        self.unprepared = cpu_weight.why_not(*packed, self.scheme.bits, self.in_features) or ""
-        if not self.unprepared:
-            self.adopt(cpu_weight.prepare(*packed, self.scheme.bits, self.in_features))
-        return not self.unprepared
-
-    def adopt(self, prepared: Tensor) -> None:
-        """Use a prepared weight, perhaps one that another layer uses too, instead of the tensors held now."""
+        prepared = prepare(*self.packed(), self.scheme.bits, self.in_features)
+        if isinstance(prepared, str):
+            self.unprepared = prepared
+            return False
+        self.unprepared = ""
         for name in self.names:
             if name in self._parameters:
                 delattr(self, name)
-        self.weight_prepared = prepared
+        self.weight_prepared, self.kernels = prepared
+        return True
 
     def unprepare(self) -> None:
         """Go back to the checkpoint's tensors."""
-        stored, self.weight_prepared = self.stored(), None
+        stored, self.weight_prepared, self.kernels = self.stored(), None, None
         for name, tensor in zip(self.names, stored, strict=True):
             self.register_parameter(name, None if tensor is None else frozen(tensor))
 
     def stored(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """The checkpoint's tensors: packed, scale, zero point. Made anew if the layer is prepared."""
-        if self.weight_prepared is None:
+        if self.weight_prepared is None or self.kernels is None:
             return self.weight_packed, self.weight_scale, self.weight_zero_point
-        return _restored(self.weight_prepared)
+        return restored(self.weight_prepared, self.kernels, self.out_features)
 
     def packed(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """The weight as the integer ops take it, whatever the checkpoint's tensors are: packed, scale, zero point."""
@@ -238,7 +232,7 @@ class PackedLinear(nn.Module):
             stored = zip(self.names, self.stored(), strict=True)
             tensors = {name: None if tensor is None else frozen(tensor) for name, tensor in stored}
             state["_parameters"] = state["_parameters"] | tensors
-            state["was_prepared"] = True
+            state["kernels"], state["was_prepared"] = None, True
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -265,8 +259,8 @@ class PackedLinear(nn.Module):
 
     def kernel_name(self) -> str:
         """What runs this layer now, such as "linear_int4: avx512vnni, exact"."""
-        if self.weight_prepared is not None:
-            return cpu_linear.kernel_name(self.scheme.bits, self.exact)
+        if self.weight_prepared is not None and self.kernels is not None:
+            return self.kernels.name(self.weight_prepared, self.scheme.bits, self.exact)
         reference = kernel_name(self.scheme.bits, self.weight_packed.device)
         return f"{reference} ({self.unprepared})" if self.unprepared else reference
 
@@ -278,33 +272,3 @@ class PackedLinear(nn.Module):
 
 def frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
-
-
-def kernel_on_cpu(scheme: Scheme) -> str:
-    """What would run layers of a scheme on this machine's CPU, such as "linear_int4: avx2, exact"."""
-    if scheme.activations:
-        return linear_w8a8.kernel_name(native.wanted())
-    if scheme.group_size is not None and scheme.group_size % cpu_weight.BLOCKS[-1]:
-        return f"{kernel_name(scheme.bits, 'cpu')} (groups of {scheme.group_size}, not a multiple of 32)"
-    return cpu_linear.kernel_name(scheme.bits, exact=True) if native.wanted() else kernel_name(scheme.bits, "cpu")
-
-
-def _restored(prepared: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The checkpoint's tensors; the same ones as long as somebody holds them, so that tied layers stay tied."""
-    alive = tuple(reference() for reference in _HELD.get(prepared, ()))
-    if not alive or any(tensor is None for tensor in alive):
-        alive = tuple(tensor for tensor in cpu_weight.restore(prepared) if tensor is not None)
-        _HELD[prepared] = tuple(map(weakref.ref, alive))
-    packed, scale, *zero = alive
-    return packed, scale, zero[0] if zero else None  # pyright: ignore[reportReturnType]
-
-
-def is_plain(x: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether nobody watches: no gradient, no tracing, no subclass. Then the dispatcher's 10 us can be saved."""
-    if torch.compiler.is_compiling() or type(x) is not Tensor or torch._C._len_torch_dispatch_stack():
-        return False
-    if torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active():
-        return False
-    if not torch.is_grad_enabled():
-        return forward_ad._current_level < 0
-    return not (x.requires_grad or (bias is not None and bias.requires_grad)) and forward_ad._current_level < 0

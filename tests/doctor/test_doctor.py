@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +19,12 @@ from llmquant.doctor import bandwidth, diagnosis, facts
 from llmquant.doctor.advice import Advice, advise
 from llmquant.doctor.bandwidth import Bandwidth
 from llmquant.doctor.diagnosis import Diagnosis, diagnose, expected
-from llmquant.doctor.facts import Gpus, Kernels, Memory, Threads
+from llmquant.doctor.facts import Gpu, Gpus, Kernels, Memory, Threads
 from llmquant.doctor.view import print_diagnosis
+from llmquant.eval.machine import NOT_INSTALLED
 from llmquant.kernels import native
+from llmquant.kernels.gpu import runtime, table
+from llmquant.kernels.gpu.config import Config
 
 KERNELS = Kernels(
     library="libllmquant_cpu.so", interface=1, in_use="avx512", available=("scalar", "avx2", "avx512"),
@@ -27,15 +32,22 @@ KERNELS = Kernels(
 )  # fmt: skip
 THREADS = Threads(torch=4, logical=8, physical=4, quota=None)
 MEMORY = Memory(total=16 << 30, available=10 << 30, huge_pages="madvise")
-NO_GPU = Gpus(names=(), bytes=(), driver=False, cuda=None)
+NO_GPU = Gpus(devices=(), driver=False, cuda=None, override=None, problem=None)
+GPU = Gpu(name="H100", bytes=80 << 30, arch="sm90", off=None, table="shipped")
+
+
+def one_gpu(override: str | None = None, **changes: Any) -> Gpus:
+    return replace(NO_GPU, devices=(replace(GPU, **changes),), driver=True, cuda="12.8", override=override)
+
+
 QUIET = Bandwidth({"1": 10.0, "4": 30.0}, "C++ kernels", 0.0)
-VERSIONS = {"torch": "2.13.0", "triton": "not installed"}
+VERSIONS = {"torch": "2.13.0", "triton": "3.9.0"}
 
 
-def _advice(*changed: object) -> tuple[Advice, ...]:
+def _advice(*changed: object, versions: dict[str, str] = VERSIONS) -> tuple[Advice, ...]:
     """What is said of a sound machine with some parts replaced."""
     parts: dict[type, Any] = {type(part): part for part in (KERNELS, THREADS, MEMORY, NO_GPU, QUIET, *changed)}
-    return advise(parts[Kernels], parts[Threads], parts[Memory], parts[Gpus], parts[Bandwidth], VERSIONS)
+    return advise(parts[Kernels], parts[Threads], parts[Memory], parts[Gpus], parts[Bandwidth], versions)
 
 
 def test_a_sound_machine_needs_no_advice() -> None:
@@ -55,7 +67,10 @@ def test_a_sound_machine_needs_no_advice() -> None:
         (replace(MEMORY, huge_pages="never"), "huge pages", "echo madvise"),
         (replace(QUIET, others=0.4), "40% of the processors", "when the machine is quiet"),
         (replace(NO_GPU, driver=True), "torch 2.13.0 is a CPU build", "nvidia-smi"),
-        (replace(NO_GPU, names=("H100",), bytes=(80 << 30,), cuda="12.8"), "no triton", "llmquant[gpu]"),
+        (one_gpu(table=None), "nothing was measured for GPUs like yours (sm90)", "llmquant bench --tune"),
+        (one_gpu(off="the kernels need compute capability 8.0; P100 has less"), "P100 has less", "newer GPU"),
+        (one_gpu("reference", off="reference"), "switches the GPU kernels off", "unset LLMQUANT_GPU_KERNELS"),
+        (replace(NO_GPU, override="interpret"), "in Triton's interpreter", "unset LLMQUANT_GPU_KERNELS"),
     ],
 )
 def test_each_shortcoming_is_named_with_its_remedy(part: object, problem: str, remedy: str) -> None:
@@ -63,6 +78,27 @@ def test_each_shortcoming_is_named_with_its_remedy(part: object, problem: str, r
     assert found.level == "warning"
     assert problem in found.problem
     assert remedy in found.remedy
+
+
+def test_a_gpu_needs_triton_and_nothing_else() -> None:
+    assert _advice(one_gpu()) == ()
+    (found,) = _advice(
+        one_gpu(off="triton is not installed", table=None), versions={**VERSIONS, "triton": NOT_INSTALLED}
+    )
+    assert ("no triton" in found.problem, found.remedy) == (True, "pip install 'llmquant[gpu]'")
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("LLMQUANT_GPU_KERNELS is 'fast'", "correct or unset LLMQUANT_GPU_KERNELS"),
+        ("LLMQUANT_GPU_TABLE is t.json, where there is no file", "correct or unset LLMQUANT_GPU_TABLE"),
+        ("sm90.json: version is missing", "correct or delete that file"),
+    ],
+)
+def test_what_makes_the_gpu_kernels_fail_is_an_error(said: str, remedy: str) -> None:
+    (found,) = _advice(replace(one_gpu(off=said, table=None), problem=said))
+    assert found == Advice("error", said, remedy)
 
 
 @pytest.mark.parametrize(("isa", "remedy"), [("avx9", "unset LLMQUANT_CPU_ISA"), (None, "--force-reinstall")])
@@ -168,13 +204,61 @@ def test_command_prints_text_or_json(monkeypatch: pytest.MonkeyPatch, tmp_path, 
     assert "absent" in capsys.readouterr().err
 
 
-def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Two Hopper GPUs, as torch describes them, and a home without tables."""
+    for name in (runtime.VARIABLE, table.VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    properties = SimpleNamespace(total_memory=80_000_000_000, multi_processor_count=132, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"GPU [{number}]")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80_000_000_000))
-    found = facts.gpus()
-    assert (found.names, found.bytes) == (("GPU [0]", "GPU [1]"), (80_000_000_000,) * 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number=0: f"GPU [{number}]")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(runtime, "find_spec", lambda _: True)
+    runtime._arch.cache_clear()
+    yield
+    runtime._arch.cache_clear()
+
+
+def _shown(found: Gpus) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
     print_diagnosis(console, _diagnosis(gpus=found))
-    assert "GPU [0], 80 GB; GPU [1], 80 GB" in console.export_text()
+    return console.export_text()
+
+
+def test_gpus_are_listed_with_their_kernels(two_gpus: None, tmp_path: Path) -> None:
+    entry = table.Entry("w4a16", (1, 1), (4096, 4096), (4096, 4096), 128, Config(16, 64))
+    table.write(table.user_file("sm90", 132), table.Table("sm90", 132, "GPU [0]", entries=(entry,)))
+    found = facts.gpus()
+    assert found.devices == tuple(
+        Gpu(name=f"GPU [{number}]", bytes=80_000_000_000, arch="sm90", off=None, table="own") for number in range(2)
+    )
+    assert found.problem is None
+    assert "GPU [0], 80 GB; GPU [1], 80 GB" in _shown(found)
+    assert "Triton for sm90, tuned on this machine  (LLMQUANT_GPU_KERNELS is not set)" in _shown(found)
+    assert "by estimate, no table" in _shown(one_gpu(table=None))
+    assert "off, triton [is] missing" in _shown(one_gpu(off="triton [is] missing"))
+
+
+@pytest.mark.parametrize("wrong", ["variable", "table"])
+def test_mistakes_around_gpu_kernels_are_problems(two_gpus: None, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if wrong == "variable":
+        monkeypatch.setenv(runtime.VARIABLE, "quick")
+    else:
+        mine = table.user_file("sm90", 132)
+        mine.parent.mkdir(parents=True)
+        mine.write_text("{", encoding="utf-8")
+    found = facts.gpus()
+    assert found.problem is not None
+    assert ("quick" if wrong == "variable" else "is no JSON") in found.problem
+    assert [gpu.name for gpu in found.devices] == ["GPU [0]", "GPU [1]"]
+    assert "not usable, see below" in _shown(found)
+
+
+def test_reference_on_gpus(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(runtime.VARIABLE, "reference")
+    found = facts.gpus()
+    assert {gpu.off for gpu in found.devices} == {"LLMQUANT_GPU_KERNELS=reference"}
+    assert found.override == "reference"

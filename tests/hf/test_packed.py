@@ -114,6 +114,7 @@ def test_stored_dequantize_is_advice_to_others(dense_folder: Folder, tmp_path: P
     assert packed_names(model) == set(schemes)
     model.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]["dequantize"] is True
+    assert model.dequantize().model.layers[0].mlp.down_proj.weight.dtype == torch.bfloat16  # not the name of the dtype
 
 
 def test_generate_compile_and_gradients(dense_folder: Folder, tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""From activations to launches of the kernels in quantize.py: buffers that the product in linear_a8.py reads."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmquant.kernels.gpu import runtime
+from llmquant.kernels.gpu.config import Config
+from llmquant.kernels.gpu.launch import options
+from llmquant.kernels.gpu.weight import TILE_K, Format
+
+_LONGEST = 32768  # inputs of a row that a program quantizes at once: 32 for each of 1024 threads
+
+
+def quantized_blocks(x: Tensor, has: Format, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize x for W4A8.
+
+    Args:
+        x: (m, in_features) bfloat16, float16 or float32; inputs are contiguous.
+        has: format of the weights: a block is its unit, or 128 inputs, whichever is smaller.
+        config: of the product.
+
+    Returns:
+        codes (rows, inputs) int8, steps (blocks, rows) float32, and sums (blocks, rows) int32, anything if the weights
+        have no zeros; as quantize.quantize_blocks writes them. Rows are m, up to a multiple of block_m, inputs up to
+        one of 128.
+    """
+    from llmquant.kernels.gpu.quantize import quantize_blocks
+
+    m, tiles = x.shape[0], has.tiles_k
+    padded = -(-m // config.block_m) * config.block_m
+    constants = constants_blocks(has, m >= 8, config.pdl, target())
+    blocks = tiles * TILE_K // constants["BLOCK"]
+    codes = x.new_empty((padded, tiles * TILE_K), dtype=torch.int8)
+    steps = x.new_empty((blocks, padded), dtype=torch.float32)
+    sums = x.new_empty((blocks, padded), dtype=torch.int32) if has.asymmetric else codes
+    grid = (-(-padded // constants["ROWS"]), -(-tiles // constants["TILES"]))
+    quantize_blocks[grid](x, codes, steps, sums, m, padded, has.in_features, x.stride(0), tiles, **constants)
+    return codes, steps, sums
+
+
+@lru_cache(maxsize=1024)
+def constants_blocks(has: Format, many: bool, pdl: bool, where: tuple[bool, bool]) -> dict[str, Any]:
+    """The compile-time arguments and options of quantize_blocks.
+
+    Args:
+        has: format of the weights.
+        many: whether there are many rows, and not a few.
+        pdl: as in Config.
+        where: `target()`.
+    """
+    # Several rows at a time, so that their steps, which are neighbours, are written together.
+    rows, tiles = (8, 2) if many else (1, 8)
+    return {
+        "BLOCK": has.unit if 0 < has.unit < TILE_K else TILE_K,
+        "SUMS": has.asymmetric,
+        "ROWS": rows,
+        "TILES": tiles,
+        "PDL": pdl,
+        **exact_options(Config(0, 0, warps=4, stages=1, pdl=pdl), where),
+    }
+
+
+def quantized_rows(x: Tensor, input_scale: Tensor | None, config: Config) -> tuple[Tensor, Tensor]:
+    """Quantize x for W8A8.
+
+    Args:
+        x: (m, in_features) bfloat16, float16 or float32; inputs are contiguous.
+        input_scale: (1,) of all rows; None if each has its own.
+        config: of the product.
+
+    Returns:
+        codes (rows, inputs) int8 and steps (rows,) float32, as quantize.quantize_rows writes them. Rows are m, up to a
+        multiple of block_m, inputs up to one of 128.
+    """
+    from llmquant.kernels.gpu.quantize import quantize_rows
+
+    m, in_features = x.shape
+    padded, width = -(-m // config.block_m) * config.block_m, -(-in_features // TILE_K) * TILE_K
+    codes, steps = x.new_empty((padded, width), dtype=torch.int8), x.new_empty(padded, dtype=torch.float32)
+    given = x if input_scale is None else input_scale
+    constants = constants_rows(in_features, x.dtype, input_scale is not None, config.pdl, target())
+    quantize_rows[(m,)](x, given, codes, steps, in_features, x.stride(0), width, **constants)
+    return codes, steps
+
+
+@lru_cache(maxsize=1024)
+def constants_rows(
+    in_features: int, dtype: torch.dtype, static: bool, pdl: bool, where: tuple[bool, bool]
+) -> dict[str, Any]:
+    """The compile-time arguments and options of quantize_rows.
+
+    Args:
+        in_features: inputs.
+        dtype: of x.
+        static: whether the scale is given.
+        pdl: as in Config.
+        where: `target()`.
+    """
+    block = min(1 << max(in_features - 1, TILE_K - 1).bit_length(), _LONGEST)
+    warps = min(max(block // 512, 1), 16 if where[1] else 32)  # at most 1024 threads
+    return {
+        "STATIC": static,
+        "EPS": torch.finfo(dtype).eps,
+        "BLOCK": block,
+        "WHOLE": in_features <= block,
+        "PDL": pdl,
+        **exact_options(Config(0, 0, warps=warps, stages=1, pdl=pdl), where),
+    }
+
+
+def target() -> tuple[bool, bool]:
+    """What decides how kernels are compiled, beside their arguments: whether by the interpreter, whether for AMD."""
+    return runtime.interpreting(), torch.version.hip is not None
+
+
+def exact_options(config: Config, where: tuple[bool, bool]) -> dict[str, Any]:
+    """How Triton shall compile what has the bits of a definition: a fused multiply-add would round once less.
+
+    Args:
+        config: of the launch.
+        where: `target()`.
+    """
+    return options(config) if where[0] else {**options(config), "enable_fp_fusion": False}

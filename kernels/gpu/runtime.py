@@ -1,0 +1,68 @@
+"""Whether the Triton kernels can run, and where. `LLMQUANT_GPU_KERNELS` says `reference` to turn them off.
+
+With `LLMQUANT_GPU_KERNELS=interpret` they run on the CPU, program by program, in Triton's interpreter: slow, and exact
+enough to test everything but speed. Set it before triton is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+from llmquant.errors import LlmquantError
+
+VARIABLE = "LLMQUANT_GPU_KERNELS"
+_OLDEST = (8, 0)  # bf16 tensor cores and cp.async
+
+
+def interpreting() -> bool:
+    """Whether the kernels run in the interpreter, on the CPU.
+
+    Raises:
+        LlmquantError: if the variable has another value than the known ones.
+    """
+    value = os.environ.get(VARIABLE) or None
+    if value not in (None, "reference", "interpret"):
+        raise LlmquantError(f"{VARIABLE} is {value!r}; it can be 'reference', 'interpret', or not set")
+    return value == "interpret"
+
+
+def why_off(device: torch.device | str) -> str | None:
+    """Why the kernels cannot run on a device, in words for a report; None if they can.
+
+    Args:
+        device: where the weights lie.
+
+    Raises:
+        LlmquantError: as `interpreting`.
+    """
+    device = torch.device(device)
+    if interpreting():
+        return None if device.type == "cpu" else f"the interpreter runs on the CPU, not on {device.type}"
+    if device.type != "cuda":
+        return f"the weight is on {device.type}"
+    if os.environ.get(VARIABLE) == "reference":
+        return f"{VARIABLE}=reference"
+    if find_spec("triton") is None:
+        return "triton is not installed: pip install 'llmquant[gpu]'"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < _OLDEST:
+        return f"the kernels need compute capability 8.0; {torch.cuda.get_device_name(device)} has less"
+    return None
+
+
+def arch(device: torch.device | str) -> str:
+    """The architecture the kernels are compiled for, such as "sm90" or "gfx942"; "interpreter" if it is none."""
+    if interpreting():
+        return "interpreter"
+    return _arch(torch.device(device).index or 0) if torch.device(device).index is not None else _arch(None)
+
+
+@cache
+def _arch(index: int | None) -> str:
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index)
+    if torch.version.hip is not None:
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm{properties.major}{properties.minor}"

@@ -1,0 +1,135 @@
+"""`llmquant bench --tune`: the GPU kernels' configurations, measured for the weights that a model has or would have.
+
+Only shapes matter, so no weight is read: a quantized model's are in its config, those of a 16-bit model in the plan.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timezone
+from math import gcd
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from llmquant.bench import DEFAULT_SCHEMES, recipe_for
+from llmquant.engine.prepare import plan_only
+from llmquant.errors import LlmquantError, RecipeError
+from llmquant.eval.machine import versions
+from llmquant.formats.compressed_tensors import schemes_of
+from llmquant.kernels.gpu import runtime, tune
+from llmquant.kernels.gpu.weight import DTYPES as SCALE_DTYPES
+from llmquant.kernels.gpu.weight import TILE_K, Format
+from llmquant.models.checkpoint import Checkpoint
+from llmquant.models.skeleton import build_skeleton, load_config, take_inventory
+from llmquant.spec import KEEP, Scheme
+
+if TYPE_CHECKING:
+    from llmquant.layers.accuracy import Accuracy
+    from llmquant.recipe.inventory import ModuleInfo
+
+Stage = Callable[[str, int, int], None]
+
+
+def tune_model(
+    model: str | Path,
+    *,
+    schemes: Sequence[str] | None = None,
+    accuracies: Sequence[Accuracy] = ("exact", "fast"),
+    rows: Sequence[int] = tune.ROWS,
+    progress: Stage | None = None,
+) -> tune.TuneReport:
+    """Measure what runs a model's quantized layers fastest on the current GPU, and write it into the user's table.
+
+    Args:
+        model: as of `bench_model`.
+        schemes: for a 16- or 32-bit model: schemes, presets or recipe files.
+        accuracies: of weights of 4 bits and less; those of 8 bits have one.
+        rows: numbers of rows to measure.
+        progress: called with ("tune", done, in all).
+
+    Raises:
+        LlmquantError: if there is no GPU that can run the kernels, or the table cannot be written; and as `cases_of`.
+    """
+    device = _gpu()
+    cases = cases_of(model, schemes, accuracies)
+    from llmquant.kernels.gpu.launch import processors
+    from llmquant.kernels.gpu.tune_gpu import OnGpu
+
+    arch, count, name = runtime.arch(device), processors(device), torch.cuda.get_device_name(device)
+    step = None if progress is None else (lambda done, planned: progress("tune", done, planned))
+    found = tune.tune(cases, arch, count, OnGpu(device), rows, step)
+    run = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "model": Path(model).name}
+    run |= versions(("llmquant", "torch", "triton")) | {"cuda": torch.version.cuda or torch.version.hip or ""}
+    return tune.TuneReport(name, tune.save(found, arch, count, name, run), tuple(found))
+
+
+def _gpu() -> torch.device:
+    if not torch.cuda.is_available():
+        raise LlmquantError("--tune measures on a GPU, and torch finds none on this machine; llmquant doctor says more")
+    device = torch.device("cuda", torch.cuda.current_device())
+    if reason := runtime.why_off(device):
+        raise LlmquantError(f"--tune measures the GPU kernels, which cannot run here: {reason}")
+    return device
+
+
+def cases_of(
+    model: str | Path, schemes: Sequence[str] | None = None, accuracies: Sequence[Accuracy] = ("exact", "fast")
+) -> list[tune.Case]:
+    """The weights to tune for: of each linear layer, and of layers that share their input, as they may run together.
+
+    Raises:
+        RecipeError: if `schemes` are given for a quantized model, or are none.
+        LlmquantError: if no layer is of a kind that the kernels run; as `plan_only` for a model that cannot be planned.
+    """
+    folder = Checkpoint.open(model, allow_quantized=True).folder
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    cases: list[tune.Case] = []
+    if stored is None:
+        for word in schemes or DEFAULT_SCHEMES:
+            plan = plan_only(folder, recipe_for(word))
+            cases += _cases([(row.module, row.scheme) for row in plan.rows], plan.inventory.dtype, accuracies)
+    elif schemes:
+        raise RecipeError(f"{model} is quantized already, so --schemes has no use; give the 16-bit model, or drop it")
+    else:
+        table, inventory = schemes_of(stored), take_inventory(build_skeleton(load_config(folder)))
+        found = [(module, table.scheme_for(module.name) or KEEP) for module in inventory.modules]
+        cases += _cases(found, inventory.dtype, accuracies)
+    if not cases:
+        raise LlmquantError(f"{model} has no linear layer that the GPU kernels would run quantized")
+    return cases
+
+
+def _cases(
+    found: Iterable[tuple[ModuleInfo, Scheme]], dtype: torch.dtype, accuracies: Sequence[Accuracy]
+) -> Iterator[tune.Case]:
+    together: Counter[tuple[str, Scheme, int]] = Counter()
+    for module, scheme in found:
+        if module.kind not in ("linear", "conv1d") or scheme.is_keep:
+            continue
+        n, k = module.shape
+        yield from _cases_of_weight(scheme, n, k, dtype, accuracies)
+        if module.fused and not scheme.activations:  # W8A8 layers run alone
+            together[module.fused, scheme, k] += n
+    for (_, scheme, k), n in together.items():
+        yield from _cases_of_weight(scheme, n, k, dtype, accuracies)
+
+
+def _cases_of_weight(
+    scheme: Scheme, n: int, k: int, dtype: torch.dtype, accuracies: Sequence[Accuracy]
+) -> Iterator[tune.Case]:
+    _, groups = scheme.scale_shape(n, k)
+    if dtype not in SCALE_DTYPES or (groups > 1 and gcd(k // groups, TILE_K) < 32):
+        return  # runs on the reference
+    per_tensor = scheme.granularity == "tensor"
+    form = Format(scheme.bits, k, groups, SCALE_DTYPES.index(dtype), per_tensor, not scheme.symmetric)
+    if scheme.activations:
+        kinds = ["w8a8"]
+    elif scheme.bits == 8:
+        kinds = ["w8a16"]
+    else:
+        kinds = [{"exact": "w4a16", "fast": "w4a8"}[accuracy] for accuracy in accuracies]
+    yield from (tune.Case(kind, form, n) for kind in kinds)

@@ -1,0 +1,25 @@
+"""What `llmquant plan` shows beyond the plan itself: the kernels of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmquant.cli import main
+from tests.engine.conftest import tiny_llama
+
+
+@pytest.mark.parametrize("with_gpu", [False, True])
+def test_kernels_of_the_devices_that_are_there(
+    with_gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLMQUANT_GPU_KERNELS", "reference")  # what can be said of a GPU without asking it
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: with_gpu)
+    tiny_llama().config.save_pretrained(tmp_path)
+    assert main(["plan", str(tmp_path / "config.json"), "-r", "int4-g32"]) == 0
+    shown = capsys.readouterr().out
+    assert "kernels on this machine's CPU\n  int4-g32  linear_int4: " in shown
+    on_gpu = "kernels on this machine's GPU\n  int4-g32  linear_int4: reference, torch unpack (LLMQUANT_GPU_KERNELS"
+    assert (on_gpu in shown) == with_gpu
