@@ -60,7 +60,7 @@ def constants_blocks(has: Format, many: bool, pdl: bool, where: tuple[bool, bool
         "SUMS": has.asymmetric,
         "ROWS": rows,
         "TILES": tiles,
-        "PDL": pdl,
+        "PDL": pdl and torch.version.hip is None,
         **exact_options(Config(0, 0, warps=4, stages=1, pdl=pdl), where),
     }
 
@@ -108,7 +108,7 @@ def constants_rows(
         "EPS": torch.finfo(dtype).eps,
         "BLOCK": block,
         "WHOLE": in_features <= block,
-        "PDL": pdl,
+        "PDL": pdl and torch.version.hip is None,
         **exact_options(Config(0, 0, warps=warps, stages=1, pdl=pdl), where),
     }
 

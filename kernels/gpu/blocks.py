@@ -50,7 +50,7 @@ def part_of(
 @triton.jit
 def locate(
     weight, second, block_n, n, tiles_k,
-    BITS: tl.constexpr, UNITS: tl.constexpr, SCALE: tl.constexpr, BLOCK_N: tl.constexpr, SILU: tl.constexpr,
+    BITS: tl.constexpr, UNIT: tl.constexpr, SCALE: tl.constexpr, BLOCK_N: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """Pointers into a prepared weight (weight.py).
 
@@ -61,7 +61,7 @@ def locate(
         n: outputs of the weight.
         tiles_k: inputs / 128, rounded up.
         BITS: of a code in a word, 4 or 8.
-        UNITS: rows of scales.
+        UNIT: inputs per scale; 0 for all.
         SCALE: dtype of the scales.
         BLOCK_N: outputs of a block, both halves together.
         SILU: whether the block is half of one weight and half of another.
@@ -87,7 +87,8 @@ def locate(
     tile: tl.constexpr = 1024 * BITS  # bytes of 64 outputs by 128 inputs
     bytes_of_row += (row // 64).to(tl.int64) * (tiles_k * tile) + row % 64 * (tile // 64)
     bytes_of_pair += padded.to(tl.int64) * tiles_k * (tile // 64)
-    scale_bytes = tl.cdiv(padded * UNITS * (SCALE.primitive_bitwidth // 8), 256) * 256
+    units = 1 if UNIT == 0 else tl.cdiv(tiles_k * 128, UNIT)
+    scale_bytes = tl.cdiv(padded * units * (SCALE.primitive_bitwidth // 8), 256) * 256
     PAIR: tl.constexpr = tl.int64 if SCALE == tl.float32 else tl.int32
     scales = bytes_of_pair.to(tl.pointer_type(PAIR)) + pair
     zeros = (bytes_of_pair + scale_bytes).to(tl.pointer_type(tl.int16)) + pair

@@ -18,7 +18,6 @@ def dequantize_tile(
     count,
     BITS: tl.constexpr,
     UNIT: tl.constexpr,
-    UNITS: tl.constexpr,
     ASYMMETRIC: tl.constexpr,
     SCALE: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -35,7 +34,6 @@ def dequantize_tile(
         count: rows of `out`.
         BITS: of a code in a word, 4 or 8.
         UNIT: inputs per scale; 0 for all.
-        UNITS: rows of scales.
         ASYMMETRIC: whether there are zeros.
         SCALE: dtype of the scales.
         DTYPE: of the result.
@@ -51,7 +49,8 @@ def dequantize_tile(
     at = weight.to(tl.pointer_type(tl.int32)) + tile * (64 * words_per_row)
     words = tl.load(at + lanes[:, None] * words_per_row + tl.arange(0, words_per_row)[None, :])
     code_bytes = padded.to(tl.int64) * tiles_k * (16 * BITS)
-    scale_bytes = tl.cdiv(padded * UNITS * (SCALE.primitive_bitwidth // 8), 256) * 256
+    units = 1 if UNIT == 0 else tl.cdiv(tiles_k * 128, UNIT)
+    scale_bytes = tl.cdiv(padded * units * (SCALE.primitive_bitwidth // 8), 256) * 256
     inputs = tile_k * 128 + tl.arange(0, 128)
     size: tl.constexpr = 128 if UNIT == 0 or UNIT >= 128 else UNIT
     per_tile: tl.constexpr = 128 // size

@@ -47,6 +47,11 @@ def choose(arch: str, kind: str, m: int, n: int, k: int, unit: int, *, processor
     return found
 
 
+def give_up(arch: str, kind: str, m: int, n: int, k: int, unit: int, *, processors: int, instead: Config) -> None:
+    """Choose something else from now on, because what was chosen does not compile or fit; arguments as of `choose`."""
+    _chosen[arch, kind, (m - 1).bit_length(), n, k, unit, processors] = instead
+
+
 def bucket(m: int) -> int:
     """Rows rounded up to a power of two: what tables and estimates see."""
     return 1 << (m - 1).bit_length()

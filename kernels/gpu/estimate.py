@@ -47,6 +47,8 @@ class Card:
         asynchronous: whether products run beside the program (wgmma, tcgen05), so that x needs one more buffer.
         registers: of a thread, by the estimate of `residents`; more would spill.
         stages: depths of the software pipeline worth a try, the best guess first.
+        splits: whether split-K may be used; not on AMD as long as nobody has seen its compiler order the sums of a
+            program before its count.
     """
 
     shared: int
@@ -57,6 +59,7 @@ class Card:
     asynchronous: bool = False
     registers: int = 205
     stages: tuple[int, ...] = (4, 3, 5, 6)
+    splits: bool = True
 
 
 _CARDS = {
@@ -66,7 +69,7 @@ _CARDS = {
     "sm90": Card(228 << 10, 32, 42, 5900, 175, asynchronous=True, registers=220),  # H200
     "sm100": Card(228 << 10, 48, 60, 12000, 165, asynchronous=True),  # B200
     "sm120": Card(100 << 10, 10, 36, 1000, 120),  # RTX 5090
-    "gfx942": Card(64 << 10, 14, 39, 2500, 350, stages=(2,)),  # MI300X
+    "gfx942": Card(64 << 10, 14, 39, 2500, 350, stages=(2,), splits=False),  # MI300X
 }
 _RELATED = (("sm10", "sm100"), ("sm12", "sm120"), ("gfx", "gfx942"))
 # Of the library's rate for dense products, what a kernel that converts its weights reaches with many rows: Marlin
@@ -167,6 +170,7 @@ def _configs(product: Product) -> Iterator[tuple[Config, int]]:
     rows = [block for block in (128, 64, 256, 32, 16) if block < 2 * max(product.m, 9)]
     outputs = [block for block in (128, 64, 256) if block < 2 * max(product.n, TILE_N // 2 + 1)]
     splits = [split for split in _SPLITS if split == 1 or product.tiles_k >= split * _LEAST_TILES]
+    splits = splits if product.card.splits else [1]
     for block_m in rows:
         for block_n in outputs:
             for warps in (4, 8):

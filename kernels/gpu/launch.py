@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from llmquant.kernels.gpu import counters, dispatch, runtime
 from llmquant.kernels.gpu.config import DENSE, Config
+from llmquant.kernels.gpu.fallback import note_fallback
 from llmquant.kernels.gpu.weight import DTYPES, TILE_K, TILE_N, Format
 
 MOST_PARTS = 3
@@ -103,20 +104,48 @@ def linear_fused(
                 config=config, out_dtype=out_dtype,
             )  # fmt: skip
     if norm is not None:
-        x = functional.rms_norm(x, norm.shape, norm, norm_eps)
+        x = functional.rms_norm(x, norm.shape, norm, norm_eps).to(x.dtype)  # autocast makes it float32
     rows = x.reshape(-1, has.in_features)
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
+    if rows.data_ptr() % 16:  # Triton would compile a slower kernel for it
+        rows = rows.clone()
     if not rows.shape[0]:
         dtype = out_dtype or x.dtype
         return [x.new_empty((*x.shape[:-1], n), dtype=dtype) for n in (out_features[:1] if silu else out_features)]
     flat = None if residual is None else residual.reshape(rows.shape[0], -1).contiguous()
-    if not exact and has.word_bits == 4 and x.dtype != torch.float32:
+    fast = not exact and has.word_bits == 4 and x.dtype != torch.float32
+    outs = _product(fast, config, rows, weights, biases, out_features, form, flat, silu, out_dtype=out_dtype or x.dtype)
+    return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
+
+
+def _product(fast: bool, config: Config | None, x: Tensor, *described: Any, out_dtype: torch.dtype) -> list[Tensor]:
+    """By a kernel, or by dense weights: where those are better, and for what the compiler refuses."""
+    weights, biases, out_features, form, residual, silu = described
+    has = Format.read(form)
+    kind = "w4a8" if fast else f"w{has.word_bits}a{8 * x.element_size()}"
+    where = runtime.arch(x.device), kind, x.shape[0], sum(out_features), has.in_features, has.unit
+    chosen = config or dispatch.choose(*where, processors=processors(x.device))
+    if fast:
         from llmquant.kernels.gpu.launch_a8 import linear_w4a8 as run
     else:
         run = _linear_a16
-    outs = run(rows, weights, biases, out_features, form, flat, silu, config=config, out_dtype=out_dtype or x.dtype)
-    return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
+    if chosen != DENSE:
+        try:
+            return run(x, *described, config=chosen, out_dtype=out_dtype)
+        except Exception as error:
+            if config is not None or not _of_compiler(error):
+                raise
+            note_fallback(f"{kind} with {chosen} on {where[0]} runs with dense weights: {type(error).__name__}")
+            dispatch.give_up(*where, processors=processors(x.device), instead=DENSE)
+    return _dense(x, weights, biases, out_features, has, residual, silu, out_dtype)
+
+
+def _of_compiler(error: Exception) -> bool:
+    """Whether Triton cannot compile or launch a configuration; what goes wrong in the interpreter is a bug."""
+    from triton.errors import TritonError
+
+    return not runtime.interpreting() and (isinstance(error, TritonError) or "PassManager" in str(error))
 
 
 def _linear_a16(
@@ -128,16 +157,12 @@ def _linear_a16(
     residual: Tensor | None,
     silu: bool,
     *,
-    config: Config | None,
+    config: Config,
     out_dtype: torch.dtype,
 ) -> list[Tensor]:
     from llmquant.kernels.gpu.linear_a16 import linear_a16
 
-    has, m, total = Format.read(form), x.shape[0], sum(out_features)
-    if config is None:
-        config = choose(f"w{has.word_bits}a{8 * x.element_size()}", m, total, has, x.device)
-    if config == DENSE:
-        return _dense(x, weights, biases, out_features, has, residual, silu, out_dtype)
+    has, m = Format.read(form), x.shape[0]
     count = 1 if silu else len(weights)
     outs = [x.new_empty((m, n), dtype=out_dtype) for n in out_features[:count]]
     grid, partials, arrivals = split_work(x, config, out_features, silu, torch.float32)
@@ -152,7 +177,7 @@ def _linear_a16(
         arrivals,
         m,
         has.in_features,
-        x.stride(0),
+        x.stride(0) if m > 1 else has.in_features,
         *(out_features[part] for part in padded),
         **_compile_time(
             has, config, x.dtype, len(weights), silu, bool(biases), residual is not None, runtime.interpreting()
@@ -169,6 +194,7 @@ def _compile_time(
     return {
         **constants_a16(has, config, dtype, parts, silu, bias, residual),
         **options(config),
+        **_registers(has, config, parts),
     }
 
 
@@ -189,7 +215,6 @@ def constants_a16(
     return {
         "BITS": has.word_bits,
         "UNIT": has.unit,
-        "UNITS": has.units,
         "ASYMMETRIC": has.asymmetric,
         "SCALE": triton_dtype(has.scale_dtype),
         "PARTS": parts,
@@ -227,10 +252,11 @@ def options(config: Config) -> dict[str, Any]:
     return chosen
 
 
-def choose(kind: str, m: int, n: int, has: Format, device: torch.device) -> Config:
-    """What dispatch.py says of a product of so many rows and outputs."""
-    arch = runtime.arch(device)
-    return dispatch.choose(arch, kind, m, n, has.in_features, has.unit, processors=processors(device))
+def _registers(has: Format, config: Config, parts: int) -> dict[str, int]:
+    """A limit where the compiler takes more registers than it needs, so that one program more fits on a processor."""
+    wider = {4: 128, 8: 256}.get(config.warps)
+    plain = not has.asymmetric and parts < MOST_PARTS and not 0 < has.unit < TILE_K
+    return {"maxnreg": 128} if uses_asm() and plain and (config.block_m, config.block_n) == (16, wider) else {}
 
 
 def processors(device: torch.device) -> int:
@@ -291,7 +317,7 @@ def _dense(
             torch.mm(x, dense(weight, has, n, x.dtype, first, count).t(), out=out[:, first : first + count])
         outs.append(out.add_(biases[part]) if biases else out)
     if silu:
-        outs = [functional.silu(outs[0]).mul_(outs[1])]
+        outs = [functional.silu(outs[0], inplace=True).mul_(outs[1])]
     if residual is not None:
         outs[0].add_(residual)
     return [out.to(out_dtype) for out in outs]
@@ -329,7 +355,6 @@ def dense(
         count,
         BITS=has.word_bits,
         UNIT=has.unit,
-        UNITS=has.units,
         ASYMMETRIC=has.asymmetric,
         SCALE=triton_dtype(has.scale_dtype),
         DTYPE=triton_dtype(dtype),

@@ -12,7 +12,7 @@ from torch import Tensor
 from llmquant.kernels.gpu import dispatch, runtime
 from llmquant.kernels.gpu.activations import exact_options, quantized_blocks, quantized_rows, target
 from llmquant.kernels.gpu.config import Config
-from llmquant.kernels.gpu.launch import MOST_PARTS, choose, options, processors, split_work, triton_dtype, uses_asm
+from llmquant.kernels.gpu.launch import MOST_PARTS, options, processors, split_work, triton_dtype, uses_asm
 from llmquant.kernels.gpu.weight import TILE_K, Format
 
 
@@ -51,7 +51,9 @@ def linear_w4a8(
     from llmquant.kernels.gpu.linear_a8 import linear_w4a8 as kernel
 
     has, m = Format.read(form), x.shape[0]
-    config = config or choose("w4a8", max(m, 1), sum(out_features), has, x.device)
+    if config is None:
+        where = runtime.arch(x.device), "w4a8", max(m, 1), sum(out_features), has.in_features, has.unit
+        config = dispatch.choose(*where, processors=processors(x.device))
     count = 1 if silu else len(weights)
     outs = [x.new_empty((m, n), dtype=out_dtype or x.dtype) for n in out_features[:count]]
     if m == 0:
@@ -96,7 +98,6 @@ def constants_w4a8(has: Format, config: Config, parts: int, silu: bool, bias: bo
     """
     return {
         "UNIT": has.unit,
-        "UNITS": has.units,
         "ASYMMETRIC": has.asymmetric,
         "SCALE": triton_dtype(has.scale_dtype),
         "PARTS": parts,
@@ -107,7 +108,7 @@ def constants_w4a8(has: Format, config: Config, parts: int, silu: bool, bias: bo
         "BLOCK_N": config.block_n,
         "SPLIT_K": config.split_k,
         "ASM": uses_asm(),
-        "PDL": config.pdl,
+        "PDL": config.pdl and torch.version.hip is None,
     }
 
 
@@ -182,5 +183,5 @@ def constants_w8a8(in_features: int, config: Config, bias: bool) -> dict[str, An
         "BLOCK_N": config.block_n,
         "SPLIT_K": config.split_k,
         "EVEN_K": in_features % TILE_K == 0,
-        "PDL": config.pdl,
+        "PDL": config.pdl and torch.version.hip is None,
     }

@@ -44,7 +44,6 @@ def linear_a16(
     n2,
     BITS: tl.constexpr,
     UNIT: tl.constexpr,
-    UNITS: tl.constexpr,
     ASYMMETRIC: tl.constexpr,
     SCALE: tl.constexpr,
     PARTS: tl.constexpr,
@@ -82,7 +81,6 @@ def linear_a16(
         n2: see n0.
         BITS: of a code in a word, 4 or 8.
         UNIT: inputs per scale; 0 for all.
-        UNITS: rows of scales.
         ASYMMETRIC: whether there are zeros.
         SCALE: dtype of the scales.
         PARTS: how many weights.
@@ -105,20 +103,20 @@ def linear_a16(
         1 if SILU else PARTS, BLOCK_N,
     )  # fmt: skip
     tiles_k = tl.cdiv(in_features, 128)
-    starts, scales, zeros, step = locate(weight, weight1, block_n, n, tiles_k, BITS, UNITS, SCALE, BLOCK_N, SILU)
+    starts, scales, zeros, step = locate(weight, weight1, block_n, n, tiles_k, BITS, UNIT, SCALE, BLOCK_N, SILU)
     words = starts.to(tl.pointer_type(tl.int32))[:, None] + tl.arange(0, 4 * BITS)[None, :]
 
     rows = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
     first, end = tiles_k * split // SPLIT_K, tiles_k * (split + 1) // SPLIT_K
-    if PDL:  # the weights do not depend on the kernel in front
-        fetch_ahead(starts, first, end, BITS)
-        tl.extra.cuda.gdc_wait()
-    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     size: tl.constexpr = UNIT if UNIT == 32 or UNIT == 64 else 128
     # A tile ahead; with a single unit, the same for all. That too is multiplied in tile by tile: sums that nothing
     # scales in between stay in the tensor cores, and then Triton waits for every wgmma.
     scale_ahead = load_pairs(scales, step, first, UNIT)
     zero_ahead = load_pairs(zeros if ASYMMETRIC else scales, step, first, UNIT)
+    if PDL:  # the weights do not depend on the kernel in front
+        fetch_ahead(starts, first, end, BITS)
+        tl.extra.cuda.gdc_wait()
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for k in range(first, end):
         scale_pairs, zero_pairs = scale_ahead, zero_ahead
         if UNIT != 0:

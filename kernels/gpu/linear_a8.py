@@ -58,7 +58,6 @@ def linear_w4a8(
     n1,
     n2,
     UNIT: tl.constexpr,
-    UNITS: tl.constexpr,
     ASYMMETRIC: tl.constexpr,
     SCALE: tl.constexpr,
     PARTS: tl.constexpr,
@@ -96,7 +95,6 @@ def linear_w4a8(
         n1: see n0.
         n2: see n0.
         UNIT: inputs per scale of the weights; 0 for all.
-        UNITS: rows of scales.
         ASYMMETRIC: whether there are zeros.
         SCALE: dtype of the scales.
         PARTS: how many weights.
@@ -118,37 +116,39 @@ def linear_w4a8(
         block_n, weight0, weight1, weight2, bias0, bias1, bias2, out0, out1, out2, n0, n1, n2,
         1 if SILU else PARTS, BLOCK_N,
     )  # fmt: skip
-    starts, scales, zeros, pairs = locate(weight, weight1, block_n, n, tiles_k, 4, UNITS, SCALE, BLOCK_N, SILU)
+    starts, scales, zeros, pairs = locate(weight, weight1, block_n, n, tiles_k, 4, UNIT, SCALE, BLOCK_N, SILU)
     words = starts.to(tl.pointer_type(tl.int8))[:, None] + tl.arange(0, 64)[None, :]
 
     rows = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
     first, end = tiles_k * split // SPLIT_K, tiles_k * (split + 1) // SPLIT_K
+    size: tl.constexpr = UNIT if UNIT == 32 or UNIT == 64 else 128
+    # A tile ahead; with a single unit, the same for all. The steps of x come in the same way.
+    scale_ahead = load_pairs(scales, pairs, first, UNIT)
+    zero_ahead = load_pairs(zeros if ASYMMETRIC else scales, pairs, first, UNIT)
     if PDL:  # the weights do not depend on the kernel in front
         fetch_ahead(starts, first, end, 4)
         tl.extra.cuda.gdc_wait()
+    steps_ahead = load_pairs(steps + rows, padded_m, first, size)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    size: tl.constexpr = UNIT if UNIT == 32 or UNIT == 64 else 128
-    # A tile ahead; with a single unit, the same for all.
-    scale_ahead = load_pairs(scales, pairs, first, UNIT)
-    zero_ahead = load_pairs(zeros if ASYMMETRIC else scales, pairs, first, UNIT)
     for k in range(first, end):
-        scale_pairs, zero_pairs = scale_ahead, zero_ahead
+        scale_pairs, zero_pairs, step = scale_ahead, zero_ahead, steps_ahead
+        ahead = tl.minimum(k + 1, end - 1)
+        steps_ahead = load_pairs(steps + rows, padded_m, ahead, size)
         if UNIT != 0:
-            scale_ahead = load_pairs(scales, pairs, tl.minimum(k + 1, end - 1), UNIT)
+            scale_ahead = load_pairs(scales, pairs, ahead, UNIT)
             if ASYMMETRIC:
-                zero_ahead = load_pairs(zeros, pairs, tl.minimum(k + 1, end - 1), UNIT)
+                zero_ahead = load_pairs(zeros, pairs, ahead, UNIT)
         tile = tl.reshape(tl.load(words + k * 4096), (BLOCK_N, 4, 4, 4))
         parts = units_of(tile, size)
         for part in tl.static_range(128 // size):
             unit = k * (128 // size) + part
             values = _codes(x + unit * size, rows, m, tiles_k, size)
-            at_unit = unit.to(tl.int64) * padded_m
-            step = tl.load(steps + at_unit + rows)
             product = tl.dot(operand(parts[part], ASM), tl.trans(values), out_dtype=tl.int32)
             if ASYMMETRIC:
                 minus = -unpack_pairs(zero_pairs[part], tl.int8).to(tl.int32)
-                product += minus[:, None] * tl.load(sums + at_unit + rows)[None, :]
-            scaled = product.to(tl.float32) * step[None, :]
+                # Not ahead: there are no registers left for it.
+                product += minus[:, None] * tl.load(sums + unit.to(tl.int64) * padded_m + rows)[None, :]
+            scaled = product.to(tl.float32) * step[part][None, :]
             if UNIT != 0:
                 scaled *= unpack_pairs(scale_pairs[part], SCALE).to(tl.float32)[:, None]
             acc += scaled

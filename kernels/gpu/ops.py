@@ -31,7 +31,7 @@ def embedding(ids: Tensor, weight: Tensor, out_features: int, form: list[int], d
     """Rows of a prepared weight, dequantized as linear_int.py does.
 
     Args:
-        ids: (...) integers; one outside the vocabulary raises a CUDA assertion, as in torch's own embedding.
+        ids: (...) integers.
         weight: prepared, (out_features, in_features).
         out_features: the vocabulary.
         form: its format.
@@ -39,7 +39,12 @@ def embedding(ids: Tensor, weight: Tensor, out_features: int, form: list[int], d
 
     Returns:
         (..., in_features) of `dtype`.
+
+    Raises:
+        RuntimeError: if an id is outside the vocabulary; on a GPU it is an assertion there, as in torch's embedding.
     """
+    inside = ((ids >= 0) & (ids < out_features)).all()
+    torch._assert_async(inside, f"an id is outside the vocabulary of {out_features}")
     rows = rows_of(weight, Format.read(form), out_features, ids.flatten().long())
     return rows.to(dtype).view(*ids.shape, -1)
 

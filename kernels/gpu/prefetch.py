@@ -20,5 +20,5 @@ def fetch_ahead(starts, first, end, BITS: tl.constexpr):
         BITS: of a code in a word, 4 or 8.
     """
     for tile in tl.static_range(_TILES):
-        at = starts + tl.minimum(first + tile, end - 1) * (1024 * BITS)
+        at = starts + tl.minimum(first + tile, tl.maximum(end - 1, first)) * (1024 * BITS)
         tl.inline_asm_elementwise(_FETCH, "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1)

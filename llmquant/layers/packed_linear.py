@@ -152,8 +152,10 @@ class PackedLinear(nn.Module):
             (..., out_features) in the dtype of `x`.
         """
         weight, kernels, bias = self.weight_prepared, self.kernels, self.bias
-        if bias is not None and bias.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
-            bias = bias.to(x.dtype)
+        kind = x.device.type
+        if kind != "meta" and torch.is_autocast_enabled(kind):  # as nn.Linear does
+            x = x.to(torch.get_autocast_dtype(kind)) if x.dtype == torch.float32 else x
+            bias = None if bias is None else bias.to(x.dtype)
         if weight is None or kernels is None or x.dtype not in native.FLOATS:
             return OPS[self.scheme.bits](x, *self.stored(), bias)
         return kernels.linear(x, weight, bias, self.out_features, self.exact)

@@ -80,9 +80,11 @@ def main() -> None:
     said = {
         "plain, 16 rows": judged("sm_90", GOOD, lambda: plain[(1,)](x, packed, x, 4096, 16, 128, **options)),
         "plain, 64 rows": judged("sm_90", GOOD, lambda: plain[(1,)](x, packed, x, 4096, 64, 128, **options)),
-        "large": judged("sm_90", Limits(), lambda: large[(1,)](x, x, x, 4096, 256, 256, **options)),
+        "large": judged(
+            "sm_90", Limits(), lambda: large[(1,)](x, x, x, 4096, 128, 128, num_warps=2, enable_fp_fusion=True)
+        ),
         "large, shared": judged(
-            "sm_89", Limits(), lambda: large[(1,)](x, x, x, 4096, 256, 256, num_stages=6, **options)
+            "sm_89", Limits(), lambda: large[(1,)](x, x, x, 4096, 128, 128, num_stages=9, **options)
         ),
         "unknown": judged("sm_90", Limits(), lambda: unknown[(1,)](x, x, **options)),
         "amd": judged("gfx942", Limits(), lambda: halves[(1,)](x, x, **options)),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llmquant.kernels.dequantize import dequantize
-from llmquant.kernels.gpu import launch, weight
+from llmquant.kernels.gpu import launch, ops, weight  # noqa: F401 - ops registers what torch.ops finds
 from llmquant.kernels.gpu.config import DENSE, Config
 from llmquant.kernels.gpu.weight import Format
 
@@ -96,6 +96,25 @@ def test_rows(make: Callable, device: str, m: int, config: Config) -> None:
     assert error(out, x.double() @ one.exact.T) < BOUND
     alone = launch.linear(x[-1:], one.prepared, None, one.n, one.form, config=config, out_dtype=torch.float32)
     assert alone.equal(out[-1:])
+
+
+@pytest.mark.parametrize("block_n", [64, 128, 256])
+@pytest.mark.parametrize("n", [1, 130, 300])
+def test_blocks_stay_inside_the_weight(make: Callable, device: str, n: int, block_n: int) -> None:
+    """Also the last one, half of which there may not be."""
+    from tests.kernels.gpu.probe import first_and_last
+
+    one = make("int4-g64-asym", n, 192, torch.float16)
+    has = Format.read(one.form)
+    of_scales, of_zeros, _ = has.offsets(n)
+    blocks = -(-n // block_n)
+    ends = torch.zeros(blocks, 3, 2, dtype=torch.int64, device=device)
+    constants: dict[str, Any] = {"BITS": 4, "UNIT": 64, "BLOCK_N": block_n}
+    first_and_last[(blocks,)](one.prepared, ends, n, has.tiles_k, **constants)
+    rows = has.rows(n)
+    last = [rows * 64 * has.tiles_k - 64 * 64 * (has.tiles_k - 1) - 64, of_scales + 2 * rows - 4, of_zeros + rows - 2]
+    assert ends[:, :, 1].amax(0).tolist() <= last
+    assert ends[0, :, 0].tolist() == [0, of_scales, of_zeros]
 
 
 @pytest.mark.parametrize("split", [1, 2, 3, 4])
@@ -245,3 +264,47 @@ def test_on_a_gpu(make: Callable, device: str, scheme: str, dtype: torch.dtype, 
     assert launch.linear(x, one.prepared, None, one.n, one.form).equal(out)
     exact = launch.linear(x, one.prepared, None, one.n, one.form, config=Config(16, 64, 4), out_dtype=torch.float32)
     assert error(exact, wanted) < BOUND
+
+
+@pytest.mark.parametrize("ids", [[100], [-1], [3, 128]])
+def test_rows_that_do_not_exist_are_refused(make: Callable, device: str, ids: list[int]) -> None:
+    """Also those that only pad the weight."""
+    if device == "cuda":
+        pytest.skip("an assertion on a GPU ends the process")
+    one = make("int4-g32", 100, 64, torch.float16)
+    with pytest.raises(RuntimeError, match="outside the vocabulary of 100"):
+        torch.ops.llmquant.gpu_embedding.default(torch.tensor(ids), one.prepared, 100, one.form, torch.float16)
+
+
+def test_what_the_compiler_refuses_runs_dense_from_then_on(
+    make: Callable, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, and not tried again; a configuration that the caller asked for is the caller's to change."""
+    from triton.errors import TritonError
+
+    from llmquant.kernels.gpu import dispatch, fallback
+
+    one = make("int4-g32", 40, 64, torch.float32)
+    x = torch.randn(2, 64, device=device)
+    tried = []
+
+    def refuse(*_: Any, config: Config, **__: Any) -> None:
+        tried.append(config)
+        raise TritonError("out of resource")
+
+    monkeypatch.setattr(launch, "_linear_a16", refuse)
+    monkeypatch.setattr(launch, "_of_compiler", lambda error: isinstance(error, TritonError))
+    dispatch.forget()
+    fallback.forget_fallbacks()
+    try:
+        for _ in range(3):
+            out = launch.linear(x, one.prepared, None, one.n, one.form)
+            assert error(out, x.double() @ one.exact.T) < BOUND
+        assert len(tried) == 1
+        (reason,) = fallback.fallbacks()
+        assert "dense" in reason
+        with pytest.raises(TritonError):
+            launch.linear(x, one.prepared, None, one.n, one.form, config=SMALL)
+    finally:
+        dispatch.forget()
+        fallback.forget_fallbacks()
