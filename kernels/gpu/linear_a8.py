@@ -128,12 +128,19 @@ def linear_w4a8(
     if PDL:  # the weights do not depend on the kernel in front
         fetch_ahead(starts, first, end, 4)
         tl.extra.cuda.gdc_wait()
-    steps_ahead = load_pairs(steps + rows, padded_m, first, size)
+    # A thread holds many of them in large blocks, where there are no registers left for it.
+    STEPS_AHEAD: tl.constexpr = BLOCK_M <= 32
+    if STEPS_AHEAD:
+        steps_ahead = load_pairs(steps + rows, padded_m, first, size)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for k in range(first, end):
-        scale_pairs, zero_pairs, step = scale_ahead, zero_ahead, steps_ahead
+        scale_pairs, zero_pairs = scale_ahead, zero_ahead
         ahead = tl.minimum(k + 1, end - 1)
-        steps_ahead = load_pairs(steps + rows, padded_m, ahead, size)
+        if STEPS_AHEAD:
+            step = steps_ahead
+            steps_ahead = load_pairs(steps + rows, padded_m, ahead, size)
+        else:
+            step = load_pairs(steps + rows, padded_m, k, size)
         if UNIT != 0:
             scale_ahead = load_pairs(scales, pairs, ahead, UNIT)
             if ASYMMETRIC:
@@ -146,7 +153,6 @@ def linear_w4a8(
             product = tl.dot(operand(parts[part], ASM), tl.trans(values), out_dtype=tl.int32)
             if ASYMMETRIC:
                 minus = -unpack_pairs(zero_pairs[part], tl.int8).to(tl.int32)
-                # Not ahead: there are no registers left for it.
                 product += minus[:, None] * tl.load(sums + unit.to(tl.int64) * padded_m + rows)[None, :]
             scaled = product.to(tl.float32) * step[part][None, :]
             if UNIT != 0:
