@@ -211,10 +211,10 @@ _OVER = {
     ("linear_a16", 32, 32): 1.3,
     ("linear_a16", 32, 64): 1.8,
     ("linear_a16", 32, 128): 1.2,
-    ("linear_w4a8", 128, 64): 1.2,
-    ("linear_w4a8", 128, 128): 1.5,
+    ("linear_w4a8", 128, 64): 1.1,
+    ("linear_w4a8", 128, 128): 1.75,
     ("linear_w4a8", 32, 16): 1.5,
-    ("linear_w4a8", 32, 64): 3.3,
+    ("linear_w4a8", 32, 64): 3.0,
 }
 #: Hot loops on sm_90 with few rows and one unit in a tile: what they issue for 1000 weights, and a tenth. By kernel and
 #: bits of the codes.
