@@ -56,10 +56,9 @@ def tune_model(
     """
     device = _gpu()
     cases = cases_of(model, schemes, accuracies)
-    from llmquant.kernels.gpu.launch import processors
     from llmquant.kernels.gpu.tune_gpu import OnGpu
 
-    arch, count, name = runtime.arch(device), processors(device), torch.cuda.get_device_name(device)
+    arch, count, name = runtime.arch(device), runtime.processors(device), torch.cuda.get_device_name(device)
     step = None if progress is None else (lambda done, planned: progress("tune", done, planned))
     found = tune.tune(cases, arch, count, OnGpu(device), rows, step)
     run = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "model": Path(model).name}

@@ -18,7 +18,7 @@ from llmquant.eval import bench as eval_bench
 from llmquant.eval.bench import contenders_of
 from llmquant.eval.throughput import ThroughputOptions
 from llmquant.hf.load import load
-from llmquant.kernels.gpu import dispatch, launch, runtime, table, tune, tune_gpu
+from llmquant.kernels.gpu import dispatch, runtime, table, tune, tune_gpu
 from llmquant.layers.accuracy import ACCURACIES, set_accuracy
 from llmquant.layers.packed_linear import PackedLinear
 from tests.engine.conftest import byte_tokenizer, tiny_llama
@@ -165,7 +165,7 @@ def played_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bench_tune, "_gpu", lambda: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
     monkeypatch.setattr(runtime, "arch", lambda _: "sm80")
-    monkeypatch.setattr(launch, "processors", lambda _: 108)
+    monkeypatch.setattr(runtime, "processors", lambda _: 108)
     monkeypatch.setattr(tune_gpu, "OnGpu", lambda _: measure)
 
 

@@ -182,14 +182,13 @@ def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
 @contextmanager
 def _absent(arch: str) -> Iterator[None]:
     """What the launch code asks of a device, answered for one that is not there."""
-    from llmquant.kernels.gpu import counters, launch, launch_a8, runtime
+    from llmquant.kernels.gpu import counters, runtime
 
     card = CARDS[arch]
     with ExitStack() as answers:
         for owner, name, answer in (
             (runtime, "arch", lambda _: arch.replace("_", "")),
-            (launch, "processors", lambda _: card.processors),
-            (launch_a8, "processors", lambda _: card.processors),
+            (runtime, "processors", lambda _: card.processors),
             (counters, "counters_for", lambda _, count: _meta(count, dtype=torch.int32)),
             (torch.version, "hip", "absent" if card.hip else None),
         ):
@@ -199,7 +198,7 @@ def _absent(arch: str) -> Iterator[None]:
 
 def _key(case: Case) -> str:
     """What distinguishes cases: all but numbers that only addresses are made of."""
-    constants = case.constants | {"UNITS": None, "SPLIT_K": case.constants.get("SPLIT_K", 1) > 1}
+    constants = case.constants | {"SPLIT_K": case.constants.get("SPLIT_K", 1) > 1}
     return str((case.kernel, case.arch, case.signature, constants, case.options))
 
 

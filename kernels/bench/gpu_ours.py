@@ -14,7 +14,6 @@ from llmquant.kernels.bench.gpu_kernel import OURS, Kernel
 from llmquant.kernels.bench.gpu_weights import Weight
 from llmquant.kernels.gpu import dispatch, estimate, runtime
 from llmquant.kernels.gpu.config import DENSE, Config
-from llmquant.kernels.gpu.launch import processors
 from llmquant.kernels.gpu.weight import Format, prepare
 from llmquant.spec import Scheme
 
@@ -94,7 +93,7 @@ H200 = Card("sm90", 132)
 def current_card() -> Card:
     """The GPU that is there; the interpreter, if that runs."""
     device = torch.device("cpu" if runtime.interpreting() else "cuda")
-    return Card(runtime.arch(device), processors(device))
+    return Card(runtime.arch(device), runtime.processors(device))
 
 
 def kernels(plan: Plan, shape: Shape, m: int) -> list[Ours]:

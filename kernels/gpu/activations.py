@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmquant.kernels.gpu import runtime
+from llmquant.kernels.gpu.compiling import Target, options, target
 from llmquant.kernels.gpu.config import Config
-from llmquant.kernels.gpu.launch import options
 from llmquant.kernels.gpu.weight import TILE_K, Format
 
 _LONGEST = 32768  # inputs of a row that a program quantizes at once: 32 for each of 1024 threads
@@ -44,7 +43,7 @@ def quantized_blocks(x: Tensor, has: Format, config: Config) -> tuple[Tensor, Te
 
 
 @lru_cache(maxsize=1024)
-def constants_blocks(has: Format, many: bool, pdl: bool, where: tuple[bool, bool]) -> dict[str, Any]:
+def constants_blocks(has: Format, many: bool, pdl: bool, where: Target) -> dict[str, Any]:
     """The compile-time arguments and options of quantize_blocks.
 
     Args:
@@ -55,13 +54,14 @@ def constants_blocks(has: Format, many: bool, pdl: bool, where: tuple[bool, bool
     """
     # Several rows at a time, so that their steps, which are neighbours, are written together.
     rows, tiles = (8, 2) if many else (1, 8)
+    config = Config(0, 0, stages=1, pdl=pdl)
     return {
         "BLOCK": has.unit if 0 < has.unit < TILE_K else TILE_K,
         "SUMS": has.asymmetric,
         "ROWS": rows,
         "TILES": tiles,
-        "PDL": pdl and torch.version.hip is None,
-        **exact_options(Config(0, 0, warps=4, stages=1, pdl=pdl), where),
+        "PDL": where.overlaps(config),
+        **options(config, where, fused=False),
     }
 
 
@@ -89,9 +89,7 @@ def quantized_rows(x: Tensor, input_scale: Tensor | None, config: Config) -> tup
 
 
 @lru_cache(maxsize=1024)
-def constants_rows(
-    in_features: int, dtype: torch.dtype, static: bool, pdl: bool, where: tuple[bool, bool]
-) -> dict[str, Any]:
+def constants_rows(in_features: int, dtype: torch.dtype, static: bool, pdl: bool, where: Target) -> dict[str, Any]:
     """The compile-time arguments and options of quantize_rows.
 
     Args:
@@ -102,27 +100,13 @@ def constants_rows(
         where: `target()`.
     """
     block = min(1 << max(in_features - 1, TILE_K - 1).bit_length(), _LONGEST)
-    warps = min(max(block // 512, 1), 16 if where[1] else 32)  # at most 1024 threads
+    warps = min(max(block // 512, 1), 16 if where.hip else 32)  # at most 1024 threads
+    config = Config(0, 0, warps=warps, stages=1, pdl=pdl)
     return {
         "STATIC": static,
         "EPS": torch.finfo(dtype).eps,
         "BLOCK": block,
         "WHOLE": in_features <= block,
-        "PDL": pdl and torch.version.hip is None,
-        **exact_options(Config(0, 0, warps=warps, stages=1, pdl=pdl), where),
+        "PDL": where.overlaps(config),
+        **options(config, where, fused=False),
     }
-
-
-def target() -> tuple[bool, bool]:
-    """What decides how kernels are compiled, beside their arguments: whether by the interpreter, whether for AMD."""
-    return runtime.interpreting(), torch.version.hip is not None
-
-
-def exact_options(config: Config, where: tuple[bool, bool]) -> dict[str, Any]:
-    """How Triton shall compile what has the bits of a definition: a fused multiply-add would round once less.
-
-    Args:
-        config: of the launch.
-        where: `target()`.
-    """
-    return options(config) if where[0] else {**options(config), "enable_fp_fusion": False}

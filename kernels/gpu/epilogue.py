@@ -1,4 +1,4 @@
-"""What both kernels do around their product: which weight a program works on, split-K, and the end of a block.
+"""What the kernels do after their product: add up the sums of split-K, and finish a block.
 
 Split-K is deterministic: every program writes its partial sums, and the one that finds all others done, by an atomic
 counter, adds them up in the order of the inputs. It leaves the counter at zero for the next launch.

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmquant.kernels.gpu import dispatch, runtime
-from llmquant.kernels.gpu.activations import exact_options, quantized_blocks, quantized_rows, target
+from llmquant.kernels.gpu import dispatch
+from llmquant.kernels.gpu.activations import quantized_blocks, quantized_rows
+from llmquant.kernels.gpu.compiling import Target, constants, options, target
 from llmquant.kernels.gpu.config import Config
-from llmquant.kernels.gpu.launch import MOST_PARTS, options, processors, split_work, triton_dtype, uses_asm
 from llmquant.kernels.gpu.weight import TILE_K, Format
+from llmquant.kernels.gpu.work import question, share_work, split_work
 
 
 def linear_w4a8(
@@ -52,64 +53,28 @@ def linear_w4a8(
 
     has, m = Format.read(form), x.shape[0]
     if config is None:
-        where = runtime.arch(x.device), "w4a8", max(m, 1), sum(out_features), has.in_features, has.unit
-        config = dispatch.choose(*where, processors=processors(x.device))
-    count = 1 if silu else len(weights)
-    outs = [x.new_empty((m, n), dtype=out_dtype or x.dtype) for n in out_features[:count]]
+        asked = question("w4a8", x.device, max(m, 1), sum(out_features), has.in_features, has.unit)
+        config = dispatch.choose(**asked)
     if m == 0:
-        return outs
+        return [x.new_empty((0, n), dtype=out_dtype or x.dtype) for n in out_features[: 1 if silu else None]]
     codes, steps, sums = quantized_blocks(x, has, config)
-    grid, partials, arrivals = split_work(x, config, out_features, silu, torch.float32)
-    padded = [*range(len(weights)), *[0] * (MOST_PARTS - len(weights))]
-    arguments = [
+    work = share_work(x, weights, biases, out_features, residual, silu, config, out_dtype or x.dtype)
+    kernel[work.grid](
         *(codes, steps, sums),
-        *(weights[part] for part in padded),
-        *(biases[part] if biases else x for part in padded),
-        x if residual is None else residual,
-        *(outs[part if part < count else 0] for part in padded),
-        *(partials, arrivals, m, codes.shape[0], has.tiles_k),
-        *(out_features[part] for part in padded),
-    ]
-    kernel[grid](
-        *arguments,
+        *work.tensors,
+        *(m, codes.shape[0], has.tiles_k),
+        *work.sizes,
         **_compile_time_w4a8(has, config, len(weights), silu, bool(biases), residual is not None, target()),
     )
-    return outs
+    return work.outs
 
 
 @lru_cache(maxsize=4096)
 def _compile_time_w4a8(
-    has: Format, config: Config, parts: int, silu: bool, bias: bool, residual: bool, _: tuple[bool, bool]
+    has: Format, config: Config, parts: int, silu: bool, bias: bool, residual: bool, where: Target
 ) -> dict[str, Any]:
     """Everything that the compiler sees; kept, since each call of a layer asks."""
-    return {**constants_w4a8(has, config, parts, silu, bias, residual), **options(config)}
-
-
-def constants_w4a8(has: Format, config: Config, parts: int, silu: bool, bias: bool, residual: bool) -> dict[str, Any]:
-    """The compile-time arguments of the kernel linear_w4a8; also what the compile gates compile.
-
-    Args:
-        has: format of the weights.
-        config: of the launch.
-        parts: how many weights.
-        silu: as in `linear_w4a8`.
-        bias: whether there are biases.
-        residual: whether there is a residual.
-    """
-    return {
-        "UNIT": has.unit,
-        "ASYMMETRIC": has.asymmetric,
-        "SCALE": triton_dtype(has.scale_dtype),
-        "PARTS": parts,
-        "SILU": silu,
-        "BIAS": bias,
-        "RESIDUAL": residual,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "SPLIT_K": config.split_k,
-        "ASM": uses_asm(),
-        "PDL": config.pdl and torch.version.hip is None,
-    }
+    return {**constants(has, config, parts, silu, bias, residual, where), **options(config, where)}
 
 
 def linear_w8a8(
@@ -143,8 +108,7 @@ def linear_w8a8(
     m = out.numel() // n
     rows = x.reshape(m, in_features)
     if config is None:
-        arch = runtime.arch(x.device)
-        config = dispatch.choose(arch, "w8a8", m, n, in_features, 0, processors=processors(x.device))
+        config = dispatch.choose(**question("w8a8", x.device, m, n, in_features, 0))
     codes, steps = quantized_rows(rows if rows.stride(-1) == 1 else rows.contiguous(), input_scale, config)
     grid, partials, arrivals = split_work(rows, config, [n], False, torch.int32)
     kernel[grid](
@@ -165,23 +129,13 @@ def linear_w8a8(
 
 
 @lru_cache(maxsize=4096)
-def _compile_time_w8a8(in_features: int, config: Config, bias: bool, where: tuple[bool, bool]) -> dict[str, Any]:
-    return {**constants_w8a8(in_features, config, bias), **exact_options(config, where)}
-
-
-def constants_w8a8(in_features: int, config: Config, bias: bool) -> dict[str, Any]:
-    """The compile-time arguments of the kernel linear_w8a8; also what the compile gates compile.
-
-    Args:
-        in_features: inputs.
-        config: of the launch.
-        bias: whether there is a bias.
-    """
+def _compile_time_w8a8(in_features: int, config: Config, bias: bool, where: Target) -> dict[str, Any]:
     return {
         "BIAS": bias,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "SPLIT_K": config.split_k,
         "EVEN_K": in_features % TILE_K == 0,
-        "PDL": config.pdl and torch.version.hip is None,
+        "PDL": where.overlaps(config),
+        **options(config, where, fused=False),
     }

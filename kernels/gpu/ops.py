@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from llmquant.kernels.gpu import launch
+from llmquant.kernels.gpu.checks import check
+from llmquant.kernels.gpu.launch_dense import dense
 from llmquant.kernels.gpu.weight import Format, rows_of
 
 _library = torch.library.Library("llmquant", "FRAGMENT")
@@ -54,7 +56,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, f
 
 
 def _dense(weight: Tensor, out_features: int, form: list[int], dtype: torch.dtype) -> Tensor:
-    return launch.dense(weight, Format.read(form), out_features, dtype)
+    return dense(weight, Format.read(form), out_features, dtype)
 
 
 def _fake_linear(
@@ -65,7 +67,7 @@ def _fake_linear(
     form: list[int],
     exact: bool,  # noqa: ARG001 - torch passes it
 ) -> Tensor:
-    launch.check(x, [weight], [] if bias is None else [bias], [out_features], Format.read(form))
+    check(x, [weight], [] if bias is None else [bias], [out_features], Format.read(form))
     return x.new_empty((*x.shape[:-1], out_features))
 
 
@@ -81,7 +83,7 @@ def _fake_fused(
     residual: Tensor | None = None,
     silu: bool = False,
 ) -> list[Tensor]:
-    launch.check(x, weights, biases, out_features, Format.read(form), norm, residual, silu)
+    check(x, weights, biases, out_features, Format.read(form), norm, residual, silu)
     return [x.new_empty((*x.shape[:-1], n)) for n in (out_features[:1] if silu else out_features)]
 
 

@@ -55,14 +55,27 @@ def why_off(device: torch.device | str) -> str | None:
 
 def arch(device: torch.device | str) -> str:
     """The architecture the kernels are compiled for, such as "sm90" or "gfx942"; "interpreter" if it is none."""
-    if interpreting():
-        return "interpreter"
-    return _arch(torch.device(device).index or 0) if torch.device(device).index is not None else _arch(None)
+    return "interpreter" if interpreting() else _arch(_number(device))
+
+
+def processors(device: torch.device | str) -> int:
+    """Streaming multiprocessors of a GPU; a few for the interpreter."""
+    return 8 if torch.device(device).type == "cpu" else _processors(_number(device))
+
+
+def _number(device: torch.device | str) -> int:
+    index = torch.device(device).index
+    return torch.cuda.current_device() if index is None else index
 
 
 @cache
-def _arch(index: int | None) -> str:
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index)
+def _processors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+@cache
+def _arch(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
         return properties.gcnArchName.partition(":")[0]
     return f"sm{properties.major}{properties.minor}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llmquant.kernels.dequantize import dequantize
-from llmquant.kernels.gpu import launch, ops, weight  # noqa: F401 - ops registers what torch.ops finds
+from llmquant.kernels.gpu import launch, launch_a16, launch_dense, ops, weight  # noqa: F401 - ops registers what torch.ops finds
 from llmquant.kernels.gpu.config import DENSE, Config
 from llmquant.kernels.gpu.weight import Format
 
@@ -207,13 +207,13 @@ def test_dense_has_the_bits_of_the_definition(make: Callable, device: str, schem
     codes, scale, zero = one.stored
     wanted = dequantize(codes, scale, zero, int(scheme[3]), one.k, dtype)
     has = Format.read(one.form)
-    assert launch.dense(one.prepared, has, one.n, dtype).equal(wanted)
-    assert launch.dense(one.prepared, has, one.n, dtype, 64, 70).equal(wanted[64:134])
+    assert launch_dense.dense(one.prepared, has, one.n, dtype).equal(wanted)
+    assert launch_dense.dense(one.prepared, has, one.n, dtype, 64, 70).equal(wanted[64:134])
 
 
 def test_dense_products_are_made_in_pieces(make: Callable, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece of the dense weight at a time, a bias, a residual, a dtype of the result."""
-    monkeypatch.setattr(launch, "_DENSE_BYTES", 1)
+    monkeypatch.setattr(launch_dense, "_BYTES", 1)
     one = make("int4-g32", 150, 64, torch.float32)
     x, bias = torch.randn(5, 64, device=device), torch.randn(150, device=device)
     out = launch.linear(x, one.prepared, bias, one.n, one.form, config=DENSE)
@@ -292,7 +292,7 @@ def test_what_the_compiler_refuses_runs_dense_from_then_on(
         tried.append(config)
         raise TritonError("out of resource")
 
-    monkeypatch.setattr(launch, "_linear_a16", refuse)
+    monkeypatch.setattr(launch_a16, "linear_a16", refuse)
     monkeypatch.setattr(launch, "_of_compiler", lambda error: isinstance(error, TritonError))
     dispatch.forget()
     fallback.forget_fallbacks()

@@ -1,0 +1,91 @@
+"""What the compiler is told of a launch: constants of the kernels, and options of Triton."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from llmquant.kernels.gpu import runtime
+from llmquant.kernels.gpu.config import Config
+from llmquant.kernels.gpu.weight import Format
+
+
+class Target(NamedTuple):
+    """What decides how kernels are compiled, beside their arguments: a key of whatever keeps such decisions.
+
+    Attributes:
+        interpreting: by the interpreter, and not at all.
+        hip: for AMD.
+    """
+
+    interpreting: bool
+    hip: bool
+
+    @property
+    def asm(self) -> bool:
+        """Whether kernels use inline PTX."""
+        return not (self.interpreting or self.hip)
+
+    def overlaps(self, config: Config) -> bool:
+        """Whether a launch begins before the one in front has ended; AMD's compiler does not know of it."""
+        return config.pdl and not self.hip
+
+
+def target() -> Target:
+    """That of this process."""
+    return Target(runtime.interpreting(), torch.version.hip is not None)
+
+
+def options(config: Config, where: Target, *, fused: bool = True) -> dict[str, Any]:
+    """How Triton shall compile a launch.
+
+    Args:
+        config: of the launch.
+        where: `target()`.
+        fused: whether a multiply and an add may become one; not in what has the bits of a definition, which a fused
+            multiply-add would round once less.
+    """
+    chosen: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
+    if where.interpreting:
+        return chosen
+    return chosen | {"enable_fp_fusion": fused} | ({"launch_pdl": True} if where.overlaps(config) else {})
+
+
+def constants(
+    has: Format, config: Config, parts: int, silu: bool, bias: bool, residual: bool, where: Target
+) -> dict[str, Any]:
+    """The compile-time arguments that all kernels of prepared weights have.
+
+    Args:
+        has: format of the weights.
+        config: of the launch.
+        parts: how many weights.
+        silu: whether two of them make one result.
+        bias: whether there are biases.
+        residual: whether there is a residual.
+        where: `target()`.
+    """
+    return {
+        "UNIT": has.unit,
+        "ASYMMETRIC": has.asymmetric,
+        "SCALE": triton_dtype(has.scale_dtype),
+        "PARTS": parts,
+        "SILU": silu,
+        "BIAS": bias,
+        "RESIDUAL": residual,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "SPLIT_K": config.split_k,
+        "ASM": where.asm,
+        "PDL": where.overlaps(config),
+    }
+
+
+@cache
+def triton_dtype(dtype: torch.dtype) -> Any:
+    """Triton's name of a dtype."""
+    import triton.language as tl
+
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]

@@ -1,0 +1,88 @@
+"""From tensors to launches of the kernel in linear_a16.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmquant.kernels.gpu.compiling import Target, constants, options, target
+from llmquant.kernels.gpu.config import Config
+from llmquant.kernels.gpu.weight import TILE_K, Format
+from llmquant.kernels.gpu.work import MOST_PARTS, share_work
+
+
+def linear_a16(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_features: Sequence[int],
+    form: list[int],
+    residual: Tensor | None,
+    silu: bool,
+    *,
+    config: Config,
+    out_dtype: torch.dtype,
+) -> list[Tensor]:
+    """Prepared weights times x as it is.
+
+    Args:
+        x: (m, in_features) bfloat16, float16 or float32; inputs are contiguous, and there are rows.
+        weights: one to three prepared weights of one format (weight.py); checked by the caller, as all else.
+        biases: none, or one (out_features,) for each weight.
+        out_features: of each weight.
+        form: the format of all weights, `Format.numbers()`.
+        residual: (m, out_features) added to the result, which is then a single one.
+        silu: the result is SiLU(x @ weights[0].T) * (x @ weights[1].T).
+        config: how to cut the work.
+        out_dtype: of the result.
+
+    Returns:
+        one (m, out_features) for each weight; with `silu` one for both.
+    """
+    from llmquant.kernels.gpu.linear_a16 import linear_a16 as kernel
+
+    has, m = Format.read(form), x.shape[0]
+    work = share_work(x, weights, biases, out_features, residual, silu, config, out_dtype)
+    kernel[work.grid](
+        x,
+        *work.tensors,
+        m,
+        has.in_features,
+        x.stride(0) if m > 1 else has.in_features,
+        *work.sizes,
+        **_compile_time(has, config, x.dtype, len(weights), silu, bool(biases), residual is not None, target()),
+    )
+    return work.outs
+
+
+@lru_cache(maxsize=4096)
+def _compile_time(
+    has: Format,
+    config: Config,
+    dtype: torch.dtype,
+    parts: int,
+    silu: bool,
+    bias: bool,
+    residual: bool,
+    where: Target,
+) -> dict[str, Any]:
+    """Everything that the compiler sees; kept, since each call of a layer asks."""
+    return {
+        **constants(has, config, parts, silu, bias, residual, where),
+        "BITS": has.word_bits,
+        "EVEN_K": has.in_features % TILE_K == 0,
+        "ASM": where.asm and dtype != torch.float32,
+        **options(config, where),
+        **_registers(has, config, parts, where),
+    }
+
+
+def _registers(has: Format, config: Config, parts: int, where: Target) -> dict[str, int]:
+    """A limit where the compiler takes more registers than it needs, so that one program more fits on a processor."""
+    wider = {4: 128, 8: 256}.get(config.warps)
+    plain = not has.asymmetric and parts < MOST_PARTS and not 0 < has.unit < TILE_K
+    return {"maxnreg": 128} if where.asm and plain and (config.block_m, config.block_n) == (16, wider) else {}

@@ -1,0 +1,98 @@
+"""Products by dense weights, and dense weights alone: for many rows, for gradients, for what no kernel runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from llmquant.kernels.gpu.compiling import options, target, triton_dtype
+from llmquant.kernels.gpu.config import Config
+from llmquant.kernels.gpu.weight import TILE_N, Format
+
+_TILE = Config(0, TILE_N, stages=1)  # of dense.py
+_BYTES = 64 << 20  # of a dense piece of a weight
+
+
+def linear_dense(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_features: Sequence[int],
+    has: Format,
+    residual: Tensor | None,
+    silu: bool,
+    out_dtype: torch.dtype,
+) -> list[Tensor]:
+    """Multiply with dense weights, made piece by piece so that a piece stays small.
+
+    Args:
+        x: (m, in_features).
+        weights: prepared weights of one format.
+        biases: none, or one (out_features,) for each weight.
+        out_features: of each weight.
+        has: the format.
+        residual: (m, out_features) added to a single result.
+        silu: the result is SiLU(x @ weights[0].T) * (x @ weights[1].T).
+        out_dtype: of the results; until then everything is rounded to the dtype of x.
+
+    Returns:
+        one (m, out_features) for each weight; with `silu` one for both.
+    """
+    outs = []
+    step = max(TILE_N, _BYTES // (has.in_features * x.element_size()) // TILE_N * TILE_N)
+    for part, (weight, n) in enumerate(zip(weights, out_features, strict=True)):
+        out = x.new_empty((x.shape[0], n))
+        for first in range(0, n, step):
+            count = min(step, n - first)
+            torch.mm(x, dense(weight, has, n, x.dtype, first, count).t(), out=out[:, first : first + count])
+        outs.append(out.add_(biases[part]) if biases else out)
+    if silu:
+        outs = [functional.silu(outs[0], inplace=True).mul_(outs[1])]
+    if residual is not None:
+        outs[0].add_(residual)
+    return [out.to(out_dtype) for out in outs]
+
+
+def dense(
+    weight: Tensor, has: Format, out_features: int, dtype: torch.dtype, first: int = 0, count: int | None = None
+) -> Tensor:
+    """Rows of the dense weight: the bits that llmquant.kernels.dequantize gives for the checkpoint's tensors.
+
+    Args:
+        weight: prepared.
+        has: its format.
+        out_features: its outputs.
+        dtype: of the result.
+        first: row to begin with, a multiple of 64.
+        count: of rows; None for all.
+
+    Returns:
+        (count, in_features).
+    """
+    from llmquant.kernels.gpu.dense import dequantize_tile
+
+    if weight.is_cuda and weight.device.index != torch.cuda.current_device():
+        with torch.cuda.device(weight.device):
+            return dense(weight, has, out_features, dtype, first, count)
+    count = out_features - first if count is None else count
+    where = target()
+    out = torch.empty(count, has.in_features, dtype=dtype, device=weight.device)
+    dequantize_tile[(-(-count // TILE_N), has.tiles_k)](
+        weight,
+        out,
+        out_features,
+        has.in_features,
+        first,
+        count,
+        BITS=has.word_bits,
+        UNIT=has.unit,
+        ASYMMETRIC=has.asymmetric,
+        SCALE=triton_dtype(has.scale_dtype),
+        DTYPE=triton_dtype(dtype),
+        ASM=where.asm,
+        **options(_TILE, where),
+    )
+    return out
