@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from llmquant.compat.linears import is_linear, why_not_linear
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors import schemes_of
 from llmquant.hf.fuse import fuse
@@ -68,8 +69,8 @@ def find_packed(
         scheme = table.scheme_for(name, kind) if kind and name not in tied else None
         if scheme is None or scheme.is_keep:
             continue
-        if not (_is_linear(module) or (is_table(module) and not scheme.activations)):
-            raise NotPackable(f"{name} is a {type(module).__name__}, not a plain linear layer or table of embeddings")
+        if not (is_table(module) and not scheme.activations) and (reason := why_not_linear(module)):
+            raise NotPackable(f"{name} {reason}")
         _, in_features = weight_shape(module)
         if not scheme.divides(in_features):
             raise CheckpointError(f"{name}: {in_features} inputs are not divisible into the groups of {scheme}")
@@ -100,18 +101,7 @@ def _class_name(module: nn.Module) -> str | None:
     """The class that compressed-tensors would match, None for what it leaves alone; Conv1D is our extension."""
     if isinstance(module, nn.Embedding):
         return "Embedding"
-    return "Linear" if isinstance(module, nn.Linear) or _is_conv1d(module) else None
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return type(module) is Conv1D
-
-
-def _is_linear(module: nn.Module) -> bool:
-    # A subclass may compute something else in its forward.
-    return type(module) is nn.Linear or _is_conv1d(module)
+    return "Linear" if is_linear(module) else None
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int]:
