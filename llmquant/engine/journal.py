@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmquant.errors import OutputError
+from llmquant.files import parse_object, read_plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +54,16 @@ class Journal:
             OutputError: if the journal belongs to another run; the message names what differs.
         """
         self._path = path
-        self.shards: dict[str, ShardRecord] = {}
         lines = self._read() if path.exists() else []
         if lines:
             _require_same(lines[0], identity, path)
-            for line in lines[1:]:
-                layers = {name: LayerRecord(**record) for name, record in line.pop("layers").items()}
-                self.shards[line["file"]] = ShardRecord(**line, layers=layers)
         else:
             self._append(identity)
+        try:
+            shards = [_shard(line) for line in lines[1:]]
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise self._damaged() from error
+        self.shards = {shard.file: shard for shard in shards}
 
     def record(self, shard: ShardRecord) -> None:
         """Note a finished shard."""
@@ -69,16 +71,18 @@ class Journal:
         self.shards[shard.file] = shard
 
     def _read(self) -> list[dict[str, Any]]:
-        data = self._path.read_bytes()
+        data = read_plain(self._path, OutputError)
         whole = data[: data.rfind(b"\n") + 1]
+        try:
+            lines = [parse_object(line, "a line", OutputError) for line in whole.split(b"\n")[:-1]]
+        except OutputError as error:
+            raise self._damaged() from error
         if len(whole) < len(data):
             os.truncate(self._path, len(whole))
-        try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except json.JSONDecodeError as error:
-            raise OutputError(
-                f"{self._path} is damaged; delete the folder {self._path.parent} and start again"
-            ) from error
+        return lines
+
+    def _damaged(self) -> OutputError:
+        return OutputError(f"{self._path} is damaged; delete the folder {self._path.parent} and start again")
 
     def _append(self, line: dict[str, Any]) -> None:
         try:
@@ -88,6 +92,16 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise OutputError(f"cannot write {self._path}: {error.strerror}; --resume continues from here") from error
+
+
+def _shard(line: dict[str, Any]) -> ShardRecord:
+    layers = {name: LayerRecord(**record) for name, record in line["layers"].items()}
+    shard = ShardRecord(**{**line, "layers": layers})
+    # A name with a folder in it could lead outside the folder of the run.
+    plain = isinstance(shard.file, str) and Path(shard.file).name == shard.file and "\0" not in shard.file
+    if not plain or type(shard.bytes) is not int or not all(isinstance(name, str) for name in shard.tensors):
+        raise ValueError("not what a run notes")
+    return shard
 
 
 def _require_same(begun: dict[str, Any], now: dict[str, Any], path: Path) -> None:

@@ -7,15 +7,17 @@ go on; a lock on it keeps two runs apart.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from llmquant.engine.journal import Journal
 from llmquant.errors import OutputError
+from llmquant.files import read_json
 
 JOURNAL, PROVENANCE = "journal.jsonl", "llmquant.json"
 
@@ -29,7 +31,8 @@ class OutputFolder:
     """A context manager around one run's output; leaving it unlocks, and never deletes work."""
 
     def __init__(self, out: Path) -> None:
-        self.out = out.resolve()  # through a link, to where the result really lies
+        with _reported(f"{_shown(out)} cannot be the folder of a result"):
+            self.out = out.resolve()  # through a link, to where the result really lies
         if not self.out.name:
             raise OutputError(f"{out} cannot be the folder of a result; give the name of a new one")
         self.partial = self.out.with_name(f"{self.out.name}.partial")
@@ -41,11 +44,16 @@ class OutputFolder:
         Raises:
             OutputError: if OUT is not ours, is finished already, or an interrupted run is there and `resume` is off.
         """
+        with _reported(f"{_shown(self.out)} cannot be the folder of a result"):
+            self._check_out(resume=resume, overwrite=overwrite)
+            self._check_partial(resume=resume, overwrite=overwrite)
+
+    def _check_out(self, *, resume: bool, overwrite: bool) -> None:
         if self.out.exists() and not self.out.is_dir():
             raise OutputError(f"{self.out} is a file; give a folder that does not exist yet")
         if self.out.is_mount():
             raise OutputError(f"{self.out} is a mount point, which cannot be replaced; give a folder inside it")
-        if self._replaced.exists() and not (self._replaced / PROVENANCE).is_file():
+        if not _is_leftover(self._replaced):
             raise OutputError(f"{self._replaced} is in the way and was not made by llmquant; move it away")
         if self.out.exists() and any(self.out.iterdir()):
             if not is_finished(self.out):
@@ -57,6 +65,10 @@ class OutputFolder:
                 )
             if not (overwrite or resume):
                 raise OutputError(f"{self.out} holds a finished result; give another folder, or --overwrite")
+
+    def _check_partial(self, *, resume: bool, overwrite: bool) -> None:
+        if self.partial.exists() and not self.partial.is_dir():
+            raise OutputError(f"{self.partial} is a file, where an unfinished run would lie; move it away")
         if self.partial.exists() and any(self.partial.iterdir()):
             if not (self.partial / JOURNAL).is_file():
                 raise OutputError(f"{self.partial} exists and is not an interrupted run; move it away")
@@ -72,13 +84,11 @@ class OutputFolder:
             OutputError: as `check`, or if another process works in the folder, or the journal is of another run.
         """
         self.check(resume=resume, overwrite=overwrite)
-        if overwrite and not resume and self.partial.exists():
-            self._remove_partial()
-        try:
+        with _reported(f"cannot write to {self.partial}"):
+            if overwrite and not resume and self.partial.exists():
+                self._remove_partial()
             self.partial.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.partial, os.O_RDONLY)
-        except OSError as error:
-            raise OutputError(f"cannot write to {self.partial}: {error.strerror}") from error
         self._take_lock()
         return Journal(self.partial / JOURNAL, identity)
 
@@ -117,7 +127,7 @@ class OutputFolder:
 
         The journal goes last: whenever this is interrupted, either OUT.partial still has its journal, or OUT is whole.
         """
-        try:
+        with _reported(f"cannot give {self.out} its name", "; --resume tries again"):
             if self.out.exists():
                 if any(self.out.iterdir()):
                     self.tidy()
@@ -129,13 +139,11 @@ class OutputFolder:
             os.fsync(parent)
             os.close(parent)
             self.tidy()
-        except OSError as error:
-            raise OutputError(f"cannot give {self.out} its name: {error.strerror}; --resume tries again") from error
 
     def tidy(self) -> None:
         """Remove what an interrupted `finish` left behind in or beside a finished folder."""
         (self.out / JOURNAL).unlink(missing_ok=True)
-        if (self._replaced / PROVENANCE).is_file():
+        if self._replaced.exists() and _is_leftover(self._replaced):
             _remove(self._replaced, last=(PROVENANCE,))
 
     @property
@@ -151,6 +159,31 @@ class OutputFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+@contextmanager
+def _reported(what: str, advice: str = "") -> Iterator[None]:
+    """Turn what the system says of a path into an `OutputError`; ValueError is its word for a NUL in a name."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{what}: {getattr(error, 'strerror', None) or error}{advice}") from error
+
+
+def _shown(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _is_leftover(folder: Path) -> bool:
+    """Whether a folder is absent, an older result, or what is left of one whose removal was interrupted."""
+    return not folder.exists() or (folder / PROVENANCE).is_file() or _is_empty(folder)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _remove(folder: Path, last: tuple[str, ...]) -> None:
@@ -170,6 +203,8 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         OutputError: if the folder is not a finished result of llmquant.
     """
     try:
-        return json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise OutputError(f"{folder} has no readable {PROVENANCE}; it is not a finished result of llmquant") from error
+        return read_json(folder / PROVENANCE, OutputError)
+    except OutputError as error:
+        raise OutputError(
+            f"{folder} has no readable {PROVENANCE}; it is not a finished result of llmquant ({error})"
+        ) from error

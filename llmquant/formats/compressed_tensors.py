@@ -25,6 +25,7 @@ from torch import Tensor
 from llmquant.errors import CheckpointError, QuantizationError
 from llmquant.numerics.pack import pack, pack_zeros, unpack, unpack_zeros
 from llmquant.numerics.quantized import QuantizedTensor
+from llmquant.patterns import target_matches
 from llmquant.spec import BITS, KEEP, Scheme
 
 PACKED = "pack-quantized"
@@ -184,12 +185,15 @@ class SchemeTable:
 
         Returns:
             `KEEP` if the module is not quantized, None if it is in a way that we do not know.
+
+        Raises:
+            PatternError: if an expression is malformed, or takes too long.
         """
-        if any(_matches(target, module_name) or target == class_name for target in self.ignore):
+        if any(target_matches(target, module_name) or target == class_name for target in self.ignore):
             return KEEP
         by_target = {target: scheme for targets, scheme in self.groups for target in targets}
         for target in sorted(by_target, key=lambda target: ("re:" in target, target)):
-            if _matches(target, module_name):
+            if target_matches(target, module_name):
                 return by_target[target]
         return by_target.get(class_name, KEEP)
 
@@ -300,9 +304,3 @@ def _activation_scheme(group: Mapping[str, Any], config: Mapping[str, Any], weig
         return Scheme(8, activations="dynamic")
     per_tensor = inputs.get("strategy") == "tensor" and not inputs.get("dynamic")
     return Scheme(8, activations="static") if per_tensor else None
-
-
-def _matches(target: str, name: str) -> bool:
-    if target.startswith("re:"):
-        return re.match(target[3:], name) is not None
-    return target == name

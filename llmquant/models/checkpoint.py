@@ -10,13 +10,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from llmquant.errors import CheckpointError
+from llmquant.files import open_plain, read_json, read_plain
 from llmquant.models.hub import PICKLES, locate, pickle_refusal
 from llmquant.models.safetensors_header import TensorInfo, read_header
 
@@ -82,10 +84,10 @@ class Checkpoint:
         tensor = torch.empty(info.shape, dtype=info.dtype)
         target = tensor.reshape(-1).view(torch.uint8).numpy().data
         try:
-            with info.file.open("rb", buffering=0) as stream:
+            with open_plain(info.file, buffering=0) as stream:
                 stream.seek(info.begin)
                 while target:
-                    count = stream.readinto(target)
+                    count = cast(FileIO, stream).readinto(target)
                     if not count:
                         missing = f"ends {len(target)} bytes before the end of {name!r}"
                         raise CheckpointError(f"{info.file}: {missing}; it was changed or cut, start again")
@@ -108,7 +110,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         config = self.folder / "config.json"
-        digest.update(hashlib.sha256(config.read_bytes() if config.exists() else b"").digest())
+        digest.update(hashlib.sha256(read_plain(config) if config.exists() else b"").digest())
         for name, info in sorted(self.tensors.items()):
             place = [name, str(info.dtype), list(info.shape), info.file.name, info.begin]
             digest.update(json.dumps(place).encode() + b"\n")
@@ -119,7 +121,7 @@ class Checkpoint:
 
     def _hash_content(self, file: Path, digest: hashlib._Hash) -> None:
         size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
             if size <= HASHED_WHOLE:
                 while block := stream.read(FILE_SAMPLE):
                     digest.update(block)
@@ -129,23 +131,6 @@ class Checkpoint:
             for begin, length in samples + [(begin, TENSOR_SAMPLE) for begin in inside]:
                 stream.seek(begin)
                 digest.update(stream.read(length))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object of a model folder.
-
-    Raises:
-        CheckpointError: if it cannot be read or is no JSON object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: is not JSON ({error}); the file is damaged, fetch it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: holds a JSON {type(content).__name__}, an object was expected")
-    return content
 
 
 def _refuse_quantized(folder: Path) -> None:

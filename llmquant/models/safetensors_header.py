@@ -8,6 +8,8 @@ the header alone, so that a damaged checkpoint of any size is refused before any
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 
 from llmquant.errors import CheckpointError
+from llmquant.files import open_plain
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -79,8 +82,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         CheckpointError: if the file is missing, truncated, or its header contradicts itself or the file's size.
     """
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             length = int.from_bytes(prefix, "little")
             _check_length(file, size, len(prefix), length)
@@ -113,13 +116,15 @@ def _parse(file: Path, raw: bytes) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = next(name for name, count in Counter(names).items() if count > 1)
             raise _damaged(file, f"its header names {twice!r} twice")
         return found
 
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: of UTF-8, of JSON, of an integer with 4,301 digits
+        if isinstance(error, CheckpointError):
+            raise
         raise _damaged(file, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _damaged(file, f"its header is a JSON {type(header).__name__}, not an object")

@@ -12,6 +12,8 @@ from llmquant.recipe.schema import Recipe, Rule
 from llmquant.recipe.words import did_you_mean, listed
 from llmquant.spec import Scheme
 
+MAX_DEAD, MAX_LINES = 10, 40
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -36,8 +38,11 @@ class Problems:
             found.append(module)
 
     def lines(self) -> list[str]:
-        """One line for each problem."""
-        return [f"{_names(modules)}: {text}" if modules else text for text, modules in self._modules.items()]
+        """One line for each problem, the last of `MAX_LINES` for those beyond them."""
+        lines = [f"{_names(modules)}: {text}" if modules else text for text, modules in self._modules.items()]
+        if len(lines) <= MAX_LINES:
+            return lines
+        return [*lines[: MAX_LINES - 1], f"and {len(lines) - MAX_LINES + 1} more problems"]
 
 
 def check_rules(recipe: Recipe, inventory: Inventory, deciders: Sequence[int | None], problems: Problems) -> None:
@@ -45,8 +50,10 @@ def check_rules(recipe: Recipe, inventory: Inventory, deciders: Sequence[int | N
     for index, rule in enumerate(recipe.rules):
         label = f"rule {index + 1} ({rule})"
         dead = [p for p in rule.patterns if not any(p.matches(module) for module in inventory.modules)]
-        for pattern in dead:
+        for pattern in dead[:MAX_DEAD]:  # finding the nearest name takes its time
             problems.add(f"{label}: {_why_dead(pattern, inventory)}")
+        if len(dead) > MAX_DEAD:
+            problems.add(f"{label}: {len(dead) - MAX_DEAD} more patterns match nothing")
         if len(dead) < len(rule.patterns) and index not in deciders:
             problems.add(f"{label} decides nothing: later rules override it everywhere; move it down or remove it")
     if all(rule.parsed.is_keep for rule in recipe.rules):

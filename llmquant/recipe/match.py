@@ -14,11 +14,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+from llmquant.patterns import Expression, compiled
 from llmquant.recipe.inventory import NAMED_SETS, Inventory, ModuleInfo
 
 _GLOB_CHARACTERS = frozenset("*?[")
+MAX_LENGTH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,44 +31,50 @@ class Pattern:
     Attributes:
         text: as the user wrote it.
         kind: how it is read.
-        regex: the compiled expression, for globs and expressions only.
+        glob: compiled, for globs only.
+        regex: compiled, for expressions only.
     """
 
     text: str
     kind: Literal["set", "name", "glob", "regex"]
-    regex: re.Pattern[str] | None = None
+    glob: re.Pattern[str] | None = None
+    regex: Expression | None = None
 
     @classmethod
+    @lru_cache(maxsize=4096)
     def parse(cls, text: str) -> Pattern:
         """Read one pattern.
 
         Raises:
-            ValueError: if it is empty or not a valid regular expression.
+            ValueError: if it is empty, too long, or not a valid regular expression.
         """
+        if len(text) > MAX_LENGTH:
+            raise ValueError(f"a pattern of {len(text)} characters; at most {MAX_LENGTH} are read, so use several")
         if not text.strip():
             raise ValueError("an empty pattern matches nothing; name a set such as 'linear' or a module")
         if text.startswith("re:"):
-            try:
-                return cls(text, "regex", re.compile(text[3:]))
-            except re.error as error:
-                raise ValueError(f"bad regular expression {text[3:]!r}: {error}") from error
+            return cls(text, "regex", regex=compiled(text[3:]))
         if text in NAMED_SETS:
             return cls(text, "set")
         if _GLOB_CHARACTERS.intersection(text):
-            return cls(text, "glob", re.compile(fnmatch.translate(text)))
+            return cls(text, "glob", glob=re.compile(fnmatch.translate(text)))
         return cls(text, "name")
 
     def names(self, module: ModuleInfo) -> bool:
-        """Whether the pattern fits the module's name or set, protected or not."""
+        """Whether the pattern fits the module's name or set, protected or not.
+
+        Raises:
+            PatternError: if an expression takes too long.
+        """
         if self.kind == "set":
             return self.text in module.sets
-        if self.regex is None:
-            return self.text == module.name
-        return self.regex.fullmatch(module.name) is not None
+        if self.glob is not None:  # fnmatch writes expressions that do not backtrack across a star
+            return self.glob.fullmatch(module.name) is not None
+        return self.text == module.name if self.regex is None else self.regex.fullmatch(module.name)
 
     def matches(self, module: ModuleInfo) -> bool:
         """Whether the pattern reaches the module: `names`, less protected modules for globs and expressions."""
-        return self.names(module) and (self.regex is None or not module.protected)
+        return self.names(module) and (self.kind in ("set", "name") or not module.protected)
 
 
 def matching(pattern: Pattern, inventory: Inventory) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import (
@@ -23,7 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from llmquant.recipe.match import Pattern
-from llmquant.recipe.words import did_you_mean, listed
+from llmquant.recipe.words import did_you_mean, listed, shortened
 from llmquant.spec import BITS, EXAMPLES, KEEP, Scheme
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Rule(_Model):
         return tuple(_fallback(self.parsed, word) for word in self.if_indivisible)
 
     def __str__(self) -> str:
-        return f"{listed(self.match)} -> {self.scheme}"
+        return f"{shortened(self.match)} -> {self.scheme}"
 
     @field_validator("match")
     @classmethod
@@ -292,9 +293,9 @@ def _first_message(error: ValidationError) -> str:
 
 
 def _refuse_repeats(words: tuple[str, ...], key: str | None = None) -> None:
-    repeated = sorted({word for word in words if words.count(word) > 1})
+    repeated = sorted(word for word, count in Counter(words).items() if count > 1)
     if repeated:
-        message = f"named twice: {listed(repeated)}"
+        message = f"named twice: {shortened(repeated)}"
         raise _at_key(key, message) if key else ValueError(message)
 
 

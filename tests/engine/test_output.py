@@ -1,12 +1,14 @@
 """The journal and the output folder on their own: torn lines, two runs at once, leftovers of a killed finish."""
 
 import json
+import os
 
 import pytest
 
 from llmquant.engine.journal import Journal, LayerRecord, ShardRecord
-from llmquant.engine.output import JOURNAL, PROVENANCE, OutputFolder
+from llmquant.engine.output import JOURNAL, PROVENANCE, OutputFolder, is_finished
 from llmquant.errors import OutputError
+from tests.engine.kill_boundaries import every_kill
 
 IDENTITY = {"schema": 1, "recipe": "r", "threads": 2}
 
@@ -107,3 +109,99 @@ def test_a_folder_without_a_journal_is_not_ours(tmp_path):
     (tmp_path / "out.partial" / "notes").write_text("mine")
     with OutputFolder(tmp_path / "out") as output, pytest.raises(OutputError, match="not an interrupted run"):
         output.begin(IDENTITY, resume=True, overwrite=True)
+
+
+def replace_result(out):
+    """What an overwriting run does to the folders; its two files stand for the work."""
+    with OutputFolder(out) as output:
+        output.begin(IDENTITY, resume=False, overwrite=True).record(shard(1))
+        for name in (PROVENANCE, "config.json"):
+            (output.partial / name).write_text("new")
+        output.finish()
+
+
+def resume_result(out):
+    """What `--resume --overwrite` does after any interruption."""
+    with OutputFolder(out) as output:
+        output.check(resume=True, overwrite=True)
+        if is_finished(out) and not output.partial.exists():
+            output.tidy()
+            if (out / PROVENANCE).read_text() == "old":  # `run` tells by the identity
+                replace_result(out)
+            return
+        output.begin(IDENTITY, resume=True, overwrite=True)
+        for name in (PROVENANCE, "config.json"):
+            (output.partial / name).write_text("new")
+        output.finish()
+
+
+@pytest.mark.parametrize("again", [replace_result, resume_result])
+@pytest.mark.parametrize("before", ["nothing", "a result", "a result and an interrupted run", "a half removed result"])
+def test_no_kill_of_an_overwriting_run_blocks_the_next(tmp_path, before, again):
+    def make(number):
+        work = tmp_path / f"round{number}"
+        work.mkdir()
+        if before != "nothing":
+            finished(work / "out", "old")
+        if "interrupted" in before:
+            (work / "out.partial").mkdir()
+            (work / "out.partial" / JOURNAL).write_text(json.dumps(IDENTITY) + "\n")
+            (work / "out.partial" / "model-1.safetensors").write_text("old")
+        if "half" in before:
+            (work / "out.replaced").mkdir()
+        return work, lambda: replace_result(work / "out")
+
+    rounds = 0
+    for number, work, killed in every_kill(make):
+        rounds = number
+        if before == "a result":  # there is always a whole result somewhere
+            assert is_finished(work / "out") or is_finished(work / "out.replaced")
+        if killed:
+            again(work / "out")
+        assert [path.name for path in work.iterdir()] == ["out"], f"kill {number}"
+        assert {path.name: path.read_text() for path in (work / "out").iterdir() if path.suffix == ".json"} == {
+            PROVENANCE: "new",
+            "config.json": "new",
+        }
+    assert rounds > 5
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x" * 255])
+def test_a_name_that_no_folder_can_have(tmp_path, name):
+    with pytest.raises(OutputError), OutputFolder(tmp_path / name) as output:
+        output.begin(IDENTITY, resume=False, overwrite=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_in_the_way(tmp_path):
+    os.mkfifo(tmp_path / "out.partial")
+    with (
+        pytest.raises(OutputError, match="is a file, where an unfinished run"),
+        OutputFolder(tmp_path / "out") as output,
+    ):
+        output.begin(IDENTITY, resume=True, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1]", "1", '{"file": "x"}', "[" * 100_000, "9" * 5000, '{"file": 1, "bytes": 1, "tensors": [], "layers": {}}',
+        '{"file": "../x", "bytes": 1, "tensors": [], "layers": {}}',
+        '{"file": "x", "bytes": "1", "tensors": [], "layers": {}}',
+        '{"file": "x", "bytes": 1, "tensors": [2], "layers": {}}',
+        '{"file": "x", "bytes": 1, "tensors": [], "layers": {"a": {}}}',
+        '{"file": "x", "bytes": 1, "tensors": [], "layers": [], "more": 1}',
+    ],
+)  # fmt: skip
+def test_a_journal_of_other_lines_is_damaged(tmp_path, line):
+    Journal(tmp_path / JOURNAL, IDENTITY)
+    with (tmp_path / JOURNAL).open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(OutputError, match="is damaged"):
+        Journal(tmp_path / JOURNAL, IDENTITY)
+
+
+def test_a_journal_that_is_a_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / JOURNAL)
+    with pytest.raises(OutputError, match="is not a plain file"):
+        Journal(tmp_path / JOURNAL, IDENTITY)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from llmquant.errors import PatternError
 from llmquant.recipe.inventory import Inventory
 from llmquant.recipe.match import Pattern, matching
 
@@ -53,3 +54,14 @@ def test_patterns(llama: Callable[..., Inventory], text: str, kind: str, count: 
 def test_bad_patterns(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Pattern.parse(text)
+
+
+@pytest.mark.parametrize("text", ["re:a{99999999999}", "re:" + "(" * 400 + ")" * 400, "*" * 2000, "re:[[a]"])
+def test_patterns_that_no_engine_takes(text: str) -> None:
+    with pytest.raises(ValueError, match=r"bad regular expression|at most 1000"):
+        Pattern.parse(text)
+
+
+def test_an_expression_that_never_ends_is_an_error(llama: Callable[..., Inventory]) -> None:
+    with pytest.raises(PatternError, match="takes too long"):
+        matching(Pattern.parse("re:(?:(?:.|..)*)*[!?]"), llama())

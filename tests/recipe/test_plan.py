@@ -313,3 +313,17 @@ def test_any_rules_give_a_sound_plan_or_reasons(llama: Make, rules: list[tuple[s
             assert row.bytes_after == row.bytes_before
     assert all(len(found) == 1 for found in fused.values())
     assert {row.rule for row in plan.rows} >= {f"rule {i + 1}: {m} -> {s}" for i, (m, s) in enumerate(rules)}
+
+
+def test_thousands_of_patterns_that_match_nothing_give_a_message_that_can_be_read(
+    llama: Callable[..., Inventory],
+) -> None:
+    names = [f"model.layers.*.nothing{number}" for number in range(2000)]
+    rules = [{"match": names, "scheme": "int8"}, *({"match": "linear", "scheme": "int8"} for _ in range(500))]
+    with pytest.raises(PlanError) as caught:
+        make_plan(load_recipe({"version": 1, "rules": rules}), llama())
+    message = str(caught.value)
+    assert "1990 more patterns match nothing" in message
+    assert "more problems" in message
+    assert len(message) < 8000
+    assert len(str(load_recipe({"version": 1, "rules": rules}).rules[0])) < 300

@@ -1,0 +1,75 @@
+"""Expressions that would keep `re` busy for ever end in an error; the others match as `re` does."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+
+import pytest
+
+from llmquant import patterns
+from llmquant.errors import LlmquantError, PatternError
+from llmquant.patterns import Expression, compiled, target_matches
+
+NAMES = ["model.layers.0.self_attn.q_proj", "model.layers.11.mlp.experts.3.down_proj", "lm_head", "", "model{1}", "ſK"]
+HOSTILE = [r"(?:\w|\w\w|\.)+[!?]", "(?:(?:.|..)*)*[!?]", "(?>(?:.|..)*[!?])", r"((\w|\.)+\w?)+[!?]", "(.*)*!"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_expression_is_an_answer_or_an_error_in_bounded_time(text: str) -> None:
+    began = time.process_time()
+    with contextlib.suppress(PatternError):
+        assert not Expression(text).fullmatch(NAMES[1] * 3)
+    assert time.process_time() - began < 2 * patterns.SECONDS
+
+
+def test_the_limit_is_met_at_all() -> None:
+    with pytest.raises(PatternError, match="takes too long"):
+        Expression("(?:(?:.|..)*)*[!?]").match(NAMES[1] * 3)
+
+
+def test_many_slow_matches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patterns, "SLOW", 0.0)
+    monkeypatch.setattr(patterns, "TOTAL_SECONDS", 1e-4)
+    expression = Expression("a+b")
+    with pytest.raises(PatternError, match="takes too long"):
+        all(expression.match("aaaab") for _ in range(100_000))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ".*", r"model\.layers\.(0|1)\..*", "lm_head", "lm", ".*down_proj$", "^(?!.*lm_head).*", r"(?i).*LM_HEAD",
+        r".*\.(?P<n>\d+)\.(?=mlp)", r"[^.]*", r".*layers\.(?:[0-9]|1[0-1])\b.*", r"m.{2}e", r"(m).*\1", r"model\{1}",
+        "", r".*(?<=layers\.)11.*", "(?i)sk", r"\w{1,2}", "a{,3}", "a{,}", "a{}", r"[\w-]*", r"\d++", "(?x) lm _ head",
+    ],
+)  # fmt: skip
+def test_the_answers_are_those_of_re(text: str) -> None:
+    try:
+        reference = re.compile(text)
+        mine = Expression(text)
+    except (re.error, PatternError):
+        assert "{" in text or "++" in text  # what the two may read differently, or Python 3.10 does not know
+        return
+    for name in NAMES:
+        assert mine.match(name) == (reference.match(name) is not None)
+        assert mine.fullmatch(name) == (reference.fullmatch(name) is not None)
+
+
+@pytest.mark.parametrize(
+    "text", ["[", "a{99999999999}", "(?P<a>", "(" * 2000 + ")" * 2000, "[[a]", "a{e<2}", "x" * 5000, r"\p{L}", "(?Lu)a"]
+)
+def test_what_is_no_expression_is_refused(text: str) -> None:
+    with pytest.raises(PatternError) as caught:
+        Expression(text)
+    assert isinstance(caught.value, LlmquantError)
+    assert len(str(caught.value)) < 400
+
+
+def test_targets_match_as_compressed_tensors_does() -> None:
+    assert target_matches("lm_head", "lm_head")
+    assert not target_matches("lm", "lm_head")
+    assert target_matches("re:lm", "lm_head")  # re.match: the start is enough
+    assert not target_matches("re:head", "lm_head")
+    assert compiled("lm") is compiled("lm")
