@@ -101,6 +101,7 @@ def prepare(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_fe
 
     Raises:
         LlmquantError: for a weight that `why_not` refuses.
+        OutOfMemoryError: if there is no memory for it.
     """
     if reason := why_not(packed, scale, zero, bits, in_features):
         raise LlmquantError(f"the weight cannot run on the C++ kernels: {reason}; use the reference")
@@ -111,7 +112,7 @@ def prepare(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_fe
     block, kind = _block(in_features, groups), native.FLOATS[scale.dtype]
     library = native.require()
     weight = native.huge_pages(library.llmquant_weight_bytes(rows, in_features, bits, block, kind, zeros is not None))
-    library.llmquant_pack_weight(
+    status = library.llmquant_pack_weight(
         weight.data_ptr(),
         packed.data_ptr(),
         scale.data_ptr(),
@@ -125,6 +126,7 @@ def prepare(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_fe
         # One row of one group is the same thing either way; the shape tells which to give back.
         scale.ndim == 1,
     )
+    native.check(status, native.isa())
     return weight
 
 

@@ -29,11 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmquant.errors import LlmquantError
+from llmquant.errors import LlmquantError, OutOfMemoryError
 
 _log = logging.getLogger(__name__)
 
-ABI = 3  # LLMQUANT_ABI in cpu/api.cpp
+ABI = 4  # LLMQUANT_ABI in cpu/api.cpp
 ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "neon")  # Isa in cpu/isa.h
 FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Float in cpu/types.h
 ISA_VARIABLE = "LLMQUANT_CPU_ISA"
@@ -73,7 +73,7 @@ def _load(path: Path) -> ctypes.CDLL:
         "use_threads": (None, [pointer] * 2),
         "unpack_rows": (number, [pointer] * 4 + [size] * 5 + [number] * 4),
         "weight_bytes": (size, [size] * 2 + [number] * 4),
-        "pack_weight": (None, [pointer] * 4 + [size] * 3 + [number] * 4),
+        "pack_weight": (number, [pointer] * 4 + [size] * 3 + [number] * 4),
         "unpack_weight": (number, [pointer] * 4),
         "unpack_selected": (number, [pointer] * 2 + [size] + [pointer] * 3),
         "linear": (number, [pointer]),
@@ -84,8 +84,13 @@ def _load(path: Path) -> ctypes.CDLL:
     for name, (result, arguments) in signatures.items():
         function = getattr(loaded, f"llmquant_{name}")
         function.restype, function.argtypes = result, arguments
-    loaded.llmquant_use_threads(_torch_function("torch_parallel_for"), _torch_function("torch_get_num_threads"))
+    loaded.llmquant_use_threads(*torch_functions())
     return loaded
+
+
+def torch_functions() -> tuple[int | None, int | None]:
+    """Addresses of what the library starts threads with: torch's own, or None where they cannot be found."""
+    return _torch_function("torch_parallel_for"), _torch_function("torch_get_num_threads")
 
 
 def _torch_function(name: str) -> int | None:
@@ -196,12 +201,20 @@ def huge_pages(size: int) -> Tensor:
 
 
 def map_huge(size: int) -> Tensor:
-    """Bytes of their own mapping that begin at a 2 MB page and are asked to lie in such pages to the end."""
+    """Bytes of their own mapping that begin at a 2 MB page and are asked to lie in such pages to the end.
+
+    Raises:
+        OutOfMemoryError: if the system does not give that much.
+    """
     whole = -(-size // _PAGE) * _PAGE
     # Fresh from the system: memory that malloc has used before is in small pages, and stays so. Private: shared memory,
     # Python's default, follows another setting of the system, which is mostly off.
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    memory = torch.frombuffer(mmap.mmap(-1, whole + _PAGE, **private), dtype=torch.uint8)
+    try:
+        mapped = mmap.mmap(-1, whole + _PAGE, **private)
+    except OSError as error:
+        raise OutOfMemoryError(f"no memory for {size:,} bytes of weights: {error.strerror}; free some") from error
+    memory = torch.frombuffer(mapped, dtype=torch.uint8)
     begin = -memory.data_ptr() % _PAGE
     require().llmquant_advise_huge(memory.data_ptr() + begin, whole)
     return memory[begin : begin + size].detach()
@@ -223,12 +236,15 @@ def check(status: int, instructions: str) -> None:
     """Turn a status of the library into an error.
 
     Raises:
-        LlmquantError: unless it is 0.
+        OutOfMemoryError: if it is 4.
+        LlmquantError: if it is anything else but 0.
     """
     if status == 1:
         raise LlmquantError(f"this machine cannot run {instructions}; it has {', '.join(supported())}")
     if status == 3:
         raise LlmquantError("x does not have the inputs of the prepared weight, or weights that cannot run in one call")
+    if status == 4:
+        raise OutOfMemoryError("the C++ kernels got no memory for their inputs; free some, or use fewer rows in a call")
     if status:
         raise LlmquantError(f"the C++ kernel failed with status {status}")
 

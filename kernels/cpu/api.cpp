@@ -1,8 +1,10 @@
 // The C interface that llmquant/kernels/native.py calls through ctypes. Raise LLMQUANT_ABI there and here together.
 // Callers have checked all shapes. Status: 0 done; 1 this machine cannot run the instruction set; 2 the thread pool
-// failed; 3 not a weight in kernel layout, or weights that cannot share their inputs.
+// failed; 3 not a weight in kernel layout, or weights that cannot share their inputs; 4 no memory; 5 something else was
+// thrown. No exception leaves a function: to C that would be the end of the process.
 #include <atomic>
 #include <cstring>
+#include <new>
 
 #include "isa.h"
 #include "linear.h"
@@ -13,7 +15,7 @@
 #include <sys/mman.h>
 #endif
 
-#define LLMQUANT_ABI 3
+#define LLMQUANT_ABI 4
 #if defined(_WIN32)
 #define EXPORT extern "C" __declspec(dllexport)
 #else
@@ -61,6 +63,18 @@ bool is_weight(const void* memory, int64_t cols, int64_t rows) {
 
 constexpr int64_t pack_piece = 4;  // tiles
 
+// The status of `work`, whatever it throws.
+template <class Work>
+int32_t status_of(const Work& work) noexcept {
+    try {
+        return work();
+    } catch (const std::bad_alloc&) {
+        return 4;
+    } catch (...) {
+        return 5;
+    }
+}
+
 }  // namespace
 
 EXPORT int32_t llmquant_abi() { return LLMQUANT_ABI; }
@@ -79,8 +93,10 @@ EXPORT int32_t llmquant_unpack_rows(const uint32_t* packed, const void* scales, 
     const UnpackJob job{packed,         scales, zeros, out, cols, words, group, scale_stride, bits, Float(scale_type),
                         Float(out_type)};
     const int64_t piece = 65536 / (cols + 1) + 1;  // a thread is worth its start from some 10 us of work on
-    parallel(rows, piece, thread_count(), [&](int64_t begin, int64_t end) { work(job, begin, end); });
-    return 0;
+    return status_of([&] {
+        parallel(rows, piece, thread_count(), [&](int64_t begin, int64_t end) { work(job, begin, end); });
+        return 0;
+    });
 }
 
 // Bytes of a weight in kernel layout.
@@ -91,16 +107,19 @@ EXPORT int64_t llmquant_weight_bytes(int64_t rows, int64_t cols, int32_t bits, i
 }
 
 // Fill `memory` from a checkpoint's tensors.
-EXPORT void llmquant_pack_weight(void* memory, uint32_t* packed, void* scales, int8_t* zeros, int64_t rows,
-                                 int64_t cols, int64_t groups, int32_t bits, int32_t block, int32_t scale_type,
-                                 int32_t per_tensor) {
+EXPORT int32_t llmquant_pack_weight(void* memory, uint32_t* packed, void* scales, int8_t* zeros, int64_t rows,
+                                    int64_t cols, int64_t groups, int32_t bits, int32_t block, int32_t scale_type,
+                                    int32_t per_tensor) {
     std::memset(memory, 0, header_bytes);
     *static_cast<WeightHeader*>(memory) = {weight_magic, bits,   block,      Float(scale_type), rows,
                                            cols,         groups, per_tensor, zeros != nullptr};
     const Weight weight(memory);
     const Stored stored{packed, static_cast<uint8_t*>(scales), zeros};
-    parallel(weight.tiles, pack_piece, thread_count(),
-             [&](int64_t begin, int64_t end) { pack_tiles(weight, stored, begin, end); });
+    return status_of([&] {
+        parallel(weight.tiles, pack_piece, thread_count(),
+                 [&](int64_t begin, int64_t end) { pack_tiles(weight, stored, begin, end); });
+        return 0;
+    });
 }
 
 // The inverse: the tensors are those of the checkpoint, in the sizes that the header says.
@@ -108,9 +127,11 @@ EXPORT int32_t llmquant_unpack_weight(void* memory, uint32_t* packed, void* scal
     if (!is_weight(memory)) return 3;
     const Weight weight(memory);
     const Stored stored{packed, static_cast<uint8_t*>(scales), zeros};
-    parallel(weight.tiles, pack_piece, thread_count(),
-             [&](int64_t begin, int64_t end) { unpack_tiles(weight, stored, begin, end); });
-    return 0;
+    return status_of([&] {
+        parallel(weight.tiles, pack_piece, thread_count(),
+                 [&](int64_t begin, int64_t end) { unpack_tiles(weight, stored, begin, end); });
+        return 0;
+    });
 }
 
 // `count` rows, as in the checkpoint, one after the other: (count, words), (count, groups), (count, groups).
@@ -120,13 +141,16 @@ EXPORT int32_t llmquant_unpack_selected(void* memory, const int64_t* rows, int64
     const Weight weight(memory);
     const WeightHeader& header = *weight.header;
     const int64_t words = (header.cols * header.bits + 31) / 32, size = float_size(header.scale_type);
-    parallel(count, 4, thread_count(), [&](int64_t begin, int64_t end) {
+    const auto unpack = [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             unpack_row(weight, rows[i], packed + i * words, scales + i * header.groups * size,
                        zeros ? zeros + i * header.groups : nullptr);
         }
+    };
+    return status_of([&] {
+        parallel(count, 4, thread_count(), unpack);
+        return 0;
     });
-    return 0;
 }
 
 // LinearCall in native.py.
@@ -159,11 +183,13 @@ EXPORT int32_t llmquant_linear(const LinearCall* call) {
     for (int i = 1; i < call->count; ++i) parts[i] = {Weight(call->weights[i]), call->biases[i], call->outs[i]};
     if (call->silu && (call->count != 2 || call->out_features[0] != call->out_features[1])) return 3;
     const Float type = Float(call->type);
-    linear(*kernel,
-           {call->x, call->rows, call->cols, type, call->planes, call->per_token, call->norm, call->norm_eps,
-            call->input_scale},
-           {parts, call->count, type, call->residual, call->silu != 0});
-    return 0;
+    return status_of([&] {
+        linear(*kernel,
+               {call->x, call->rows, call->cols, type, call->planes, call->per_token, call->norm, call->norm_eps,
+                call->input_scale},
+               {parts, call->count, type, call->residual, call->silu != 0});
+        return 0;
+    });
 }
 
 // The common case without a struct to fill: one weight, nothing fused.
@@ -174,9 +200,11 @@ EXPORT int32_t llmquant_linear_one(const void* x, void* weight, const void* bias
     if (!kernel) return 1;
     if (!is_weight(weight, cols, out_features)) return 3;
     const Part part{Weight(weight), bias, out};
-    linear(*kernel, {x, rows, cols, Float(type), planes, per_token, nullptr, 0, input_scale},
-           {&part, 1, Float(type), nullptr, false});
-    return 0;
+    return status_of([&] {
+        linear(*kernel, {x, rows, cols, Float(type), planes, per_token, nullptr, 0, input_scale},
+               {&part, 1, Float(type), nullptr, false});
+        return 0;
+    });
 }
 
 // Ask for 2 MB pages: with 4 KB pages a sequential read reaches some 3/4 of the bandwidth. A wish, so no status.

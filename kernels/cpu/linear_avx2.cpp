@@ -34,6 +34,11 @@ struct Avx2Sets {
     static Bytes high_nibbles(Bytes codes) {
         return low_nibbles({_mm256_srli_epi16(codes.a, 4), _mm256_srli_epi16(codes.b, 4)});
     }
+    // Else GCC multiplies far ahead of the additions, and keeps the products on the stack.
+    static __m256i in_order(__m256i sum) {
+        __asm__("" : "+x"(sum));
+        return sum;
+    }
     static __m256i broadcast(const int8_t* four) {
         int32_t word;
         std::memcpy(&word, four, 4);
@@ -79,11 +84,12 @@ struct Avx2Sets {
             pairs = ints(0);
         }
         static __m256i products(__m256i sum, __m256i codes, __m256i input) {
-            if constexpr (bits == 4) return _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, input));
+            if constexpr (bits == 4) return in_order(_mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, input)));
             const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(input, 8), 8);
             const __m256i even_codes = _mm256_and_si256(codes, _mm256_set1_epi16(255));
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even_codes, even));
-            return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(input, 8)));
+            sum = in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(even_codes, even)));
+            const __m256i odd_codes = _mm256_srli_epi16(codes, 8);
+            return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(odd_codes, _mm256_srai_epi16(input, 8))));
         }
         void add(Bytes codes, __m256i input) {
             Ints& to = bits == 4 ? pairs : sum;

@@ -9,6 +9,12 @@ namespace {
 struct WideSets : Avx512Sets {
     static constexpr int heights[2] = {8, 6};
 
+    // Else GCC multiplies far ahead of the additions, and keeps the products on the stack.
+    static __m512i in_order(__m512i sum) {
+        __asm__("" : "+v"(sum));
+        return sum;
+    }
+
     template <int bits>
     struct Sum {
         static constexpr bool ends = bits == 4;
@@ -19,13 +25,13 @@ struct WideSets : Avx512Sets {
         }
         void add(__m512i codes, __m512i input) {
             if constexpr (bits == 4) {
-                pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16(codes, input));
+                pairs = in_order(_mm512_add_epi16(pairs, _mm512_maddubs_epi16(codes, input)));
             } else {
                 const __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(input, 8), 8);
                 const __m512i odd = _mm512_srai_epi16(input, 8);
                 const __m512i even_codes = _mm512_and_si512(codes, _mm512_set1_epi16(255));
-                sum = _mm512_add_epi32(sum, _mm512_madd_epi16(even_codes, even));
-                sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_srli_epi16(codes, 8), odd));
+                sum = in_order(_mm512_add_epi32(sum, _mm512_madd_epi16(even_codes, even)));
+                sum = in_order(_mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_srli_epi16(codes, 8), odd)));
             }
         }
         void span_end() {

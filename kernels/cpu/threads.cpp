@@ -13,12 +13,13 @@ constexpr int most_threads = 256;
 ParallelFor torch_parallel_for = nullptr;
 GetNumThreads torch_get_num_threads = nullptr;
 
-// Until when to stay on one thread, because another process wants the cores: the caller was pushed off its core, or
+// Until when this caller stays on one thread, because another process wants the cores: it was pushed off its core, or
 // waited at torch's barrier for a thread that was. That costs time slices (some ms each) for work of 30 us; the pause
 // of up to 20 times what was lost bounds that to 5 %. It is shorter the more threads would stand still in it, and has
-// an end where the loss had another reason, such as a stopped machine.
+// an end where the loss had another reason, such as a stopped machine. Each calling thread has its own, as it has its
+// own team of torch's threads: what one of them loses says nothing about the others.
 constexpr int64_t longest_pause = 200000000;  // ns
-std::atomic<int64_t> serial_until{0};
+thread_local int64_t serial_until = 0;
 
 int64_t now() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
@@ -80,7 +81,7 @@ int thread_count() {
 void parallel(int64_t units, int64_t piece, int threads, Body body, void* context) {
     threads = static_cast<int>(std::min<int64_t>(threads, (units + piece - 1) / piece));
     const int64_t start = threads > 1 ? now() : 0;
-    if (threads <= 1 || start < serial_until.load(std::memory_order_relaxed)) {
+    if (threads <= 1 || start < serial_until) {
         if (units > 0) body(0, units, context);
         return;
     }
@@ -97,8 +98,7 @@ void parallel(int64_t units, int64_t piece, int threads, Body body, void* contex
     if (torch_parallel_for(0, threads, 1, run, &region) != 0) region.work(0);  // claims whatever was not done
     const int64_t end = now(), worked = region.used - used, lost = end - start - worked;
     if (lost > 1000000 + 2 * worked) {
-        const int64_t pause = std::min(20 * lost / (threads - 1), longest_pause);
-        serial_until.store(end + pause, std::memory_order_relaxed);
+        serial_until = end + std::min(20 * lost / (threads - 1), longest_pause);
     }
 }
 

@@ -20,7 +20,7 @@ int thread_count();
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 
 // Call body on pieces of [0, units) of at most `piece` units, by at most `threads` threads. The split never decides
-// what is computed, only who does it.
+// what is computed, only who does it. A body does not throw: torch would end the other threads' work in the middle.
 void parallel(int64_t units, int64_t piece, int threads, Body body, void* context);
 
 // The same for anything that can be called with (begin, end).

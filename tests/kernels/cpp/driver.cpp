@@ -33,8 +33,8 @@ int32_t llmquant_unpack_rows(const uint32_t*, const void*, const int8_t*, void*,
                              int32_t out_type, int32_t isa);
 int64_t llmquant_weight_bytes(int64_t rows, int64_t cols, int32_t bits, int32_t block, int32_t scale_type,
                               int32_t has_zeros);
-void llmquant_pack_weight(void* memory, uint32_t*, void*, int8_t*, int64_t rows, int64_t cols, int64_t groups,
-                          int32_t bits, int32_t block, int32_t scale_type, int32_t per_tensor);
+int32_t llmquant_pack_weight(void* memory, uint32_t*, void*, int8_t*, int64_t rows, int64_t cols, int64_t groups,
+                             int32_t bits, int32_t block, int32_t scale_type, int32_t per_tensor);
 int32_t llmquant_unpack_weight(void* memory, uint32_t*, void*, int8_t*);
 int32_t llmquant_unpack_selected(void* memory, const int64_t* rows, int64_t count, uint32_t*, uint8_t*, int8_t*);
 int32_t llmquant_linear(const LinearCall*);
@@ -80,8 +80,10 @@ int32_t parallel_for(int64_t begin, int64_t end, int64_t, void (*body)(int64_t, 
 Buffer prepare(const Stored& stored) {
     const int32_t type = static_cast<int32_t>(stored.type);
     Buffer weight(llmquant_weight_bytes(stored.rows, stored.cols, stored.bits, stored.block, type, stored.asymmetric));
-    llmquant_pack_weight(weight.as(), stored.packed.as<uint32_t>(), stored.scales.as(), stored.zero_data(), stored.rows,
-                         stored.cols, stored.groups, stored.bits, stored.block, type, stored.per_tensor);
+    const int32_t status = llmquant_pack_weight(weight.as(), stored.packed.as<uint32_t>(), stored.scales.as(),
+                                                stored.zero_data(), stored.rows, stored.cols, stored.groups,
+                                                stored.bits, stored.block, type, stored.per_tensor);
+    require(status == 0, "pack");
     return weight;
 }
 
@@ -312,7 +314,7 @@ void check_stream() {
 int main(int count, char** arguments) {
     const int64_t calls = count > 1 ? std::atoll(arguments[1]) : 300;
     const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
-    require(llmquant_abi() == 3, "LinearCall of this file is that of the library");
+    require(llmquant_abi() == 4, "LinearCall of this file is that of the library");
     llmquant_use_threads(reinterpret_cast<void*>(parallel_for), reinterpret_cast<void*>(get_num_threads));
     for (int64_t i = 0; i < calls; ++i) {
         Random random(seed * 1000003 + static_cast<uint64_t>(i));
