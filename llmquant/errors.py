@@ -39,8 +39,12 @@ class OutputError(LlmquantError, OSError):
     """The result cannot be written: no space, a folder that is not ours, a run that was never finished."""
 
 
-
-
-
 class OutOfMemoryError(LlmquantError, MemoryError):
     """The system did not give the memory that was asked for."""
+
+
+def _bounded(message: str) -> str:
+    if len(message) <= MAX_MESSAGE:
+        return message
+    kept = MAX_MESSAGE - 50  # so that a message that was cut is not cut again when it is unpickled
+    return f"{message[:kept]} ... and {len(message) - kept} more characters"
