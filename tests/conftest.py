@@ -7,6 +7,7 @@ import random
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,30 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
     if torch.cuda.is_available():
         return "cuda"
     monkeypatch.setenv("LLMQUANT_GPU_KERNELS", "interpret")
+    _dot_in_order(monkeypatch)
     return "cpu"
+
+
+def _dot_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Triton's interpreter sum the products of each row in the order of the inputs, as long as they are floats.
+
+    It multiplies by numpy's BLAS, which sums a row in an order that depends on the processor, and on some on where the
+    row stands in its block: bits that our kernels do not decide, so no test may depend on them.
+    """
+    from triton.runtime import interpreter
+
+    by_blas = interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, acc: Any, *precision: Any) -> Any:
+        if not np.issubdtype(acc.data.dtype, np.floating):
+            return by_blas(self, a, b, acc, *precision)
+        left, right = a.data.astype(acc.data.dtype), b.data.astype(acc.data.dtype)
+        total = np.zeros_like(acc.data)
+        for k in range(left.shape[1]):
+            total += left[:, k, None] * right[k]
+        return interpreter.TensorHandle(total + acc.data, acc.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
 
 @pytest.fixture(scope="session")
