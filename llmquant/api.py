@@ -25,18 +25,21 @@ if TYPE_CHECKING:
     from llmquant.recipe.schema import Recipe
 
 
-def plan(source: str | Path, recipe: str | Path | Mapping[str, Any] | Recipe) -> Plan:
+def plan(
+    source: str | Path, recipe: str | Path | Mapping[str, Any] | Recipe, *, trust_remote_code: bool = False
+) -> Plan:
     """What each module of a model would become. Reads only the config: no weights, hardly any memory.
 
     Args:
         source: model folder, path to a config.json, or hub id.
         recipe: preset name, file, mapping, or `Recipe`.
+        trust_remote_code: run code that comes with the checkpoint, if its architecture needs it.
 
     Raises:
         RecipeError: if the recipe is malformed.
         PlanError: if it does not fit the model; the message names every problem and its fix.
     """
-    return plan_only(source, load_recipe(recipe))
+    return plan_only(source, load_recipe(recipe), trust_remote_code=trust_remote_code)
 
 
 def quantize(
@@ -48,6 +51,7 @@ def quantize(
     revision: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> RunResult:
     """Quantize a checkpoint into a folder, one block at a time.
@@ -63,6 +67,8 @@ def quantize(
         revision: branch, tag or commit of a hub id.
         resume: continue an interrupted run.
         overwrite: replace a finished result, or drop an interrupted run.
+        trust_remote_code: run code that comes with the checkpoint, if its architecture needs it, and copy it to the
+            result.
         progress: is told what happens.
 
     Raises:
@@ -72,7 +78,7 @@ def quantize(
     loaded = load_recipe(recipe)
     if calibration is not None:
         loaded = with_calibration(loaded, calibration)
-    prepared = prepare(source, loaded, revision=revision)
+    prepared = prepare(source, loaded, revision=revision, trust_remote_code=trust_remote_code)
     return run(prepared, Path(out), resume=resume, overwrite=overwrite, progress=progress)
 
 
@@ -102,6 +108,7 @@ def evaluate(
     accuracy: Accuracy = "exact",
     kernel: Literal["reference"] | None = None,
     budget: Mapping[str, float | None] | None = None,
+    trust_remote_code: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> EvalReport:
     """Measure a quantized model against its baseline on the same tokens.
@@ -120,6 +127,7 @@ def evaluate(
             speed is that of the model's own default.
         kernel: "reference" runs packed layers by plain torch, for comparison; slow.
         budget: limits by name (kl, perplexity_ratio, bits_per_weight); over those of the recipe.
+        trust_remote_code: run code that comes with either checkpoint, if its architecture needs it.
         progress: is called with (stage, done, in all).
 
     Raises:
@@ -134,9 +142,10 @@ def evaluate(
     from llmquant.hf.load import load
 
     documents = read_documents(text, split="eval" if text.startswith("builtin:") else "test")
-    tokenizer = load_tokenizer(baseline)
+    tokenizer = load_tokenizer(baseline, trust_remote_code=trust_remote_code)
     with no_progress_bar(), loading_for(kernel):
-        before, after = load(baseline, dtype=dtype), load(model, dtype=dtype)
+        before = load(baseline, dtype=dtype, trust_remote_code=trust_remote_code)
+        after = load(model, dtype=dtype, trust_remote_code=trust_remote_code)
     windows = make_windows(
         documents, tokenizer, source=text, length=length, stride=stride, max_windows=max_windows,
         context=context_limit(before.config),
@@ -146,7 +155,7 @@ def evaluate(
         before,
         after,
         windows,
-        _subject(Path(model), Path(baseline), budget or {}),
+        _subject(Path(model), Path(baseline), budget or {}, trust_remote_code=trust_remote_code),
         tokenizer=tokenizer,
         throughput=ThroughputOptions(seconds=speed) if speed else None,
         noise_floor=noise_floor,
@@ -155,7 +164,7 @@ def evaluate(
     )
 
 
-def _subject(folder: Path, baseline: Path, budget: Mapping[str, float | None]) -> Subject:
+def _subject(folder: Path, baseline: Path, budget: Mapping[str, float | None], *, trust_remote_code: bool) -> Subject:
     subject = Subject(
         name=folder.name,
         baseline_name=baseline.name,
@@ -167,7 +176,7 @@ def _subject(folder: Path, baseline: Path, budget: Mapping[str, float | None]) -
         return subject
     facts = read_provenance(folder)
     recipe = load_recipe(facts["recipe"])
-    made = plan_only(baseline, recipe)
+    made = plan_only(baseline, recipe, trust_remote_code=trust_remote_code)
     return replace(
         subject,
         name=recipe.name,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llmquant.compat.loading import no_progress_bar
+from llmquant.compat.remote_code import remote_code_of
 from llmquant.doctor.facts import memory
 from llmquant.engine.prepare import plan_only
 from llmquant.errors import CheckpointError, DataError, RecipeError
@@ -47,6 +48,7 @@ def bench_model(
     accuracies: Sequence[Accuracy] = ("exact", "fast"),
     options: ThroughputOptions,
     threads: int | None = None,
+    trust_remote_code: bool = False,
     progress: Stage | None = None,
 ) -> BenchReport:
     """Time a model in several formats.
@@ -60,6 +62,7 @@ def bench_model(
         accuracies: of the CPU kernels.
         options: what is timed.
         threads: of torch; as they are if None.
+        trust_remote_code: run code that comes with a checkpoint, if its architecture needs it.
         progress: called with (stage, done, in all) for the stages "load" and "speed".
 
     Raises:
@@ -69,7 +72,7 @@ def bench_model(
     """
     if threads is not None and threads < 1:
         raise DataError(f"--threads {threads}: at least 1")
-    sources = _sources(model, baseline, dtypes, schemes)
+    sources = _sources(model, baseline, dtypes, schemes, trust_remote_code)
     contenders: list[Contender] = []
     with _threads(threads):
         for number, (name, make) in enumerate(sources):
@@ -84,10 +87,14 @@ Source = tuple[str, "Callable[[], PreTrainedModel]"]
 
 
 def _sources(
-    model: str | Path, baseline: str | Path | None, dtypes: Sequence[str] | None, schemes: Sequence[str] | None
+    model: str | Path,
+    baseline: str | Path | None,
+    dtypes: Sequence[str] | None,
+    schemes: Sequence[str] | None,
+    trust: bool,
 ) -> list[Source]:
     """Names of the contenders and how to make each; the dense ones first."""
-    checkpoint = Checkpoint.open(model, allow_quantized=True)
+    checkpoint = Checkpoint.open(model, allow_quantized=True, code=trust)
     quantized = _is_quantized(checkpoint.folder)
     if quantized and schemes:
         raise RecipeError(f"{model} is quantized already, so --schemes has no use; give the 16-bit model, or drop it")
@@ -97,22 +104,22 @@ def _sources(
         raise RecipeError(
             f"{model} is quantized; --dtypes is about the model it was made from: name it with --baseline"
         )
-    dense = checkpoint if not quantized else None if baseline is None else Checkpoint.open(baseline)
+    dense = checkpoint if not quantized else None if baseline is None else Checkpoint.open(baseline, code=trust)
     found: list[Source] = []
     bytes_needed = checkpoint.total_bytes if quantized else 0
     if dense is not None:
         parameters = sum(prod(tensor.shape) for tensor in dense.tensors.values())
         for name in dtypes or DEFAULT_DTYPES:
             dtype = _dtype(name)
-            found.append((name, lambda dtype=dtype: _load(dense.folder, dtype=dtype)))
+            found.append((name, lambda dtype=dtype: _load(dense.folder, dtype, trust)))
             bytes_needed += parameters * dtype.itemsize
     if quantized:
-        found.append((checkpoint.folder.name, lambda: _load(checkpoint.folder, dtype="auto")))
+        found.append((checkpoint.folder.name, lambda: _load(checkpoint.folder, "auto", trust)))
     else:
         for word in schemes or DEFAULT_SCHEMES:
             recipe = recipe_for(word)
-            found.append((word, lambda recipe=recipe: _quantize(checkpoint.folder, recipe)))
-            bytes_needed += plan_only(checkpoint.folder, recipe).bytes_after
+            found.append((word, lambda recipe=recipe: _quantize(checkpoint.folder, recipe, trust)))
+            bytes_needed += plan_only(checkpoint.folder, recipe, trust_remote_code=trust).bytes_after
     _require_memory(bytes_needed)
     return found
 
@@ -154,18 +161,19 @@ def _require_memory(wanted: int) -> None:
         )
 
 
-def _load(folder: Path, dtype: str | torch.dtype) -> PreTrainedModel:
+def _load(folder: Path, dtype: str | torch.dtype, trust: bool) -> PreTrainedModel:
     with no_progress_bar():
-        return load(folder, dtype=dtype)
+        return load(folder, dtype=dtype, trust_remote_code=trust)
 
 
-def _quantize(folder: Path, recipe: Recipe) -> PreTrainedModel:
+def _quantize(folder: Path, recipe: Recipe, trust: bool) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    with no_progress_bar():
+    with no_progress_bar(), remote_code_of(folder):
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, quantization_config=RecipeConfig(recipe)
-        )
+            folder, dtype="auto", use_safetensors=True, quantization_config=RecipeConfig(recipe),
+            trust_remote_code=trust,
+        )  # fmt: skip
 
 
 @contextmanager

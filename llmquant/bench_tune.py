@@ -40,6 +40,7 @@ def tune_model(
     schemes: Sequence[str] | None = None,
     accuracies: Sequence[Accuracy] = ("exact", "fast"),
     rows: Sequence[int] = tune.ROWS,
+    trust_remote_code: bool = False,
     progress: Stage | None = None,
 ) -> tune.TuneReport:
     """Measure what runs a model's quantized layers fastest on the current GPU, and write it into the user's table.
@@ -49,13 +50,14 @@ def tune_model(
         schemes: for a 16- or 32-bit model: schemes, presets or recipe files.
         accuracies: of weights of 4 bits and less; those of 8 bits have one.
         rows: numbers of rows to measure.
+        trust_remote_code: run code that comes with the checkpoint, if its architecture needs it.
         progress: called with ("tune", done, in all).
 
     Raises:
         LlmquantError: if there is no GPU that can run the kernels, or the table cannot be written; and as `cases_of`.
     """
     device = _gpu()
-    cases = cases_of(model, schemes, accuracies)
+    cases = cases_of(model, schemes, accuracies, trust_remote_code=trust_remote_code)
     from llmquant.kernels.gpu.tune_gpu import OnGpu
 
     arch, count, name = runtime.arch(device), runtime.processors(device), torch.cuda.get_device_name(device)
@@ -76,7 +78,11 @@ def _gpu() -> torch.device:
 
 
 def cases_of(
-    model: str | Path, schemes: Sequence[str] | None = None, accuracies: Sequence[Accuracy] = ("exact", "fast")
+    model: str | Path,
+    schemes: Sequence[str] | None = None,
+    accuracies: Sequence[Accuracy] = ("exact", "fast"),
+    *,
+    trust_remote_code: bool = False,
 ) -> list[tune.Case]:
     """The weights to tune for: of each linear layer, and of layers that share their input, as they may run together.
 
@@ -84,17 +90,19 @@ def cases_of(
         RecipeError: if `schemes` are given for a quantized model, or are none.
         LlmquantError: if no layer is of a kind that the kernels run; as `plan_only` for a model that cannot be planned.
     """
-    folder = Checkpoint.open(model, allow_quantized=True).folder
+    folder = Checkpoint.open(model, allow_quantized=True, code=trust_remote_code).folder
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
     cases: list[tune.Case] = []
     if stored is None:
         for word in schemes or DEFAULT_SCHEMES:
-            plan = plan_only(folder, recipe_for(word))
+            plan = plan_only(folder, recipe_for(word), trust_remote_code=trust_remote_code)
             cases += _cases([(row.module, row.scheme) for row in plan.rows], plan.inventory.dtype, accuracies)
     elif schemes:
         raise RecipeError(f"{model} is quantized already, so --schemes has no use; give the 16-bit model, or drop it")
     else:
-        table, inventory = schemes_of(stored), take_inventory(build_skeleton(load_config(folder)))
+        config = load_config(folder, trust_remote_code=trust_remote_code)
+        table = schemes_of(stored)
+        inventory = take_inventory(build_skeleton(config, trust_remote_code=trust_remote_code))
         found = [(module, table.scheme_for(module.name) or KEEP) for module in inventory.modules]
         cases += _cases(found, inventory.dtype, accuracies)
     if not cases:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
-from llmquant.cli import main
+from llmquant.cli import OVER_BUDGET, main
 from llmquant.eval.result import EvalReport
 from llmquant.kernels import native
 from tests.engine.conftest import byte_tokenizer, tiny_llama
@@ -83,8 +85,37 @@ def test_eval_writes_json_and_a_page_and_checks_the_budget(model, quantized, tex
     assert {name.split(":")[0] for name in report.kernels} == {"linear_int4"}
     assert "int4-g32" in (report.recipe_yaml or "")
     assert "<html" in (tmp_path / "r.html").read_text()
-    assert main([*arguments, "--budget", "kl=0.0000001"]) == 2
+    assert main([*arguments, *files, "--budget", "kl=0.0000001"]) == 3
     assert "perplexity" in capsys.readouterr().out
+    assert not EvalReport.load(tmp_path / "r.json").budget_passed
+
+
+def test_a_wrong_command_line_is_not_a_missed_budget(capsys):
+    with pytest.raises(SystemExit) as wrong:
+        main(["eval", "OUT"])
+    assert wrong.value.code == 2 != OVER_BUDGET
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    described = capsys.readouterr().out
+    for status in ("  0 ", "  1 ", "  2 ", f"  {OVER_BUDGET} ", "  130 "):
+        assert status in described
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["eval", "--help"], ["recipes"], ["recipes", "int8"]])
+def test_what_needs_no_model_imports_neither_torch_nor_transformers(arguments):
+    program = """
+import sys
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("torch", "transformers", "numpy", "pydantic"):
+            raise AssertionError(f"imports {name}")
+sys.meta_path.insert(0, Refuse())
+from llmquant.cli import OVER_BUDGET, main
+sys.exit(main(sys.argv[1:]))
+"""
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 def test_eval_names_kernels_and_accuracy_and_the_reference_agrees(

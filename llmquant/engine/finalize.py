@@ -53,7 +53,7 @@ def finalize(
     weight_map = {name: shard.file for shard in journal.shards.values() for name in shard.tensors}
     total = sum(tensor.bytes for file in journal.shards for tensor in read_header(folder / file).values())
     write_index(folder, weight_map, total)
-    _copy_small_files(prepared.checkpoint.folder, folder)
+    _copy_small_files(prepared.checkpoint.folder, folder, code=prepared.trust_remote_code)
     config = json.loads((prepared.checkpoint.folder / "config.json").read_text(encoding="utf-8"))
     if config.get("dtype") is None and config.get("torch_dtype") is None:
         config["dtype"] = str(prepared.plan.inventory.dtype).removeprefix("torch.")
@@ -92,9 +92,10 @@ def model_quantization_config(plan: Plan) -> dict[str, Any]:
     return quantization_config(schemes, kept, fused_experts=fused_experts, embeddings=embeddings)
 
 
-def _copy_small_files(source: Path, folder: Path) -> None:
+def _copy_small_files(source: Path, folder: Path, *, code: bool) -> None:
+    suffixes = _COPIED_SUFFIXES | {".py"} if code else _COPIED_SUFFIXES
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in _COPIED_SUFFIXES and path.name not in _NOT_COPIED:
+        if path.is_file() and path.suffix in suffixes and path.name not in _NOT_COPIED:
             if path.name.endswith(".index.json"):
                 continue
             copy_file(path, folder / path.name)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llmquant.algorithms.base import LayerResult
 from llmquant.compat.loading import release
+from llmquant.compat.remote_code import runs_remote_code
 from llmquant.engine.blocks import quantize_blocks, replace_weight
 from llmquant.engine.layer import dense_weight, quantize_layer
 from llmquant.engine.streaming import keep_embeddings_small
@@ -34,7 +35,7 @@ def quantize_loaded(model: PreTrainedModel, plan: Plan, windows: Tensor) -> dict
     Returns:
         the result of each of them by module name.
     """
-    skeleton = build_skeleton(model.config).float()
+    skeleton = build_skeleton(model.config, trust_remote_code=runs_remote_code(model)).float()
     path, blocks = decoder_blocks(skeleton)
     rows = [[row for row in plan.quantized if row.module.block == i] for i in range(len(blocks))]
     weights = _BorrowedWeights(skeleton, model, path, plan.inventory.dtype)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmquant.errors import DataError
+from llmquant.compat.remote_code import remote_code_of
+from llmquant.errors import CheckpointError, DataError
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import build_skeleton, load_config, take_inventory
 from llmquant.recipe.plan import Plan, make_plan
@@ -25,40 +26,44 @@ class Prepared:
         checkpoint: its tensors.
         model: skeleton with float32 parameters on the meta device: calibration computes in float32.
         plan: what becomes of each module.
+        trust_remote_code: whether code that comes with the checkpoint may run, and goes with the result.
     """
 
     source: str
     checkpoint: Checkpoint
     model: PreTrainedModel
     plan: Plan
+    trust_remote_code: bool = False
 
 
-def plan_only(source: str | Path, recipe: Recipe) -> Plan:
+def plan_only(source: str | Path, recipe: Recipe, *, trust_remote_code: bool = False) -> Plan:
     """Make the plan from a config alone: a folder, a path to a config.json, or a hub id. Reads no weights.
 
     Raises:
         PlanError: if the recipe does not fit.
     """
-    config = load_config(source)
+    config = load_config(source, trust_remote_code=trust_remote_code)
     if config.dtype is None and any(Path(source).glob("*.safetensors")):
         _settle_dtype(config, Checkpoint.open(source))
-    return make_plan(recipe, take_inventory(build_skeleton(config)))
+    return make_plan(recipe, take_inventory(build_skeleton(config, trust_remote_code=trust_remote_code)))
 
 
-def prepare(source: str | Path, recipe: Recipe, *, revision: str | None = None) -> Prepared:
+def prepare(
+    source: str | Path, recipe: Recipe, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Prepared:
     """Open the checkpoint, check it, and make the plan.
 
     Raises:
         CheckpointError: if the checkpoint is damaged, unsafe or quantized already.
         PlanError: if the recipe does not fit the model.
     """
-    checkpoint = Checkpoint.open(source, revision=revision)
-    config = load_config(checkpoint.folder)
+    checkpoint = Checkpoint.open(source, revision=revision, code=trust_remote_code)
+    config = load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
     if config.dtype is None:
         _settle_dtype(config, checkpoint)
-    plan = make_plan(recipe, take_inventory(build_skeleton(config)))
-    model = build_skeleton(config).float()
-    return Prepared(str(source), checkpoint, model, plan)
+    plan = make_plan(recipe, take_inventory(build_skeleton(config, trust_remote_code=trust_remote_code)))
+    model = build_skeleton(config, trust_remote_code=trust_remote_code).float()
+    return Prepared(str(source), checkpoint, model, plan, trust_remote_code)
 
 
 def _settle_dtype(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
@@ -66,16 +71,20 @@ def _settle_dtype(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
     config.dtype = next(t.dtype for t in checkpoint.tensors.values() if t.dtype.is_floating_point)
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model folder.
 
     Raises:
         DataError: if there is none.
+        CheckpointError: if it needs code from the checkpoint that is not trusted.
     """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with remote_code_of(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{folder} has no tokenizer that transformers can load ({str(error).split(chr(10), 1)[0]}); copy its "

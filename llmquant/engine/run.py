@@ -109,7 +109,7 @@ def _calibration(prepared: Prepared) -> CalibrationData | None:
     if not check_statistics(plan):
         return None
     assert plan.recipe.calibration is not None  # the recipe's own check
-    tokenizer = load_tokenizer(prepared.checkpoint.folder)
+    tokenizer = load_tokenizer(prepared.checkpoint.folder, trust_remote_code=prepared.trust_remote_code)
     data = load_calibration(plan.recipe.calibration, tokenizer, context=context_limit(prepared.model.config))
     check_vocabulary(data.windows, prepared.model)
     return data

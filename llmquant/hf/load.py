@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llmquant.compat.remote_code import remote_code_of
 from llmquant.engine.output import JOURNAL, is_finished
 from llmquant.errors import CheckpointError
 from llmquant.hf import register
@@ -22,6 +23,7 @@ def load(
     device_map: Any = None,
     packed: bool = True,
     accuracy: Accuracy = "exact",
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model; integer weights stay packed.
 
@@ -32,16 +34,21 @@ def load(
         device_map: as in `from_pretrained`; "disk" works.
         packed: False turns the weights into dense ones after loading, for code that looks at `weight`.
         accuracy: of the kernels: "exact" or "fast"; `layers.accuracy.set_accuracy` changes it later.
+        trust_remote_code: run code that comes with the checkpoint, if its architecture needs it.
 
     Raises:
-        CheckpointError: if the checkpoint is missing, unfinished, damaged, incomplete or unsafe.
+        CheckpointError: if the checkpoint is missing, unfinished, damaged, incomplete or unsafe, or needs code that is
+            not trusted.
     """
     register()
     _refuse_unfinished(Path(source).absolute())
-    folder = Checkpoint.open(source, allow_quantized=True).folder  # checks every header, and refuses pickles
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True
-    )
+    # Checks every header, and refuses pickles.
+    folder = Checkpoint.open(source, allow_quantized=True, code=trust_remote_code).folder
+    with remote_code_of(source):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
     model, info = loaded
     if info["missing_keys"]:
         raise CheckpointError(

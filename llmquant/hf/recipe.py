@@ -14,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from llmquant.algorithms.base import LayerResult
 from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, tied
+from llmquant.compat.remote_code import runs_remote_code
 from llmquant.engine.calibration import check_vocabulary, context_limit, load_calibration
 from llmquant.engine.finalize import model_quantization_config
 from llmquant.engine.inplace import quantize_loaded
@@ -137,9 +138,9 @@ class RecipeQuantizer(HfQuantizer):
     def _calibrate(self, model: PreTrainedModel, plan: Plan) -> None:
         assert plan.recipe.calibration is not None
         tokenizer = self.quantization_config.tokenizer
-        if tokenizer is None:
-            tokenizer = model.name_or_path
-        if isinstance(tokenizer, (str, Path)):
+        if tokenizer is None:  # whoever trusts the model's code trusts that of the tokenizer beside it
+            tokenizer = load_tokenizer(model.name_or_path, trust_remote_code=runs_remote_code(model))
+        elif isinstance(tokenizer, (str, Path)):
             tokenizer = load_tokenizer(tokenizer)
         data = load_calibration(plan.recipe.calibration, tokenizer, context=context_limit(model.config))
         check_vocabulary(data.windows, model)

@@ -45,18 +45,21 @@ class Checkpoint:
     total_bytes: int
 
     @classmethod
-    def open(cls, source: str | Path, *, revision: str | None = None, allow_quantized: bool = False) -> Checkpoint:
+    def open(
+        cls, source: str | Path, *, revision: str | None = None, allow_quantized: bool = False, code: bool = False
+    ) -> Checkpoint:
         """Open a checkpoint and check every header, index entry and file size. Reads no tensor.
 
         Args:
             source: a folder with model.safetensors or a sharded index, or a hub id, which is fetched.
             revision: branch, tag or commit of a hub id.
             allow_quantized: open a checkpoint that is already quantized, such as one that llmquant wrote.
+            code: of a hub id: fetch its Python files too.
 
         Raises:
             CheckpointError: names the file and what is wrong with it.
         """
-        folder = locate(source, revision=revision)
+        folder = locate(source, revision=revision, code=code)
         if not allow_quantized:
             _refuse_quantized(folder)
         if (folder / SINGLE).exists():

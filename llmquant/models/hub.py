@@ -10,16 +10,18 @@ from llmquant.errors import CheckpointError
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # No pickle ever; "consolidated*" repeats all weights of some models under other names; subfolders hold other formats.
 FETCHED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+CODE = "*.py"
 NOT_FETCHED = ["*/*", "consolidated*"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def locate(source: str | Path, *, revision: str | None = None) -> Path:
+def locate(source: str | Path, *, revision: str | None = None, code: bool = False) -> Path:
     """Find the folder of a model, fetching safetensors, configuration and tokenizer when `source` is a hub id.
 
     Args:
         source: a local folder or a hub id such as "org/model".
         revision: branch, tag or commit of a hub id.
+        code: fetch the Python files of a hub id too; nothing here runs them.
 
     Raises:
         CheckpointError: if it is neither, or the hub cannot give it.
@@ -31,7 +33,7 @@ def locate(source: str | Path, *, revision: str | None = None) -> Path:
         raise _not_a_folder(path)
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"{str(source)!r}: no such folder, and not a hub id like 'org/model'; check the path")
-    return _fetch(source, revision)
+    return _fetch(source, revision, [*FETCHED, CODE] if code else FETCHED)
 
 
 def pickle_refusal(where: Path, names: list[str]) -> CheckpointError:
@@ -50,13 +52,13 @@ def _not_a_folder(path: Path) -> CheckpointError:
     return CheckpointError(f"{path}: is a file, not a folder with config.json and safetensors; {hint}")
 
 
-def _fetch(repository: str, revision: str | None) -> Path:
+def _fetch(repository: str, revision: str | None, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED)
+            snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=NOT_FETCHED)
         )
     except GatedRepoError as error:
         advice = "it is gated: accept its terms on the hub and log in with `hf auth login`"

@@ -1,6 +1,7 @@
 """A model without weights: its configuration, its modules on the meta device, and the list of what they hold.
 
-Nothing here reads weights or runs code from a checkpoint, so a 70B model is understood in seconds from its config.json.
+Nothing here reads weights, nor runs code from a checkpoint unless it is trusted, so a 70B model is understood in seconds
+from its config.json.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from llmquant.compat.remote_code import remote_code_of
 from llmquant.errors import CheckpointError
 from llmquant.models.families import ATTENTION
 from llmquant.models.inventory import list_modules
@@ -21,14 +23,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def load_config(source: str | Path) -> PreTrainedConfig:
+def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Read a model's configuration.
 
     Args:
         source: a folder with config.json, a config file itself, or a hub id such as "org/model".
+        trust_remote_code: run code that comes with the checkpoint, if its architecture needs it.
 
     Raises:
-        CheckpointError: if there is none, it is not valid, or the architecture needs code from the checkpoint.
+        CheckpointError: if there is none, it is not valid, or it needs code from the checkpoint that is not trusted.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -38,26 +41,38 @@ def load_config(source: str | Path) -> PreTrainedConfig:
         raise CheckpointError(f"{path} has no config.json; a Hugging Face model folder has one")
     if not path.exists() and (isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "~"))):
         raise CheckpointError(f"{source} does not exist; give a model folder, a config.json or a hub id (org/name)")
+    if trust_remote_code and path.is_file() and path.name == "config.json":
+        path = path.parent  # where its code is
+    where = str(path) if path.exists() else str(source)
     try:
-        return AutoConfig.from_pretrained(str(path) if path.exists() else str(source), trust_remote_code=False)
+        with remote_code_of(source):
+            return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except CheckpointError:
+        raise
     except (OSError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         advice = "" if path.exists() else " It is no folder here; check the path, or the hub id and the connection."
         raise CheckpointError(f"cannot read the configuration of {source}: {_reason(error)}{advice}") from error
 
 
-def build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Build the causal language model of a configuration with parameters on meta, real buffers and tied weights.
 
+    Args:
+        config: from `load_config`.
+        trust_remote_code: run code that comes with the checkpoint, if the model needs it.
+
     Raises:
-        CheckpointError: if transformers has no causal language model for it.
+        CheckpointError: if transformers has no causal language model for it, or its code is not trusted.
     """
     from accelerate import init_empty_weights
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
     try:
-        with init_empty_weights(include_buffers=False), _EmptyOnMeta():
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False), _EmptyOnMeta(), remote_code_of(config.name_or_path):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except CheckpointError:
+        raise
     except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise CheckpointError(
             f"cannot build a causal language model of type {config.model_type!r}: {_reason(error)}"

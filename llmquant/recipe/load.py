@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llmquant.errors import RecipeError
+from llmquant.recipe.presets import preset_names, preset_text
 from llmquant.recipe.schema import VERSION, Budget, Calibration, Recipe, Rounding, Rule, recipe_to_dict
 from llmquant.recipe.words import did_you_mean, listed
 from llmquant.recipe.yaml_nodes import Document, RecipeDumper, parse_yaml
@@ -27,23 +27,6 @@ _EXPECTED = {
     "bool_type": "expected true or false",
     "string_too_short": "empty",
 }
-
-
-def preset_names() -> list[str]:
-    """Names of the recipes that ship with llmquant."""
-    return sorted(entry.name[:-5] for entry in files("llmquant.recipes").iterdir() if entry.name.endswith(".yaml"))
-
-
-def preset_text(name: str) -> str:
-    """The YAML text of a shipped recipe, comments included.
-
-    Raises:
-        RecipeError: if there is none of this name; the message has the nearest ones.
-    """
-    if name not in preset_names():
-        hint = did_you_mean(name, preset_names()) or f"; presets are {listed(preset_names())}"
-        raise RecipeError(f"unknown preset {name!r} (a file is named with its ending, such as my.yaml){hint}")
-    return (files("llmquant.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:

@@ -1,0 +1,83 @@
+"""`llmquant bench`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmquant.cli import arguments
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llmquant.layers.accuracy import Accuracy
+
+
+def add(commands: arguments.Commands) -> None:
+    """Describe the arguments."""
+    parser = commands.add_parser("bench", help="speed and memory of a model in several formats, side by side")
+    parser.add_argument("model", metavar="MODEL", help="a 16- or 32-bit model, quantized in memory, or a quantized one")
+    parser.add_argument("--baseline", metavar="MODEL", help="of a quantized model: the one it was made from")
+    parser.add_argument("--dtypes", type=arguments.words, metavar="A,B", help="of the dense model (fp32,bf16)")
+    parser.add_argument(
+        "--schemes", type=arguments.words, metavar="A,B", help="schemes, presets or recipes (int8,int4-g128)"
+    )
+    parser.add_argument(
+        "--accuracy", choices=("exact", "fast", "both"), default="both", help="of the CPU kernels (both)"
+    )
+    parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens of the prompt (128)")
+    parser.add_argument("--new", type=int, default=32, metavar="N", help="tokens decoded one by one (32)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once (1)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (as they are)")
+    parser.add_argument("--seconds", type=float, default=20, metavar="S", help="time for all rounds; 3 at least (20)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    parser.add_argument("--tune", action="store_true", help="instead, find and keep the fastest kernels for this GPU")
+    arguments.remote_code(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Time, write, show."""
+    arguments.check_targets(args.json)
+    if args.tune:
+        return _tune(args, console)
+    from llmquant.bench import bench_model
+    from llmquant.bench_view import print_bench
+    from llmquant.console import RunDisplay
+    from llmquant.eval.throughput import ThroughputOptions
+
+    options = ThroughputOptions(
+        prompt_tokens=args.prompt, decode_tokens=args.new, batch_size=args.batch, seconds=args.seconds
+    )
+    with RunDisplay(console) as display:
+        report = bench_model(
+            args.model, baseline=args.baseline, dtypes=args.dtypes, schemes=args.schemes, options=options,
+            accuracies=_accuracies(args), threads=args.threads, trust_remote_code=args.trust_remote_code,
+            progress=display.stages,
+        )  # fmt: skip
+    if args.json:
+        args.json.write_text(report.to_json(), encoding="utf-8")
+    print_bench(console, report)
+    return 0
+
+
+def _tune(args: argparse.Namespace, console: Console) -> int:
+    from llmquant.bench_tune import tune_model
+    from llmquant.bench_view import print_tuned
+    from llmquant.console import RunDisplay
+
+    with RunDisplay(console) as display:
+        report = tune_model(
+            args.model, schemes=args.schemes, accuracies=_accuracies(args), trust_remote_code=args.trust_remote_code,
+            progress=display.stages,
+        )  # fmt: skip
+    if args.json:
+        args.json.write_text(report.to_json(), encoding="utf-8")
+    print_tuned(console, report)
+    return 0
+
+
+def _accuracies(args: argparse.Namespace) -> Sequence[Accuracy]:
+    return ("exact", "fast") if args.accuracy == "both" else (args.accuracy,)

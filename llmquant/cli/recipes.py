@@ -1,0 +1,38 @@
+"""`llmquant recipes`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llmquant.cli import arguments
+
+
+def add(commands: arguments.Commands) -> None:
+    """Describe the arguments."""
+    parser = commands.add_parser("recipes", help="the recipes that ship with llmquant")
+    parser.add_argument("name", nargs="?", help="print this one")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """List them, or print one."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from llmquant.recipe.presets import preset_description, preset_names, preset_text
+
+    if args.name:
+        sys.stdout.write(preset_text(args.name))
+        return 0
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("recipe", style="bold", no_wrap=True)
+    table.add_column("what it does")
+    for name in preset_names():
+        table.add_row(escape(name), escape(preset_description(name)))
+    console.print(table)
+    return 0

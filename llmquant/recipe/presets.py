@@ -1,0 +1,36 @@
+"""The recipes that ship with llmquant, as text: listing them loads neither torch nor the schema."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import yaml
+
+from llmquant.errors import RecipeError
+from llmquant.recipe.words import did_you_mean, listed
+
+
+def preset_names() -> list[str]:
+    """Names of the recipes that ship with llmquant."""
+    return sorted(entry.name[:-5] for entry in files("llmquant.recipes").iterdir() if entry.name.endswith(".yaml"))
+
+
+def preset_text(name: str) -> str:
+    """The YAML text of a shipped recipe, comments included.
+
+    Raises:
+        RecipeError: if there is none of this name; the message has the nearest ones.
+    """
+    if name not in preset_names():
+        hint = did_you_mean(name, preset_names()) or f"; presets are {listed(preset_names())}"
+        raise RecipeError(f"unknown preset {name!r} (a file is named with its ending, such as my.yaml){hint}")
+    return (files("llmquant.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def preset_description(name: str) -> str:
+    """What a shipped recipe says about itself.
+
+    Raises:
+        RecipeError: as `preset_text`.
+    """
+    return yaml.safe_load(preset_text(name)).get("description", "")
