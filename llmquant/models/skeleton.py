@@ -1,6 +1,6 @@
 """A model without weights: its configuration, its modules on the meta device, and the list of what they hold.
 
-Nothing here reads weights, nor runs code from a checkpoint unless it is trusted, so a 70B model is understood in seconds
+Nothing here reads weights, nor runs code from a checkpoint unless it is trusted: a 70B model is understood in seconds
 from its config.json.
 """
 
@@ -68,8 +68,9 @@ def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False)
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
+    source = config.name_or_path or config.model_type
     try:
-        with init_empty_weights(include_buffers=False), _EmptyOnMeta(), remote_code_of(config.name_or_path):
+        with init_empty_weights(include_buffers=False), _EmptyOnMeta(), remote_code_of(source):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except CheckpointError:
         raise
