@@ -51,6 +51,8 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
         f"[bold]{bytes_text(plan.bytes_before)} -> {bytes_text(plan.bytes_after)}[/], "
         f"{plan.bits_per_weight:.3f} bits per weight over everything"
     )
+    for warning in plan.warnings:
+        console.print(f"[bold yellow]warning[/]  {escape(warning)}", highlight=False)
     console.print(f"\nrecipe [bold]{escape(plan.recipe.name)}[/]")
     for number, rule in enumerate(plan.recipe.rules, 1):
         console.print(f"  {number}  {escape(str(rule))}", highlight=False)

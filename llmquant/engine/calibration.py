@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from llmquant.compat.config import whole_number
 from llmquant.engine.text import read_documents
 from llmquant.errors import DataError
 
@@ -77,8 +78,7 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
 
 def context_limit(config: PretrainedConfig) -> int | None:
     """The most tokens a model takes at once, or None where its configuration names no limit."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    return whole_number(config.get_text_config(), "max_position_embeddings")
 
 
 def check_vocabulary(tokens: Tensor, model: PreTrainedModel) -> None:

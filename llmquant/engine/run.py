@@ -73,6 +73,8 @@ def run(
     began = time.monotonic()
     with OutputFolder(out) as output:
         output.check(resume=resume, overwrite=overwrite)
+        for warning in prepared.plan.warnings:
+            progress.note(warning)
         calibration = _calibration(prepared)
         if calibration and calibration.note:
             progress.note(calibration.note)

@@ -2,8 +2,8 @@
 
 A rule looks at one quantized module (or at the plan as a whole) and gives the reason why a reader cannot take it, or
 None. The rules for transformers 5.23 with compressed-tensors 0.20 and for vLLM 0.32 on CPU were found by running 119
-hand-written checkpoints in them; tests/clients repeats it with llmquant's own. Those for vLLM on GPU were read in its
-source.
+hand-written checkpoints in them; tests/clients repeats it with llmquant's own. Those for vLLM on GPU were read in the
+source of 0.33.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VLLM_CPU = "vLLM on CPU"
 
 # vLLM's CPU attention; other sizes end in an error at start.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-MARLIN_GROUPS = (32, 64, 128)
+MARLIN_GROUPS = (32, 64, 128, None)  # None: a whole channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +102,6 @@ def _no_tensor_scale(row: PlanRow, _: Plan) -> Reason:
     return f"{row.scheme}: weights need a scale per group or channel" if row.scheme.granularity == "tensor" else None
 
 
-def _gpu_kernel(row: PlanRow, plan: Plan) -> Reason:
-    scheme = row.scheme
-    if scheme.activations:
-        return None
-    if scheme.bits not in (4, 8):
-        return f"{scheme}: no kernel for {scheme.bits} bits without an extra package (Humming)"
-    if scheme.bits == 8 and not scheme.symmetric:
-        return f"{scheme}: asymmetric 8-bit weights run on Hopper only (Machete)"
-    group, in_features = scheme.group_size, row.module.shape[1]
-    if group is None or group in MARLIN_GROUPS:
-        return None
-    triton = scheme.bits == 4 and group in (256, in_features)
-    exllama = scheme.symmetric and plan.inventory.dtype == torch.float16
-    return None if triton or exllama else f"{scheme}: groups are 32, 64, 128 or a whole channel"
-
-
 def _cpu_kernel(row: PlanRow, plan: Plan) -> Reason:
     scheme = row.scheme
     if scheme.activations:
@@ -174,10 +158,8 @@ def _fused_alike(plan: Plan) -> Reason:
 
 
 def _cpu_head_size(plan: Plan) -> Reason:
-    size = plan.inventory.head_size
-    if size is None or size in CPU_HEAD_SIZES:
-        return None
-    return f"head size {size} is not one of {', '.join(map(str, CPU_HEAD_SIZES))}"
+    other = [size for size in plan.inventory.head_sizes if size not in CPU_HEAD_SIZES]
+    return f"head size {other[0]} is not one of {', '.join(map(str, CPU_HEAD_SIZES))}" if other else None
 
 
 # --- remarks ---------------------------------------------------------------------------------------------------------
@@ -198,14 +180,27 @@ def _new_three_bit_layout(plan: Plan) -> Reason:
 
 
 def _gpu_kernels(plan: Plan) -> Reason:
-    weight_only = [row.scheme for row in plan.quantized if not row.scheme.activations]
-    names = [] if len(weight_only) == len(plan.quantized) else ["CUTLASS int8"]
-    if any(scheme.group_size in (None, *MARLIN_GROUPS) for scheme in weight_only):
-        hopper = all(scheme.group_size != 32 for scheme in weight_only)
+    schemes = _schemes(plan)
+    weight_only = {scheme for scheme in schemes if not scheme.activations}
+    marlin = {scheme for scheme in weight_only if _runs_in_marlin(scheme)}
+    names = ["CUTLASS int8"] if schemes - weight_only else []
+    if marlin:
+        hopper = all(scheme.group_size != 32 for scheme in marlin)
         names.append("Marlin (Machete on Hopper)" if hopper else "Marlin")
-    if any(scheme.group_size not in (None, *MARLIN_GROUPS) for scheme in weight_only):
-        names.append("Triton or ExLlama")
+    if weight_only - marlin:
+        names.append("Humming (vLLM 0.33, CUDA, compute capability 7.5 or newer)")
     return f"{', '.join(names)}; by its source, not run"
+
+
+def _runs_in_marlin(scheme: Scheme) -> bool:
+    return scheme.group_size in MARLIN_GROUPS and (scheme.bits == 4 or (scheme.bits == 8 and scheme.symmetric))
+
+
+def _instructions(plan: Plan) -> Reason:
+    """vLLM 0.32 has no `cpu_gemm_wna16` on an AVX2 machine: it loads there, and stops at the first token."""
+    if all(scheme.activations for scheme in _schemes(plan)):
+        return None
+    return "needs AVX-512 on x86: without it vLLM 0.32 stops at the first token"
 
 
 def _served_in_16_bit(plan: Plan) -> Reason:
@@ -236,13 +231,13 @@ _READERS = {
         (_dense_in_memory, _new_three_bit_layout, _quantized_activations),
     ),
     VLLM_GPU: _Reader(
-        (_only_linear, _no_embedding, _no_tensor_scale, _gpu_kernel, _whole_words_of_zeros),
+        (_only_linear, _no_embedding, _no_tensor_scale, _whole_words_of_zeros),
         (_fused_alike,),
         (_gpu_kernels, _served_in_16_bit),
     ),
     VLLM_CPU: _Reader(
         (_only_linear, _no_embedding, _no_tensor_scale, _cpu_kernel, _whole_words_of_zeros),
         (_fused_alike, _cpu_head_size),
-        (_served_in_16_bit,),
+        (_instructions, _served_in_16_bit),
     ),
 }

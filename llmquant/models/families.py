@@ -21,6 +21,7 @@ GATE_UP = frozenset({"gate_proj", "up_proj", "gate_up_proj", "fc1", "fc_in", "c_
 DOWN = frozenset({"down_proj", "fc2", "fc_out", "c_proj", "dense_4h_to_h", "w2"})
 
 EXPERTS = frozenset({"experts"})  # the component under which all of a layer's routed experts lie
+STACKED_EXPERTS = "expert"  # in the name or class of whatever stacks one matrix per expert in a 3-D parameter
 ROUTERS = frozenset({"router", "shared_expert_gate"})
 ROUTER_BESIDE_EXPERTS = "gate"  # a router only where `experts` is its sibling
 

@@ -36,7 +36,7 @@ class _Walk:
         self.prefix = f"{prefix}."
         self.blocks = blocks
         self.head = model.get_output_embeddings()
-        self.names = {name for name, _ in model.named_modules()}
+        self.modules = dict(model.named_modules())
         self.owners: dict[int, str] = {}  # id of a parameter -> the module that owns it
 
     def entries(self, name: str, module: nn.Module) -> Iterator[ModuleInfo]:
@@ -89,7 +89,7 @@ class _Walk:
             return "embedding"
         if "Router" in class_name or families.ROUTERS.intersection(components) or self._gates_experts(components):
             return "router"
-        if families.EXPERTS.intersection(components) or _has_stacked_weights(module):
+        if families.EXPERTS.intersection(components) or self._stacks_experts(components, module):
             return "experts"
         if isinstance(module, nn.Linear):
             return "linear"
@@ -99,7 +99,15 @@ class _Walk:
 
     def _gates_experts(self, components: list[str]) -> bool:
         siblings = (".".join([*components[:-1], word]) for word in families.EXPERTS)
-        return components[-1] == families.ROUTER_BESIDE_EXPERTS and any(name in self.names for name in siblings)
+        return components[-1] == families.ROUTER_BESIDE_EXPERTS and any(name in self.modules for name in siblings)
+
+    def _stacks_experts(self, components: list[str], module: nn.Module) -> bool:
+        """Whether it holds one matrix per expert, stacked. Not every 3-D parameter is that: attention has such, too."""
+        if not any(parameter.ndim == 3 for parameter in module.parameters(recurse=False)):
+            return False
+        path = [".".join(components[:end]) for end in range(1, len(components) + 1)]
+        words = [*components, *(type(self.modules[name]).__name__ for name in path)]
+        return any(families.STACKED_EXPERTS in word.lower() for word in words)
 
     def _block(self, name: str) -> int | None:
         if not name.startswith(self.prefix):
@@ -134,12 +142,6 @@ def _part_sets(parents: list[str], leaf: str) -> set[str]:
     if leaf in families.GATE_UP:
         return {"mlp", "mlp.gate_up"}
     return {"mlp", "mlp.down"} if leaf in families.DOWN else set()
-
-
-def _has_stacked_weights(module: nn.Module) -> bool:
-    """Whether it holds 3-D weights that are not the kernel of a convolution: one matrix per expert."""
-    convolution = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    return not convolution and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
 
 
 def _with_fused(modules: tuple[ModuleInfo, ...]) -> tuple[ModuleInfo, ...]:

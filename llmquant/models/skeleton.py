@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from llmquant.compat.config import layer_configs, stored_dtype, whole_number
 from llmquant.compat.remote_code import remote_code_of
 from llmquant.errors import CheckpointError
 from llmquant.models.families import ATTENTION
@@ -21,6 +22,8 @@ from llmquant.recipe.inventory import Inventory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+_BAD_CONFIG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what wrong values make code raise
 
 
 def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -49,13 +52,15 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
             return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
     except CheckpointError:
         raise
-    except (OSError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+    except (*_BAD_CONFIG, OSError, StrictDataclassError) as error:
         advice = "" if path.exists() else " It is no folder here; check the path, or the hub id and the connection."
         raise CheckpointError(f"cannot read the configuration of {source}: {_reason(error)}{advice}") from error
 
 
 def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Build the causal language model of a configuration with parameters on meta, real buffers and tied weights.
+
+    Its dtype is that of the checkpoint, as far as the configuration says it at all.
 
     Args:
         config: from `load_config`.
@@ -71,10 +76,11 @@ def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False)
     source = config.name_or_path or config.model_type
     try:
         with init_empty_weights(include_buffers=False), _EmptyOnMeta(), remote_code_of(source):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            dtype = stored_dtype(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype)
     except CheckpointError:
         raise
-    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+    except (*_BAD_CONFIG, ImportError, StrictDataclassError) as error:
         raise CheckpointError(
             f"cannot build a causal language model of type {config.model_type!r}: {_reason(error)}"
         ) from error
@@ -131,17 +137,19 @@ def take_inventory(model: PreTrainedModel) -> Inventory:
         dtype=model.dtype,
         modules=list_modules(model, prefix, len(blocks)),
         blocks=len(blocks),
-        head_size=_head_size(model.config),
+        head_sizes=_head_sizes(model.config),
     )
 
 
+def _head_sizes(config: PreTrainedConfig) -> tuple[int, ...]:
+    sizes = (_head_size(layer) for layer in layer_configs(config.get_text_config()))
+    return tuple(dict.fromkeys(size for size in sizes if size))
+
+
 def _head_size(config: PreTrainedConfig) -> int | None:
-    text = config.get_text_config()
-    size = getattr(text, "head_dim", None)
-    if isinstance(size, int):
-        return size
-    hidden, heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
-    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
+    size = whole_number(config, "head_dim")
+    hidden, heads = whole_number(config, "hidden_size"), whole_number(config, "num_attention_heads")
+    return size or (hidden // heads if hidden and heads else None)
 
 
 class _EmptyOnMeta(TorchFunctionMode):

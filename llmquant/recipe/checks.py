@@ -69,13 +69,8 @@ def check_decisions(recipe: Recipe, inventory: Inventory, decisions: Sequence[De
     for decision in decisions:
         module = decision.module
         if decision.decider is None:
-            if module.kind == "experts":
-                problems.add(
-                    "no rule names the experts, and nothing is skipped silently; they cannot be quantized yet, so add "
-                    "the rule {match: experts, scheme: keep}",
-                    module,
-                )
-        elif module.tied_to:
+            continue
+        if module.tied_to:
             if named[module.tied_to].scheme != decision.scheme:
                 problems.add(
                     "one weight serves as embedding and lm_head (tie_word_embeddings), so both need one scheme: name "
@@ -90,6 +85,7 @@ def check_decisions(recipe: Recipe, inventory: Inventory, decisions: Sequence[De
                 problems.add(f"{reason} (rule {decision.decider + 1}, {rule})", module)
     _check_fused(decisions, problems)
     _check_embeddings(decisions, problems, portable=recipe.portable)
+    _check_something_is_left(decisions, problems)
 
 
 def check_budget(
@@ -134,7 +130,7 @@ def _example(inventory: Inventory) -> str:
 def _why_not(module: ModuleInfo, rule: Rule, scheme: Scheme, *, shared: bool, portable: bool) -> str:
     """Why a module cannot have a scheme, with the fix; empty if it can."""
     if module.kind == "experts":
-        return "experts cannot be quantized yet; give them the rule {match: experts, scheme: keep}"
+        return "experts cannot be quantized yet; drop the rule, which keeps them, or say keep"
     if module.kind == "embedding":
         if not module.sets:
             return "computes more than the lookup of a row, so its table cannot be packed; keep it"
@@ -145,6 +141,8 @@ def _why_not(module: ModuleInfo, rule: Rule, scheme: Scheme, *, shared: bool, po
         return "other layers than lm_head share its weight; keep it"
     if module.kind not in ("linear", "conv1d"):
         return f"{module.kind} modules cannot be quantized; keep them"
+    if module.obstacle:
+        return f"cannot be packed: {module.obstacle}; keep it"
     if module.block is None and "lm_head" not in module.sets:
         return "lies outside the decoder blocks, where only lm_head can be quantized; keep it"
     if scheme.activations == "static":
@@ -180,6 +178,14 @@ def _check_fused(decisions: Sequence[Decision], problems: Problems) -> None:
         fix = f", for example by a rule with `match: {part}`" if part else ""
         first = members[0].module
         problems.add(f"vLLM loads these as one layer, so they need one scheme{fix}: {schemes}", _parent(first))
+
+
+def _check_something_is_left(decisions: Sequence[Decision], problems: Problems) -> None:
+    """Rules that say more than keep, and still change nothing: all that they reach stays for a reason of its own."""
+    if any(not decision.scheme.is_keep for decision in decisions) or problems.lines():
+        return
+    reasons = dict.fromkeys(d.note for d in decisions if d.decider is not None and d.note)
+    problems.add(f"nothing would be quantized: {'; '.join(reasons) or 'every rule ends in keep'}")
 
 
 def _check_embeddings(decisions: Sequence[Decision], problems: Problems, *, portable: bool) -> None:

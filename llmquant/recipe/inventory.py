@@ -42,6 +42,7 @@ class ModuleInfo:
         fused: the set that readers such as vLLM load as one layer ("model.layers.0.self_attn:qkv"), or None.
         tied_to: name of the module that owns its weight, or None.
         bias: whether it has a bias.
+        obstacle: why its weight cannot be packed though it looks as if it could; "" where nothing stands in the way.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ModuleInfo:
     fused: str | None = None
     tied_to: str | None = None
     bias: bool = False
+    obstacle: str = ""
 
     @property
     def protected(self) -> bool:
@@ -70,7 +72,7 @@ class Inventory:
         dtype: in which the checkpoint stores its weights, and llmquant its scales.
         modules: every parameter of the model belongs to exactly one.
         blocks: number of decoder blocks.
-        head_size: size of an attention head, None where the config does not say.
+        head_sizes: of attention; several where they differ by layer, none where the config does not say.
     """
 
     architecture: str
@@ -78,7 +80,7 @@ class Inventory:
     dtype: torch.dtype
     modules: tuple[ModuleInfo, ...]
     blocks: int
-    head_size: int | None = None
+    head_sizes: tuple[int, ...] = ()
 
     @property
     def parameters(self) -> int:

@@ -14,6 +14,7 @@ from llmquant.recipe.sizes import payload_bytes, stored_bytes
 from llmquant.spec import KEEP, Scheme
 
 NO_RULE = "no rule"
+EXPERTS_STAY = "experts cannot be quantized yet, so they stay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,18 @@ class Plan:
         return sum(row.bytes_after for row in self.rows)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What nobody should overlook, a sentence each: experts that stay, with their share of the result."""
+        experts = sum(row.bytes_after for row in self.rows if row.module.kind == "experts" and row.scheme.is_keep)
+        if not experts:
+            return ()
+        return (
+            f"the experts stay in {str(self.inventory.dtype).removeprefix('torch.')}: {experts:,} of "
+            f"{self.bytes_after:,} bytes of the result, {experts / self.bytes_after:.1%}; llmquant cannot quantize "
+            "them yet",
+        )
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits per parameter of the whole result: kept modules, scales, biases and everything else included."""
         return 8 * self.bytes_after / self.inventory.parameters
@@ -107,6 +120,7 @@ class Plan:
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "bits_per_weight": self.bits_per_weight,
+            "warnings": list(self.warnings),
             "rows": [row.to_dict() for row in self.rows],
         }
 
@@ -120,14 +134,14 @@ def make_plan(recipe: Recipe, inventory: Inventory) -> Plan:
 
     Raises:
         PlanError: with every problem found: rules that match nothing or are overridden everywhere, groups that do not
-            divide, layers that readers fuse with different schemes, tied or unsupported modules, experts that no rule
-            names, a budget that cannot be met.
+            divide, layers that readers fuse with different schemes, tied or unsupported modules, nothing left to
+            quantize, a budget that cannot be met.
     """
     problems = Problems()
     deciders = _deciders(recipe, inventory)
     check_rules(recipe, inventory, deciders, problems)
     decisions = [_decide(module, recipe, decider) for module, decider in zip(inventory.modules, deciders, strict=True)]
-    decisions = _with_tied(decisions)
+    decisions = _with_tied(_with_fused(decisions))
     check_decisions(recipe, inventory, decisions, problems)
     _raise_if_any(problems, recipe, inventory)
     itemsize = inventory.dtype.itemsize
@@ -157,9 +171,11 @@ def _deciders(recipe: Recipe, inventory: Inventory) -> list[int | None]:
 def _decide(module: ModuleInfo, recipe: Recipe, decider: int | None) -> Decision:
     tied = f"shares the weight of {module.tied_to}" if module.tied_to else ""
     if decider is None:
-        return Decision(module, None, KEEP, tied)
+        return Decision(module, None, KEEP, EXPERTS_STAY if module.kind == "experts" else tied)
     rule = recipe.rules[decider]
     scheme = rule.parsed
+    if module.obstacle and not scheme.is_keep and not _asked_for(module, rule):
+        return Decision(module, decider, KEEP, module.obstacle)
     if scheme.is_keep or scheme.divides(module.shape[-1]):
         return Decision(module, decider, scheme, tied)
     fallback = _fallback(rule, module.shape[-1])
@@ -167,6 +183,23 @@ def _decide(module: ModuleInfo, recipe: Recipe, decider: int | None) -> Decision
         return Decision(module, decider, scheme, tied)
     note = f"groups of {scheme.group_size} do not divide {module.shape[-1]} inputs, so {fallback.name}"
     return Decision(module, decider, fallback, note)
+
+
+def _asked_for(module: ModuleInfo, rule: Rule) -> bool:
+    """Whether the rule means exactly this module; then a reason against it is an error, not a note."""
+    return any(pattern.kind == "name" and pattern.matches(module) for pattern in rule.patterns)
+
+
+def _with_fused(decisions: list[Decision]) -> list[Decision]:
+    """What readers load as one layer stays as a whole where one part of it has to."""
+    kept = [decision for decision in decisions if decision.module.obstacle and decision.scheme.is_keep]
+    stays = {decision.module.fused: decision.module.name for decision in kept if decision.module.fused}
+    return [
+        replace(decision, scheme=KEEP, note=f"vLLM loads it as one with {stays[decision.module.fused]}")
+        if decision.module.fused in stays and not decision.scheme.is_keep
+        else decision
+        for decision in decisions
+    ]
 
 
 def _with_tied(decisions: list[Decision]) -> list[Decision]:

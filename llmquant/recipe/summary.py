@@ -59,6 +59,7 @@ def explain(plan: Plan) -> str:
         share = sum(row.module.parameters for row in rows) / inventory.parameters
         modules = "1 module" if len(rows) == 1 else f"{len(rows)} modules"
         lines.append(f"{rule}: {modules}, {share:.1%} of the parameters, {scheme}{f' ({note})' if note else ''}.")
+    lines += [f"Warning: {warning}." for warning in plan.warnings]
     before, after = plan.bytes_before, plan.bytes_after
     lines.append(f"{before:,} bytes become {after:,}: {plan.bits_per_weight:.3f} bits per weight, everything included.")
     return "\n".join(lines)

@@ -32,7 +32,7 @@ def plan_of(
     *,
     shapes: Mapping[str, tuple[int, int]] | None = None,
     kind: str = "linear",
-    head_size: int | None = 32,
+    head_sizes: tuple[int, ...] = (32,),
     dtype: torch.dtype = torch.bfloat16,
 ) -> Plan:
     """One Llama block: `scheme` for all, `other` by a part of the name; `shapes` likewise."""
@@ -51,7 +51,7 @@ def plan_of(
             fused=fused and f"model.layers.0.{parent}:{fused}",
         )
         rows.append(PlanRow(module, Scheme.parse(name), "rule", None, 0, 0))
-    inventory = Inventory("LlamaForCausalLM", "llama", dtype, tuple(row.module for row in rows), 1, head_size)
+    inventory = Inventory("LlamaForCausalLM", "llama", dtype, tuple(row.module for row in rows), 1, head_sizes)
     recipe = load_recipe({"version": 1, "rules": [{"match": "linear", "scheme": "int8"}]})
     return Plan(recipe, inventory, tuple(rows))
 
@@ -75,11 +75,11 @@ def who(plan: Plan) -> str:
         ("int4-asym", "TGC"),
         ("int8", "TG"),
         ("int8-g128", "TG"),
-        ("int8-g128-asym", "T"),
-        ("int3-g32", "T"),
-        ("int2-g64", "T"),
-        ("int4-g16", "TC"),
-        ("int4-g96", "TC"),
+        ("int8-g128-asym", "TG"),
+        ("int3-g32", "TG"),
+        ("int2-g64", "TG"),
+        ("int4-g16", "TGC"),
+        ("int4-g96", "TGC"),
         ("int4-tensor", "T"),
         ("int8-tensor", "T"),
         ("w8a8-dynamic", "TGC"),
@@ -101,8 +101,10 @@ def test_one_scheme(scheme: str, letters: str) -> None:
         (plan_of("int4-g32", {"down": "int8-tensor-asym"}), "T"),
         (plan_of("int4-g32", {"q_proj": "int4-g64"}), "T"),
         (plan_of("int4-g32", {"up_proj": "keep"}), "T"),
-        (plan_of("int4-g32", head_size=8), "TG"),
-        (plan_of("int4-g32", head_size=None), "TGC"),
+        (plan_of("int4-g32", head_sizes=(8,)), "TG"),
+        (plan_of("int4-g32", head_sizes=(64, 8)), "TG"),
+        (plan_of("int4-g32", head_sizes=(256, 512)), "TGC"),
+        (plan_of("int4-g32", head_sizes=()), "TGC"),
         (plan_of("int4-g32", kind="conv1d"), ""),
         (plan_of("int8", kind="embedding"), "T"),
         (plan_of("int8", {"down": "int4-g32"}, kind="embedding"), ""),
@@ -142,14 +144,20 @@ def test_reasons_name_the_modules() -> None:
         (plan_of("int4-g128"), VLLM_GPU, r"^Marlin \(Machete on Hopper\); by its source, not run$"),
         (plan_of("int4-g32"), VLLM_GPU, "^Marlin; by"),
         (plan_of("w8a8-dynamic"), VLLM_GPU, "^CUTLASS int8; by"),
-        (plan_of("int4-g256"), VLLM_GPU, "^Triton or ExLlama; by"),
+        (plan_of("int4-g256"), VLLM_GPU, r"^Humming \(vLLM 0\.33, CUDA, compute capability 7\.5 or newer\); by"),
+        (plan_of("int3-g32"), VLLM_GPU, "^Humming .*; by"),
+        (plan_of("int8-g128-asym"), VLLM_GPU, "^Humming .*; by"),
+        (plan_of("int4-g128", {"down": "int2-g32"}), VLLM_GPU, r"^Marlin \(Machete on Hopper\), Humming .*; by"),
+        (plan_of("int4-g128"), VLLM_CPU, "^needs AVX-512 on x86: without it vLLM 0.32 stops at the first token$"),
+        (plan_of("int4-g32", {"down": "w8a8-dynamic"}), VLLM_CPU, "^needs AVX-512"),
+        (plan_of("w8a8-dynamic"), VLLM_CPU, "^$"),
         (
             plan_of("int4", dtype=torch.float32),
             VLLM_CPU,
             "served in bfloat16 .* weight-only kernels refuse --dtype float32",
         ),
         (plan_of("w8a8-dynamic", dtype=torch.float32), VLLM_CPU, "served in bfloat16 .* unless --dtype float32$"),
-        (plan_of("int4", dtype=torch.float16), VLLM_CPU, "^$"),
+        (plan_of("int4", dtype=torch.float16), VLLM_CPU, "^needs AVX-512[^;]*$"),
         (plan_of("int4-g32", {"down": "w8a8-dynamic"}), TRANSFORMERS, "quantizes activations too"),
         (plan_of("int4-g32"), LLMQUANT, "^weights stay packed$"),
         (plan_of("int4-g32", {"down": "w8a8-dynamic"}), LLMQUANT, "stay packed, products .* of integers$"),

@@ -96,7 +96,7 @@ def make(folder: Path, most: str, down: str, embedding: str = "keep") -> bool:
     write_json_atomic(folder / "config.json", config)
     write_shard(folder / "model.safetensors", state)
     write_shard(folder / "dense", dense)
-    inventory = Inventory("LlamaForCausalLM", "llama", torch.bfloat16, tuple(row.module for row in rows), 1, 32)
+    inventory = Inventory("LlamaForCausalLM", "llama", torch.bfloat16, tuple(row.module for row in rows), 1, (32,))
     recipe = load_recipe({"version": 1, "rules": [{"match": "linear", "scheme": "int8"}]})
     return readers(Plan(recipe, inventory, tuple(rows)))[TRANSFORMERS].ok
 

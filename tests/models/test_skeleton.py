@@ -9,12 +9,16 @@ import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import Gemma4TextConfig
 
 from llmquant.errors import CheckpointError, PlanError
+from llmquant.formats.profile import VLLM_CPU, readers
+from llmquant.models.inventory import list_modules
 from llmquant.models.skeleton import build_skeleton, decoder_blocks, load_config, take_inventory
 from llmquant.recipe.inventory import Inventory, ModuleInfo
 from llmquant.recipe.load import load_recipe
@@ -74,7 +78,7 @@ def test_inventory(name: str) -> None:
     blocks, expected_path, millions, head, tied, kinds = EXPECTED[name]
     assert inventory.parameters == parameters
     assert round(parameters / 1e6) == millions
-    assert (inventory.blocks, path, inventory.head_size) == (blocks, expected_path, head)
+    assert (inventory.blocks, path, inventory.head_sizes) == (blocks, expected_path, (head,))
     assert {module.kind for module in inventory.modules} == kinds
     assert len({module.name for module in inventory.modules}) == len(inventory.modules)
     heads = [module for module in inventory.modules if "lm_head" in module.sets]
@@ -143,16 +147,98 @@ def test_experts_and_routers_are_seen() -> None:
 def test_plan_of_every_configuration(name: str) -> None:
     inventory = taken(name)[0]
     rules = [{"match": "linear", "scheme": "int4-g32"}]
-    if name in MOE:
-        with pytest.raises(PlanError, match="no rule names the experts"):
-            make_plan(load_recipe({"version": 1, "rules": rules, "portable": False}), inventory)
-        rules.append({"match": "experts", "scheme": "keep"})
     if name == "gpt2":
         with pytest.raises(PlanError, match="portable: false"):
             make_plan(load_recipe({"version": 1, "rules": rules}), inventory)
     plan = make_plan(load_recipe({"version": 1, "rules": rules, "portable": name != "gpt2"}), inventory)
     assert {row.bits_per_weight for row in plan.quantized} == {5.0 if name == "gpt2" else 4.5}
+    assert bool(plan.warnings) == (name in MOE)
     assert len(summarize(plan)) <= 25
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.time_mix = nn.Parameter(torch.empty(1, 1, 8, device="meta"))
+
+
+class _ParallelExperts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(4, 16, 8, device="meta"))
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = _Attention()
+        self.mlp = nn.ModuleDict({"input_linear": _ParallelExperts(), "conv": nn.Conv1d(8, 8, 3, device="meta")})
+
+
+def test_not_every_stack_of_matrices_is_experts() -> None:
+    """Attention of XLNet, time_mix of RWKV, the probe of SigLIP, RecurrentGemma and Zamba have 3-D parameters."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([_Block()])
+
+        def get_output_embeddings(self) -> None:
+            return None
+
+    kinds = {m.name: m.kind for m in list_modules(Model(), "layers", 1)}  # pyright: ignore[reportArgumentType]
+    assert kinds == {
+        "layers.0.attention": "other",
+        "layers.0.mlp.input_linear.weight": "experts",
+        "layers.0.mlp.conv": "other",
+    }
+
+
+def test_heads_whose_size_differs_by_layer() -> None:
+    sizes: dict[str, Any] = {"head_dim": 32, "global_head_dim": 64}
+    config = Gemma4TextConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, layer_types=["sliding_attention", "full_attention"], num_kv_shared_layers=0,
+        hidden_size_per_layer_input=16, vocab_size_per_layer_input=256, **sizes,
+    )  # fmt: skip
+    inventory = take_inventory(build_skeleton(config))
+    assert inventory.head_sizes == (32, 64)
+    plan = make_plan(load_recipe("int4-g32"), inventory)
+    assert "head size" not in readers(plan)[VLLM_CPU].note
+
+
+@pytest.mark.parametrize("heads", [None, [2, 4]])
+def test_heads_that_the_configuration_does_not_count(heads: object) -> None:
+    inventory = taken("opt-125m")[0]
+    config = load_config(CONFIGS / "opt-125m.json")
+    model = build_skeleton(config)
+    model.config.__dict__["num_attention_heads"] = heads
+    assert take_inventory(model).head_sizes == ()
+    assert inventory.head_sizes == (64,)
+
+
+@pytest.mark.parametrize(
+    ("top", "text", "wanted"),
+    [
+        ("bfloat16", None, torch.bfloat16),
+        ("float16", "bfloat16", torch.bfloat16),
+        (None, "float16", torch.float16),
+        (None, None, torch.float32),
+    ],
+)
+def test_dtype_of_a_composite_configuration(
+    top: str | None, text: str | None, wanted: torch.dtype, tmp_path: Path
+) -> None:
+    """What transformers saves of text beside vision names the dtype once, at the top."""
+    small = {
+        "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "vocab_size": 64, "num_key_value_heads": 1, "layer_types": ["full_attention"],
+    }  # fmt: skip
+    parts = {"text_config": {"model_type": "qwen3_5_text", "dtype": text, **small}}
+    data = {"model_type": "qwen3_5", "dtype": top, **parts}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    model = build_skeleton(load_config(tmp_path))
+    assert (take_inventory(model).dtype, model.dtype) == (wanted, wanted)
 
 
 def test_blocks_are_those_of_the_text_model() -> None:

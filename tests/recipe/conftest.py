@@ -72,6 +72,6 @@ def llama() -> Callable[..., Inventory]:
             frozenset({"lm_head"}),
             tied_to="model.embed_tokens" if tied else None,
         )
-        return Inventory("LlamaForCausalLM", "llama", torch.bfloat16, (*modules, head), blocks, 32)
+        return Inventory("LlamaForCausalLM", "llama", torch.bfloat16, (*modules, head), blocks, (32,))
 
     return make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from llmquant.errors import PlanError
 from llmquant.recipe.inventory import NAMED_SETS, Inventory
 from llmquant.recipe.load import load_recipe, preset_names
-from llmquant.recipe.plan import NO_RULE, Plan, make_plan
+from llmquant.recipe.plan import EXPERTS_STAY, NO_RULE, Plan, make_plan
 from llmquant.spec import KEEP, Scheme
 
 Make = Callable[..., Inventory]
@@ -233,7 +234,7 @@ def test_untied_lm_head_can_be_quantized(llama: Make) -> None:
     [
         ("model.layers.0.input_layernorm", "int8", "norm modules cannot be quantized"),
         ("router", "int8", "model.layers.{0..2}.mlp.gate: router modules cannot be quantized"),
-        ("experts", "int8", "experts cannot be quantized yet; give them the rule {match: experts, scheme: keep}"),
+        ("experts", "int8", "experts cannot be quantized yet; drop the rule, which keeps them, or say keep"),
         ("mlp.down", "w8a8-static", "use w8a8-dynamic"),
     ],
 )
@@ -244,11 +245,61 @@ def test_unsupported_modules_and_schemes(llama: Make, match: str, scheme: str, e
     assert len(problems) == 1
 
 
-def test_experts_must_be_named(llama: Make) -> None:
-    (problem,) = refusal(llama(experts=True), ("linear", "int8"))
-    assert problem.startswith("model.layers.{0..2}.mlp.experts.gate_up_proj: no rule names the experts")
-    plan = plan_of(llama(experts=True), ("linear", "int8"), ("experts", "keep"))
-    assert all(row.rule == "rule 2: experts -> keep" for row in plan.rows if row.module.kind == "experts")
+def test_experts_stay_and_the_plan_says_so(llama: Make) -> None:
+    plan = plan_of(llama(experts=True), ("linear", "int8"))
+    experts = [row for row in plan.rows if row.module.kind == "experts"]
+    assert {(row.scheme.name, row.rule, row.note) for row in experts} == {("keep", NO_RULE, EXPERTS_STAY)}
+    size = 2 * sum(row.module.parameters for row in experts)
+    (warning,) = plan.warnings
+    assert warning.startswith(f"the experts stay in bfloat16: {size:,} of {plan.bytes_after:,} bytes of the result, ")
+    assert f"{size / plan.bytes_after:.1%}" in warning
+    assert plan.to_dict()["warnings"] == [warning]
+    named = plan_of(llama(experts=True), ("linear", "int8"), ("experts", "keep"))
+    assert {row.rule for row in named.rows if row.module.kind == "experts"} == {"rule 2: experts -> keep"}
+    assert named.warnings == plan.warnings
+    assert plan_of(llama(), ("linear", "int8")).warnings == ()
+
+
+def with_obstacle(inventory: Inventory, part: str, obstacle: str = "model code reads its weight") -> Inventory:
+    return replace(
+        inventory,
+        modules=tuple(replace(m, obstacle=obstacle) if part in m.name else m for m in inventory.modules),
+    )
+
+
+def test_what_cannot_be_packed_stays_with_the_reason(llama: Make) -> None:
+    inventory = with_obstacle(llama(), "1.mlp.down_proj")
+    plan = plan_of(inventory, ("linear", "int8"), ("mlp.down", "int4-g32"))
+    rows = {row.module.name: row for row in plan.rows}
+    row = rows["model.layers.1.mlp.down_proj"]
+    assert (row.scheme, row.rounding, row.note) == (KEEP, None, "model code reads its weight")
+    assert row.rule == "rule 2: mlp.down -> int4-g32"
+    assert row.bytes_before == row.bytes_after
+    assert rows["model.layers.0.mlp.down_proj"].scheme.name == "int4-g32"
+
+
+def test_what_cannot_be_packed_is_an_error_where_exactly_it_is_named(llama: Make) -> None:
+    inventory = with_obstacle(llama(), "1.mlp.down_proj")
+    name = "model.layers.1.mlp.down_proj"
+    (problem,) = refusal(inventory, ("linear", "int8"), (name, "int4-g32"))
+    assert problem.startswith(f"{name}: cannot be packed: model code reads its weight; keep it (rule 2")
+    assert plan_of(inventory, ("linear", "int8"), (name, "keep")).rows
+
+
+def test_a_fused_set_stays_as_a_whole(llama: Make) -> None:
+    plan = plan_of(with_obstacle(llama(), "1.self_attn.k_proj"), ("linear", "int4-g128"))
+    found = {row.module.name: row for row in plan.rows if "1.self_attn" in row.module.name}
+    assert {name.rpartition(".")[2]: row.scheme.name for name, row in found.items()} == {
+        "q_proj": "keep", "k_proj": "keep", "v_proj": "keep", "o_proj": "int4-g128",
+    }  # fmt: skip
+    assert found["model.layers.1.self_attn.q_proj"].note == "vLLM loads it as one with model.layers.1.self_attn.k_proj"
+
+
+def test_nothing_left_to_quantize(llama: Make) -> None:
+    (problem,) = refusal(with_obstacle(llama(), "layers"), ("linear", "int8"))
+    assert problem == "nothing would be quantized: model code reads its weight"
+    (problem,) = refusal(llama(hidden=40, width=40), ("linear", "int4-g32", "keep"))
+    assert problem.startswith("nothing would be quantized: groups of 32 do not divide 40 inputs, so keep")
 
 
 def test_all_problems_are_told_at_once(llama: Make) -> None:
@@ -258,9 +309,10 @@ def test_all_problems_are_told_at_once(llama: Make) -> None:
         ("*.q_proj", "int8"),
         ("mlp.dwon", "keep"),
         ("embedding", "w8a8-dynamic"),
+        ("experts", "int8"),
     )
     words = [
-        *("matches nothing", "an embedding has no", "do not divide", "no rule names the experts", "vLLM loads these"),
+        *("matches nothing", "an embedding has no", "do not divide", "experts cannot be", "vLLM loads these"),
         "packed embeddings",
     ]
     assert [next(word for word in words if word in problem) for problem in problems] == words
