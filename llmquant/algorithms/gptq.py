@@ -71,7 +71,9 @@ def quantize(
 ) -> LayerResult:
     """Round one weight with GPTQ; see `base.Algorithm.quantize`.
 
-    Inputs that calibration never saw differ from 0 are dead: their weights become 0, counted as "dead_columns".
+    Inputs that calibration never saw differ from 0 are dead, counted as "dead_columns". Their weights are rounded to
+    nearest, which costs nothing here and serves the texts where they are not 0; but they have no say in the grid of a
+    group that holds live inputs.
     "damping_raised" counts how often the damping was raised before the Hessian could be factorised.
     The loss is measured with the Hessian as given, without damping.
     """
@@ -79,9 +81,8 @@ def quantize(
     require_finite(weight, "the weight")
     diagonal = hessian.diagonal()
     dead = diagonal == 0
-    live_weight = weight.masked_fill(dead, 0) if bool(dead.any()) else weight
     grid = choose_grid(
-        live_weight,
+        _without_dead(weight, dead, scheme),
         scheme,
         scale_dtype=scale_dtype,
         objective="absmax" if options.grid == "absmax" else "mse",
@@ -90,7 +91,7 @@ def quantize(
     # L D L^T runs from the last row to the first.
     order = processing_order(diagonal, grid.scales.shape[1], options.order).flip(0)
     lower, raised = unit_lower(hessian, order, dead, options.damp)
-    codes = _round_in_order(live_weight, lower, order, grid, scheme)
+    codes = _round_in_order(weight, lower, order, grid, scheme)
     del lower
     quantized = QuantizedTensor(codes, grid.scales, grid.zeros)
     counters = {"zero_groups": grid.zero_groups, "dead_columns": int(dead.sum()), "damping_raised": raised}
@@ -117,6 +118,15 @@ def _require_hessian(statistics: LayerStatistics, in_features: int) -> Tensor:
             "so none may be negative and not all may be 0: calibrate with text that reaches this layer"
         )
     return hessian
+
+
+def _without_dead(weight: Tensor, dead: Tensor, scheme: Scheme) -> Tensor:
+    """The weight with zeros for dead inputs, except in groups where all inputs are dead."""
+    if not bool(dead.any()) or not scheme.divides(weight.shape[1]):  # `choose_grid` refuses the latter
+        return weight
+    groups = scheme.scale_shape(*weight.shape)[1]
+    beside_live = dead.view(groups, -1) & ~dead.view(groups, -1).all(1, keepdim=True)
+    return weight.masked_fill(beside_live.view(-1), 0)
 
 
 def _round_in_order(weight: Tensor, lower: Tensor, order: Tensor, grid: Grid, scheme: Scheme) -> Tensor:

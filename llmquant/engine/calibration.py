@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from llmquant.recipe.schema import Calibration
 
+SEPARATOR = "\n\n"  # between pieces, as evaluation puts it between documents
 _WINDOWS_PER_PIECE = 4
 _CHARACTERS_PER_TOKEN = 4  # about; only the size of the pieces depends on it
 
@@ -40,8 +41,9 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
     """Sample the windows that a recipe asks for.
 
     Each window is the beginning-of-text token (where the tokenizer adds one) and then text, as a model meets it at the
-    start of a prompt. Documents are cut into pieces of about four windows, so that a long one does not fill the whole
-    sample, and the pieces are drawn in an order fixed by the seed.
+    start of a prompt; the token stands nowhere else, whatever the text spells out, for none of the windows that a model
+    is evaluated or used on has it inside. Documents are cut into pieces of about four windows, so that a long one does
+    not fill the whole sample, and the pieces are drawn in an order fixed by the seed and laid end to end.
 
     Args:
         spec: the recipe's calibration block.
@@ -49,12 +51,14 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
         context: the longest input of the model; longer windows are cut to it, and the note says so.
 
     Raises:
-        DataError: if the text is too short for a single window, or for as many as were asked.
+        DataError: if the text is too short for the windows that were asked, or the context for any text.
     """
     length = min(spec.length, context) if context else spec.length
     note = "" if length == spec.length else f"windows cut from {spec.length} to the model's context of {length} tokens"
     bos = bos_tokens(tokenizer)
     body = length - len(bos)
+    if body < 1:
+        raise DataError(f"the model takes {context} tokens at once: no place for text behind the BOS token")
     wanted = spec.samples * body
     size = body * _CHARACTERS_PER_TOKEN * _WINDOWS_PER_PIECE
     documents = read_documents(spec.dataset, split=spec.split, column=spec.column)
@@ -62,12 +66,12 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
     random.Random(spec.seed).shuffle(pieces)
     tokens: list[int] = []
     for piece in pieces:
-        tokens += bos + encode(tokenizer, piece)
+        tokens += [token for token in encode(tokenizer, piece + SEPARATOR) if token not in bos]
         if len(tokens) >= wanted:
             break
     else:
         raise DataError(
-            f"{spec.dataset} gives {len(tokens)} tokens, but {spec.samples} samples of {length} need {wanted}; "
+            f"{spec.dataset} gives {len(tokens)} tokens of text, but {spec.samples} samples of {length} need {wanted}; "
             "ask for fewer or shorter samples, or give more text"
         )
     rows = torch.tensor(tokens[:wanted], dtype=torch.int64).view(spec.samples, body)

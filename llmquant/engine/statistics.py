@@ -25,9 +25,9 @@ class HessianCollector:
         self._hessians: dict[str, Tensor] = {}
         self._divided: set[str] = set()
         self._tokens: dict[str, int] = dict.fromkeys(layers, 0)
-        # Address and version of an input of this batch -> the layer that counted it, and the input itself: while it is
+        # What tells an input of this batch from others -> the layer that counted it, and the input itself: while it is
         # held, no other tensor can get its address.
-        self._seen: dict[tuple[int, int], tuple[str, Tensor]] = {}
+        self._seen: dict[tuple[object, ...], tuple[str, Tensor]] = {}
 
     @contextmanager
     def attached(self, block: nn.Module) -> Iterator[None]:
@@ -44,8 +44,10 @@ class HessianCollector:
     def _hook(self, name: str):
         def hook(_layer: nn.Module, args: tuple[Tensor, ...]) -> None:
             inputs = args[0].reshape(-1, args[0].shape[-1])
+            if not inputs.shape[0]:
+                return  # an expert that no token chose; all empty tensors have the same address
             self._tokens[name] += inputs.shape[0]
-            leader, _ = self._seen.setdefault((args[0].data_ptr(), args[0]._version), (name, args[0]))
+            leader, _ = self._seen.setdefault(_identity(args[0]), (name, args[0]))
             if self._leader.setdefault(name, leader) != leader:
                 raise QuantizationError(f"{name} shared its input with {self._leader[name]}, then with {leader}")
             if leader == name:
@@ -79,3 +81,9 @@ class HessianCollector:
             hessian.div_(tokens)
             self._divided.add(leader)
         return LayerStatistics(hessian=hessian, tokens=tokens)
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for two tensors that hold the same values because they are the same memory, seen in the same way."""
+    # A slice may begin where the whole begins, and a later write to the same memory makes another input of it.
+    return tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.dtype

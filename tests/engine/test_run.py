@@ -198,7 +198,7 @@ def test_missing_tokenizer_and_short_text(checkpoint, gptq_recipe, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("too short")
     recipe = {**gptq_recipe, "calibration": {"dataset": str(short), "samples": 2, "length": 32}}
-    with pytest.raises(DataError, match="gives 10 tokens"):
+    with pytest.raises(DataError, match="gives 11 tokens"):
         quantize(checkpoint, recipe, tmp_path / "other")
 
 

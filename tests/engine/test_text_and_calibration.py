@@ -1,11 +1,13 @@
 """Texts and calibration windows: every kind of file, every way to be wrong, and windows that can be reproduced."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import processors
 
 from llmquant.engine.builtin_text import python_documents, split_of
 from llmquant.engine.calibration import load_calibration, tokens_hash
@@ -96,8 +98,33 @@ def test_short_documents_are_packed(tmp_path):
 
 
 def test_too_little_text_is_counted(tmp_path):
-    with pytest.raises(DataError, match="gives 6 tokens, but 6 samples of 40 need 234"):
+    with pytest.raises(DataError, match="gives 7 tokens of text, but 6 samples of 40 need 234"):
         load_calibration(spec(write(tmp_path, "s.txt", "short")), byte_tokenizer())
+
+
+def test_a_context_without_place_for_text_is_refused(text_file):
+    with pytest.raises(DataError, match="takes 1 tokens at once: no place for text"):
+        load_calibration(spec(text_file), byte_tokenizer(), context=1)
+
+
+def test_bos_stands_at_the_start_of_each_window_and_nowhere_else(tmp_path):
+    # Documents shorter than a window, so that windows cross from one to the next; some spell the token out.
+    rows = "\n".join(json.dumps({"text": f"<s> story {i} <s>"}) for i in range(60))
+    tokenizer = byte_tokenizer()
+    windows = load_calibration(spec(write(tmp_path, "s.jsonl", rows), samples=9, length=40), tokenizer).windows
+    bos = tokenizer.bos_token_id
+    assert windows[:, 0].tolist() == [bos] * 9
+    assert bos not in windows[:, 1:]
+    text = str(tokenizer.decode(windows[:, 1:].flatten()))
+    assert re.fullmatch(r"( story \d+ \n\n)*", text[: text.rindex("\n\n") + 2])
+
+
+def test_a_tokenizer_without_bos_gives_text_alone(text_file):
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    windows = load_calibration(spec(text_file), tokenizer).windows
+    assert windows.shape == (6, 40)
+    assert str(tokenizer.decode(windows[0])) in text_file.read_text()
 
 
 def test_hub_data_sets_are_streamed(monkeypatch):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
+from llmquant.numerics import grid_search
 from llmquant.numerics.grid import Grid, choose_grid, round_to_grid
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
@@ -96,3 +99,48 @@ def test_both_signs_are_tried() -> None:
     grid = choose_grid(weight, Scheme(2), scale_dtype=torch.float32, objective="mse")
     assert choose_grid(weight, Scheme(2), scale_dtype=torch.float32).scales.item() < 0
     assert grid.scales.item() > 0
+
+
+@pytest.mark.parametrize("name", ["int4-g16", "int4", "int4-tensor"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_grid_between_the_rungs_is_found_by_the_refit(name: str, weighted: bool) -> None:
+    # The largest code of each group is short of the end of the range, so no rung of the ladder is this grid.
+    scheme = Scheme.parse(name)
+    end = scheme.code_max
+    codes = torch.randint(-end, end + 1, (4, 64))
+    codes[:, ::16] = end
+    scale = 0.37
+    weight, importance = codes * scale, torch.ones(64) if weighted else None
+    if importance is not None:
+        noisy = torch.arange(64) % 16 >= 12
+        weight[:, noisy] += (torch.rand(4, int(noisy.sum())) - 0.5) * scale
+        importance[noisy] = 0
+    grid = choose_grid(weight, scheme, scale_dtype=torch.float32, objective="mse", importance=importance)
+    torch.testing.assert_close(grid.scales.abs(), torch.full_like(grid.scales, scale), rtol=1e-5, atol=0)
+
+
+def test_the_zero_is_moved_where_a_neighbour_is_better() -> None:
+    # The ladder rounds each zero for a range it clips; the inputs that weigh most may want the one beside it.
+    scheme = Scheme.parse("int4-g32-asym")
+    weight = torch.randn(256, 64) * torch.randn(256, 64).exp()
+    importance = torch.rand(64).pow(4)
+    found = choose_grid(weight, scheme, scale_dtype=torch.float32, objective="mse", importance=importance)
+    assert found.zeros is not None
+    best = group_errors(weight, found, scheme, importance)
+    improved = torch.zeros_like(best, dtype=torch.bool)
+    for shift in (-1, 1):
+        zeros = (found.zeros + shift).clamp(scheme.code_min, scheme.code_max)
+        improved |= group_errors(weight, Grid(found.scales, zeros), scheme, importance) < best * (1 - 1e-5)
+    assert improved.float().mean() < 0.02
+
+
+def test_a_second_refit_finds_more_than_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, scheme = torch.randn(256, 64), Scheme.parse("int3-g16")
+    errors = []
+    for refits in (0, 1, grid_search.REFITS):
+        monkeypatch.setattr(grid_search, "REFITS", refits)
+        grid = choose_grid(weight, scheme, scale_dtype=torch.float32, objective="mse")
+        errors.append(group_errors(weight, grid, scheme, None))
+    assert all((later <= earlier * (1 + 1e-6)).all() for earlier, later in pairwise(errors))
+    assert errors[1].sum() < 0.995 * errors[0].sum()
+    assert errors[2].sum() < 0.9999 * errors[1].sum()

@@ -1,0 +1,37 @@
+"""Verification finds damage wherever it is, and says what kind of tensor it hit."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llmquant.api import quantize
+from llmquant.engine import finalize as finalize_module
+from llmquant.errors import OutputError
+
+RTN = {"version": 1, "name": "test", "rules": [{"match": "linear", "scheme": "int4-g32"}]}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        ("model.norm.weight", "differs from the source"),  # copied
+        ("model.embed_tokens.weight", "differs from the source"),
+        ("model.layers.1.input_layernorm.weight", "differs from the source"),
+        ("model.layers.2.mlp.up_proj.weight_packed", "does not decode to what was written"),
+        ("model.layers.2.mlp.up_proj.weight_scale", "does not decode to what was written"),
+    ],
+)
+def test_one_flipped_bit_is_found(checkpoint, tmp_path, monkeypatch, tensor, said):
+    verify = finalize_module.verify
+
+    def damage_first(folder, *rest):
+        file = next(file for file in folder.glob("*.safetensors") if tensor in load_file(file))
+        tensors = load_file(file)
+        tensors[tensor].view(-1)[:1].view(torch.uint8)[0] ^= 1
+        save_file(tensors, file, {"format": "pt"})
+        return verify(folder, *rest)
+
+    monkeypatch.setattr(finalize_module, "verify", damage_first)
+    with pytest.raises(OutputError, match=f"{tensor.split('.weight_')[0]} {said}"):
+        quantize(checkpoint, RTN, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
