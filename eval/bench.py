@@ -20,10 +20,11 @@ from llmquant.errors import DataError
 from llmquant.eval.divergence import Progress
 from llmquant.eval.kernels import in_accuracy
 from llmquant.eval.machine import OtherPrograms, machine, versions
-from llmquant.eval.memory import parameter_bytes, weight_count
+from llmquant.eval.memory import parameter_bytes
 from llmquant.eval.statistics import Spread
 from llmquant.eval.throughput import ThroughputOptions, Timing, ratio, speed, take_turns, time_once
 from llmquant.layers.accuracy import Accuracy, accuracy_of, kernels_used, set_accuracy
+from llmquant.layers.counting import weight_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

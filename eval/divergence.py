@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmquant.engine.calibration import check_vocabulary
 from llmquant.errors import DataError, QuantizationError
 from llmquant.eval.result import ComparisonSection
 from llmquant.eval.scores import TokenScores
@@ -63,7 +64,7 @@ def compare(
         batch_size: windows at once; chosen from the vocabulary if None.
         noise_floor: mean KL caused by the baseline's own rounding (`measure_noise_floor`), for the verdict.
         seed: of the bootstrap.
-        progress: called with (windows done, windows in all).
+        progress: called with (windows done, windows in all), first with none done.
 
     Raises:
         DataError: if the vocabularies differ or do not hold the tokens.
@@ -100,10 +101,12 @@ def score_tokens(
 ) -> TokenScores:
     """Run both models over all windows; arguments and errors as in `compare`."""
     for model in (baseline, quantized):
-        _check_tokens(model, windows)
+        check_vocabulary(windows.ids, model)
     parts: list[dict[str, Tensor]] = []
     with evaluating(baseline), evaluating(quantized), torch.inference_mode():
         begin = 0
+        if progress is not None:
+            progress(0, len(windows))
         size = batch_size or _batch_size(baseline, windows)
         while begin < len(windows):
             ids, scored = windows.ids[begin : begin + size], windows.scored[begin : begin + size]
@@ -129,12 +132,6 @@ def score_window(model: PreTrainedModel, windows: Windows) -> None:
     """Run one model over the first window, for measurements of memory."""
     with evaluating(model), torch.inference_mode():
         _logits(model, windows.ids[:1])
-
-
-def _check_tokens(model: PreTrainedModel, windows: Windows) -> None:
-    vocabulary, largest = model.config.get_text_config().vocab_size, int(windows.ids.max())
-    if largest >= vocabulary:
-        raise DataError(f"the text holds token {largest}, a model knows {vocabulary}; use the baseline's own tokenizer")
 
 
 def _batch_size(model: PreTrainedModel, windows: Windows) -> int:

@@ -8,18 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmquant.eval.budget import check_budget
+from llmquant.eval.budget import check_budget, check_limits
 from llmquant.eval.divergence import Progress, compare, score_window
 from llmquant.eval.kernels import in_accuracy
 from llmquant.eval.machine import machine, versions
-from llmquant.eval.memory import checkpoint_size, measure_memory
+from llmquant.eval.memory import CheckpointSize, checkpoint_size, measure_memory
 from llmquant.eval.noise import measure_noise_floor
 from llmquant.eval.result import AnatomyPart, EvalReport, Memory, ModelSection, Speed
 from llmquant.eval.statistics import Estimate
-from llmquant.eval.throughput import ThroughputOptions, measure_throughput
+from llmquant.eval.throughput import ThroughputOptions, check_prompt, measure_throughput
 from llmquant.eval.windows import Windows
 from llmquant.eval.worst import worst_tokens
 from llmquant.layers.accuracy import Accuracy, accuracy_of, kernels_used
+from llmquant.layers.counting import weight_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,6 +91,10 @@ def evaluate(
         CheckpointError: if a folder holds no complete safetensors checkpoint.
         RecipeError: for an unknown budget.
     """
+    sizes = [_size(folder) for folder in (subject.baseline_folder, subject.folder)]
+    check_limits(subject.limits, sized=sizes[1] is not None)
+    if throughput is not None:
+        check_prompt(windows.ids.shape[1], throughput)
     with in_accuracy(baseline, accuracy), in_accuracy(quantized, accuracy):
         score_window(baseline, windows)  # the first forward of a process also pays for the libraries it loads
         memory = [measure_memory(model, partial(score_window, model, windows)) for model in (baseline, quantized)]
@@ -105,10 +110,9 @@ def evaluate(
     if throughput is not None:
         prompt = windows.ids[0]
         timed = measure_throughput(baseline, quantized, prompt, throughput, progress=_stage(progress, "speed"))
-    parameters = sum(parameter.numel() for parameter in baseline.parameters())
-    section = partial(_section, parameters=parameters)
+    section = partial(_section, parameters=weight_count(baseline))
     after = section(
-        subject.name, quantized, subject.folder, comparison.perplexity_quantized, memory[1], timed and timed.quantized
+        subject.name, quantized, sizes[1], comparison.perplexity_quantized, memory[1], timed and timed.quantized
     )
     return EvalReport(
         name=subject.name,
@@ -117,7 +121,7 @@ def evaluate(
         versions=versions(),
         machine=machine(baseline.device),
         baseline=section(
-            subject.baseline_name, baseline, subject.baseline_folder, comparison.perplexity_baseline,
+            subject.baseline_name, baseline, sizes[0], comparison.perplexity_baseline,
             memory[0], timed and timed.baseline,
         ),
         quantized=after,
@@ -138,17 +142,20 @@ def _stage(progress: Stage | None, name: str) -> Progress | None:
     return None if progress is None else partial(progress, name)
 
 
+def _size(folder: Path | None) -> CheckpointSize | None:
+    return None if folder is None else checkpoint_size(folder)
+
+
 def _section(
     name: str,
     model: PreTrainedModel,
-    folder: Path | None,
+    size: CheckpointSize | None,
     perplexity: Estimate,
     memory: Memory,
     speed: Speed | None,
     *,
     parameters: int,
 ) -> ModelSection:
-    size = None if folder is None else checkpoint_size(folder)
     return ModelSection(
         name=name,
         dtype=str(model.dtype).removeprefix("torch."),

@@ -14,7 +14,6 @@ import torch
 from llmquant.engine.memory import return_free_memory
 from llmquant.errors import CheckpointError
 from llmquant.eval.result import Memory
-from llmquant.layers.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,17 +74,6 @@ def parameter_bytes(model: torch.nn.Module) -> int:
         # By where a tensor begins: prepared weights share a storage that is larger than all of them.
         sizes[tensor.data_ptr(), tensor.device] = tensor.nbytes
     return sum(sizes.values())
-
-
-def weight_count(model: torch.nn.Module) -> int:
-    """Weights that a model stands for: a packed layer counts those it was made from, tied ones count once."""
-    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    stored = {id(p) for layer in packed for name, p in layer.named_parameters(recurse=False) if name != "bias"}
-    shapes = {}
-    for layer in packed:
-        tensor = layer.weight_packed if layer.weight_prepared is None else layer.weight_prepared
-        shapes[tensor.data_ptr()] = layer.in_features * layer.out_features
-    return sum(p.numel() for p in model.parameters() if id(p) not in stored) + sum(shapes.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,18 +83,13 @@ def measure_throughput(
         quantized: the other model.
         prompt: (tokens,) int64 token ids, at least prompt_tokens + decode_tokens of them.
         options: what is timed.
-        progress: called with (whole seconds used, seconds planned) after each round.
+        progress: called with (whole seconds used, seconds planned) at the start and after each round.
 
     Raises:
         DataError: if the prompt is too short.
     """
-    wanted = options.prompt_tokens + options.decode_tokens
-    if len(prompt) < wanted:
-        raise DataError(
-            f"the speed test needs {wanted} tokens (prompt {options.prompt_tokens} + decode {options.decode_tokens}), "
-            f"the first window has {len(prompt)}; use longer windows or a shorter prompt"
-        )
-    ids = prompt[:wanted].expand(options.batch_size, -1)
+    check_prompt(len(prompt), options)
+    ids = prompt[: options.prompt_tokens + options.decode_tokens].expand(options.batch_size, -1)
     models = (baseline, quantized)
     rounds = take_turns(models, [partial(time_once, model, ids, options) for model in models], options, progress)
     protocol = SpeedProtocol(
@@ -109,6 +104,20 @@ def measure_throughput(
         accuracy=accuracy_of(quantized),
     )
     return Throughput(speed(rounds, 0), speed(rounds, 1), protocol)
+
+
+def check_prompt(length: int, options: ThroughputOptions) -> None:
+    """Refuse windows of `length` tokens that are too short for what is timed.
+
+    Raises:
+        DataError: says how many are needed.
+    """
+    wanted = options.prompt_tokens + options.decode_tokens
+    if length < wanted:
+        raise DataError(
+            f"the speed test needs {wanted} tokens (prompt {options.prompt_tokens} + decode {options.decode_tokens}), "
+            f"a window has {length}; use longer windows, or leave the speed out (--speed 0)"
+        )
 
 
 def take_turns(
@@ -132,6 +141,8 @@ def take_turns(
     with ExitStack() as stack, torch.inference_mode():
         for model in models:
             stack.enter_context(evaluating(model))
+        if progress is not None:
+            progress(0, round(options.seconds))
         for _ in range(options.warmup):
             for run in runs:
                 run()
@@ -140,7 +151,10 @@ def take_turns(
             step = 1 if len(rounds) % 2 == 0 else -1
             rounds.append([run() for run in runs[::step]][::step])
             if progress is not None:
-                progress(min(int(time.perf_counter() - start), int(options.seconds)), int(options.seconds))
+                used = time.perf_counter() - start
+                progress(min(int(used), round(options.seconds)), round(options.seconds))
+    if progress is not None:
+        progress(round(options.seconds), round(options.seconds))
     return rounds
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,12 +14,16 @@ from llmquant.engine.run import RunResult, run
 from llmquant.engine.text import read_documents
 from llmquant.errors import RecipeError
 from llmquant.eval.anatomy import anatomy_of, baseline_anatomy_of
+from llmquant.eval.budget import check_limits
 from llmquant.eval.evaluate import Subject
-from llmquant.eval.result import EvalReport
+from llmquant.eval.result import AnatomyPart, EvalReport
+from llmquant.eval.windows import Windows, make_windows
+from llmquant.models.skeleton import load_config
 from llmquant.recipe.load import dump_recipe, load_recipe
 from llmquant.recipe.schema import recipe_to_dict
 
 if TYPE_CHECKING:
+    from llmquant.eval.throughput import ThroughputOptions
     from llmquant.layers.accuracy import Accuracy
     from llmquant.recipe.plan import Plan
     from llmquant.recipe.schema import Recipe
@@ -134,37 +138,76 @@ def evaluate(
         LlmquantError: CheckpointError, DataError or RecipeError.
     """
     from llmquant.compat.loading import no_progress_bar
-    from llmquant.engine.calibration import check_vocabulary, context_limit
+    from llmquant.engine.calibration import check_vocabulary
     from llmquant.eval import evaluate as measure
-    from llmquant.eval import make_windows
     from llmquant.eval.kernels import loading_for
-    from llmquant.eval.throughput import ThroughputOptions
     from llmquant.hf.load import load
 
-    documents = read_documents(text, split="eval" if text.startswith("builtin:") else "test")
-    tokenizer = load_tokenizer(baseline, trust_remote_code=trust_remote_code)
+    prepared = _prepare_evaluation(
+        Path(model), Path(baseline), text, length, stride, max_windows, speed, budget or {}, trust_remote_code
+    )
+    told = progress or (lambda *_: None)
+    models = []
     with no_progress_bar(), loading_for(kernel):
-        before = load(baseline, dtype=dtype, trust_remote_code=trust_remote_code)
-        after = load(model, dtype=dtype, trust_remote_code=trust_remote_code)
-    windows = make_windows(
-        documents, tokenizer, source=text, length=length, stride=stride, max_windows=max_windows,
-        context=context_limit(before.config),
-    )  # fmt: skip
-    check_vocabulary(windows.ids, before)
+        for done, folder in enumerate((baseline, model)):
+            told("loading", done, 2)
+            models.append(load(folder, dtype=dtype, trust_remote_code=trust_remote_code))
+        told("loading", 2, 2)
+    before, after = models
+    check_vocabulary(prepared.windows.ids, before)
     return measure(
         before,
         after,
-        windows,
-        _subject(Path(model), Path(baseline), budget or {}, trust_remote_code=trust_remote_code),
-        tokenizer=tokenizer,
-        throughput=ThroughputOptions(seconds=speed) if speed else None,
+        prepared.windows,
+        prepared.subject,
+        tokenizer=prepared.tokenizer,
+        throughput=prepared.throughput,
         noise_floor=noise_floor,
         accuracy=accuracy,
         progress=progress,
     )
 
 
-def _subject(folder: Path, baseline: Path, budget: Mapping[str, float | None], *, trust_remote_code: bool) -> Subject:
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """What an evaluation needs besides the models, all of it checked before they are loaded."""
+
+    subject: Subject
+    tokenizer: Any
+    windows: Windows
+    throughput: ThroughputOptions | None
+
+
+def _prepare_evaluation(
+    model: Path,
+    baseline: Path,
+    text: str,
+    length: int | None,
+    stride: int | None,
+    max_windows: int | None,
+    speed: float,
+    budget: Mapping[str, float | None],
+    trust: bool,
+) -> _Evaluation:
+    """Refuse whatever can be refused without the models."""
+    from llmquant.engine.calibration import context_limit
+    from llmquant.eval.throughput import ThroughputOptions, check_prompt
+
+    subject = _subject(model, baseline, budget, trust)
+    check_limits(subject.limits, sized=subject.folder is not None)
+    documents = read_documents(text, split="eval" if text.startswith("builtin:") else "test")
+    tokenizer = load_tokenizer(baseline, trust_remote_code=trust)
+    windows = make_windows(
+        documents, tokenizer, source=text, length=length, stride=stride, max_windows=max_windows,
+        context=context_limit(load_config(baseline, trust_remote_code=trust)),
+    )  # fmt: skip
+    throughput = ThroughputOptions(seconds=speed) if speed else None
+    if throughput is not None:
+        check_prompt(windows.ids.shape[1], throughput)
+    return _Evaluation(subject, tokenizer, windows, throughput)
+
+
+def _subject(folder: Path, baseline: Path, budget: Mapping[str, float | None], trust: bool) -> Subject:
     subject = Subject(
         name=folder.name,
         baseline_name=baseline.name,
@@ -176,13 +219,23 @@ def _subject(folder: Path, baseline: Path, budget: Mapping[str, float | None], *
         return subject
     facts = read_provenance(folder)
     recipe = load_recipe(facts["recipe"])
-    made = plan_only(baseline, recipe, trust_remote_code=trust_remote_code)
+    made = plan_only(baseline, recipe, trust_remote_code=trust)
     return replace(
         subject,
         name=recipe.name,
         limits={**(recipe.budget.model_dump() if recipe.budget else {}), **budget},
         anatomy=anatomy_of(made),
-        anatomy_baseline=baseline_anatomy_of(made),
+        anatomy_baseline=_baseline_anatomy(baseline, made, trust),
         layer_losses={name: layer["loss"] for name, layer in facts["layers"].items()},
         recipe_yaml=dump_recipe(recipe),
     )
+
+
+def _baseline_anatomy(baseline: Path, made: Plan, trust: bool) -> tuple[AnatomyPart, ...]:
+    """Bytes of the baseline, which may be quantized itself; none where only another tool knows how."""
+    if is_finished(baseline):
+        own = load_recipe(read_provenance(baseline)["recipe"])
+        return anatomy_of(plan_only(baseline, own, trust_remote_code=trust))
+    if getattr(load_config(baseline, trust_remote_code=trust), "quantization_config", None):
+        return ()
+    return baseline_anatomy_of(made)

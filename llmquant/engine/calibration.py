@@ -91,13 +91,12 @@ def check_vocabulary(tokens: Tensor, model: PreTrainedModel) -> None:
     Raises:
         DataError: if it does not: the tokenizer is another model's.
     """
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
+    table: Any = model.get_input_embeddings()
+    # A packed table has no weight to ask.
+    rows = table.num_embeddings if hasattr(table, "num_embeddings") else table.weight.shape[0]
     largest = int(tokens.max())
-    if largest >= weight.shape[0]:
-        raise DataError(
-            f"the tokenizer gives token {largest}, but the model knows {weight.shape[0]}; it belongs to another model"
-        )
+    if largest >= rows:
+        raise DataError(f"the tokenizer gives token {largest}, but the model knows {rows}; it belongs to another model")
 
 
 def bos_tokens(tokenizer: Any) -> list[int]:

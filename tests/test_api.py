@@ -1,0 +1,99 @@
+"""`llmquant.evaluate` from folder to report: packed baselines, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmquant
+from llmquant.errors import LlmquantError
+from llmquant.eval.report import render_page
+from llmquant.eval.result import EvalReport
+from tests.engine.conftest import byte_tokenizer, tiny_llama
+
+SMALL = {
+    "version": 1,
+    "name": "small",
+    "portable": False,
+    "rules": [
+        {"match": "linear", "scheme": "int4-g32"},
+        {"match": ["embedding", "lm_head"], "scheme": "int8"},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("api") / "model"
+    tiny_llama().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    (folder.parent / "text.txt").write_text("\n".join(f"line {i} of a text with windows enough" for i in range(60)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(model: Path) -> Path:
+    return llmquant.quantize(model, SMALL, model.parent / "packed").folder
+
+
+def evaluate(model: Path, baseline: Path, **options: Any) -> EvalReport:
+    given: dict[str, Any] = {"text": str(baseline.parent / "text.txt"), "length": 32, "speed": 0.0}
+    return llmquant.evaluate(model, baseline, **(given | options))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_packed_baseline_counts_its_weights(model: Path, packed: Path, same: bool) -> None:
+    """Against another packed model, such as an earlier recipe's."""
+    other = packed
+    if not same:
+        other = packed.with_name("int8")
+        llmquant.quantize(model, "int8", other, overwrite=True)
+    report = evaluate(other, packed)
+    assert report.baseline.parameters == report.quantized.parameters == tiny_llama().num_parameters()
+    assert report.baseline.bits_per_weight is not None
+    assert 4 < report.baseline.bits_per_weight < 9
+    assert (report.comparison.kl.mean == 0.0) == same
+    schemes = {part.scheme for part in report.anatomy_baseline}
+    assert {"int4-g32", "int8"} <= schemes
+    assert sum(part.bytes for part in report.anatomy_baseline) < tiny_llama().num_parameters() * 9 / 8
+    assert "Where the bytes are" in render_page([report])
+
+
+REFUSED = [
+    ({"budget": {"klx": 1.0}}, "unknown budget 'klx'"),
+    ({"budget": {"kl": float("nan")}}, "positive number"),
+    ({"budget": {"kl": 0.0}}, "positive number"),
+    ({"speed": 1.0}, r"speed test needs 160 tokens .* a window has 32"),
+    ({"length": 65}, "exceed the model's context of 64"),
+    ({"text": "nowhere.txt"}, "no text file"),
+    ({"stride": 99}, "stride must lie"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_what_can_be_refused_is_refused_before_a_model_is_loaded(
+    model: Path, packed: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("llmquant.hf.load.load", load)
+    with pytest.raises(LlmquantError, match=message):
+        evaluate(packed, model, **options)
+
+
+def test_progress_has_totals_from_the_start(model: Path, packed: Path) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        seen.setdefault(stage, []).append((done, total))
+
+    report = evaluate(packed, model, progress=progress, noise_floor=True)
+    assert list(seen) == ["loading", "noise floor", "divergence"]
+    for steps in seen.values():
+        assert steps[0][0] == 0
+        assert len({total for _, total in steps}) == 1
+        assert steps[-1][0] == steps[-1][1]
+    assert seen["divergence"][0][1] == report.protocol.windows
