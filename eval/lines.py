@@ -6,18 +6,7 @@ from collections.abc import Mapping
 
 from llmquant.eval.result import EvalReport
 from llmquant.eval.statistics import Estimate, Spread
-
-_PREFIXES = ("B", "kB", "MB", "GB", "TB")
-
-
-def bytes_text(count: int | None) -> str:
-    """Decimal units, such as "8.39 MB"."""
-    if count is None:
-        return "–"
-    value, place = float(count), 0
-    while value >= 999.5 and place + 1 < len(_PREFIXES):
-        value, place = value / 1000, place + 1
-    return f"{value:.3g} {_PREFIXES[place]}" if place else f"{count} B"
+from llmquant.readable import bytes_text as bytes_text
 
 
 def number(value: float | None, digits: int = 3) -> str:

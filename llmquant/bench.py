@@ -17,11 +17,11 @@ from llmquant.doctor.facts import memory
 from llmquant.engine.prepare import plan_only
 from llmquant.errors import CheckpointError, DataError, RecipeError
 from llmquant.eval.bench import BenchReport, Contender, bench, contenders_of
-from llmquant.eval.lines import bytes_text
 from llmquant.eval.throughput import ThroughputOptions
 from llmquant.hf.config import RecipeConfig
 from llmquant.hf.load import load
 from llmquant.models.checkpoint import Checkpoint
+from llmquant.readable import bytes_text
 from llmquant.recipe.load import load_recipe
 from llmquant.spec import Scheme
 

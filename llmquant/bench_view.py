@@ -7,14 +7,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from llmquant.eval.bench import BenchReport, BenchRow
-from llmquant.eval.lines import bytes_text, kernels_text, number, quartiles, speedup
+from llmquant.eval.lines import kernels_text, number, quartiles, speedup
 from llmquant.eval.machine import BUSY
 from llmquant.eval.statistics import Spread
 from llmquant.kernels.gpu.config import DENSE, Config
+from llmquant.readable import bytes_text, shown
 
 if TYPE_CHECKING:
     from llmquant.kernels.gpu.tune import Tuned, TuneReport
@@ -24,8 +24,8 @@ def print_bench(console: Console, report: BenchReport) -> None:
     """A row for each contender, then how it was measured."""
     threads = report.machine["threads"]
     console.print(
-        f"[bold]{escape(report.model)}[/], {number(report.parameters / 1e6)} M weights, on {report.machine['cpu']}, "
-        f"{threads} thread{'' if threads == 1 else 's'}",
+        f"[bold]{shown(report.model)}[/], {number(report.parameters / 1e6)} M weights, "
+        f"on {shown(report.machine['cpu'])}, {threads} thread{'' if threads == 1 else 's'}",
         highlight=False,
     )
     table = Table(box=None, header_style="dim", pad_edge=False)
@@ -36,8 +36,8 @@ def print_bench(console: Console, report: BenchReport) -> None:
     table.add_column("kernels", overflow="fold")
     for place, row in enumerate(report.rows):
         table.add_row(
-            f"[bold]{escape(row.name)}[/]",
-            row.dtype,
+            f"[bold]{shown(row.name)}[/]",
+            shown(row.dtype),
             row.accuracy or "–",
             bytes_text(row.parameter_bytes),
             _cell(row.prefill, row.prefill_speedup if place else None),
@@ -47,7 +47,7 @@ def print_bench(console: Console, report: BenchReport) -> None:
     console.print(table)
     first = report.rows[0]
     rounds = f"{first.decode.runs} round{'' if first.decode.runs == 1 else 's'}"
-    compared = f", and the ratio to {escape(first.name)} round by round" if len(report.rows) > 1 else ""
+    compared = f", and the ratio to {shown(first.name)} round by round" if len(report.rows) > 1 else ""
     console.print(
         f"[dim]batch {report.batch_size}, prompt of {report.prompt_tokens} tokens, then {report.decode_tokens} one by "
         f"one; {rounds}, each with all rows in turn; median, (quartiles){compared}[/]",
@@ -63,8 +63,8 @@ def print_bench(console: Console, report: BenchReport) -> None:
 
 def _kernels(row: BenchRow) -> str:
     """The accuracy has a column of its own."""
-    shown = {name.removesuffix(f", {row.accuracy}"): count for name, count in row.kernels.items()}
-    return escape(kernels_text(shown)) or "torch"
+    kernels = {name.removesuffix(f", {row.accuracy}"): count for name, count in row.kernels.items()}
+    return shown(kernels_text(kernels)) or "torch"
 
 
 def _cell(speed: Spread, against_first: Spread | None) -> str:
@@ -84,17 +84,17 @@ def print_tuned(console: Console, report: TuneReport) -> None:
     table.add_column("configuration now")
     for case, found in groupby(report.found, key=lambda one: one.case):
         kind, n, k, unit = case.key
-        shown = f"[bold]{kind}[/] {n} x {k}{f', groups of {unit}' if unit else ''}"
+        label = f"[bold]{kind}[/] {n} x {k}{f', groups of {unit}' if unit else ''}"
         for one in found:
             before, now = number(one.us_untuned), number(one.us)
-            table.add_row(shown, str(one.rows[1]), before, now, _gain(one), _config(one.config))
-            shown = ""
+            table.add_row(label, str(one.rows[1]), before, now, _gain(one), _config(one.config))
+            label = ""
     console.print(table)
     refused = sum((Counter(one.refused) for one in report.found), Counter())
     reasons = "; ".join(f"{count} {reason}" for reason, count in refused.most_common())
     console.print(
-        f"[dim]{escape(report.gpu)}; median of CUDA graphs over weights that no cache holds; gains below 2 % are not "
-        f"taken{f'; refused: {escape(reasons)}' if reasons else ''}[/]\nused from now on: {escape(str(report.file))}",
+        f"[dim]{shown(report.gpu)}; median of CUDA graphs over weights that no cache holds; gains below 2 % are not "
+        f"taken{f'; refused: {shown(reasons)}' if reasons else ''}[/]\nused from now on: {shown(str(report.file))}",
         highlight=False,
     )
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from llmquant.api import evaluate, quantize
-from llmquant.console import RunDisplay, print_reports
+from llmquant.console import print_reports
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
+from llmquant.readable import shown
+from llmquant.run_view import RunDisplay
 
 RECIPES = ("int8", "int4-g32", "int4-g32-gptq", "int4-g128", "int4-g128-gptq")
 _WINDOWS, _SPEED_SECONDS = 128, 5.0
@@ -45,7 +47,10 @@ def demo(out: Path, page: Path, console: Console) -> list[EvalReport]:
                     )
                 )
             (out / f"{recipe}.json").write_text(reports[-1].to_json(), encoding="utf-8")
-    print_reports(console, reports)
     page.write_text(render_page(reports), encoding="utf-8")
-    console.print(f"\nThe report with all numbers: [bold]{page}[/]; the quantized models: [bold]{out}/[/]")
+    print_reports(console, reports)
+    console.print(
+        f"\nThe report with all numbers: [bold]{shown(page)}[/]; the quantized models: [bold]{shown(out)}/[/]",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
     return reports

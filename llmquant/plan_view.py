@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from llmquant.eval.lines import bytes_text
 from llmquant.formats.profile import readers
 from llmquant.layers.prepared import kernel_on
+from llmquant.readable import bytes_text, shown
 from llmquant.recipe.plan import NO_RULE, Plan
 from llmquant.recipe.summary import summarize
 from llmquant.spec import Scheme
@@ -42,7 +41,7 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
     """
     inventory = plan.inventory
     console.print(
-        f"[bold]{inventory.architecture}[/]  {inventory.parameters:,} parameters, {inventory.blocks} blocks, "
+        f"[bold]{shown(inventory.architecture)}[/]  {inventory.parameters:,} parameters, {inventory.blocks} blocks, "
         f"{str(inventory.dtype).removeprefix('torch.')}"
     )
     lines = _modules(plan) if full else _kinds(plan)
@@ -52,20 +51,20 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
         f"{plan.bits_per_weight:.3f} bits per weight over everything"
     )
     for warning in plan.warnings:
-        console.print(f"[bold yellow]warning[/]  {escape(warning)}", highlight=False)
-    console.print(f"\nrecipe [bold]{escape(plan.recipe.name)}[/]")
+        console.print(f"[bold yellow]warning[/]  {shown(warning)}", highlight=False)
+    console.print(f"\nrecipe [bold]{shown(plan.recipe.name)}[/]")
     for number, rule in enumerate(plan.recipe.rules, 1):
-        console.print(f"  {number}  {escape(str(rule))}", highlight=False)
+        console.print(f"  {number}  {shown(str(rule))}", highlight=False)
     for note in dict.fromkeys(line.note for line in lines if line.note):
-        console.print(f"  [yellow]note[/]  {escape(note)}", highlight=False)
+        console.print(f"  [yellow]note[/]  {shown(note)}", highlight=False)
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         console.print(f"\nkernels on this machine's {'GPU' if device == 'cuda' else 'CPU'}")
         for scheme in dict.fromkeys(row.scheme for row in plan.quantized):
-            console.print(f"  {scheme}  {kernel_on(scheme, device)}", highlight=False)
+            console.print(f"  {scheme}  {shown(kernel_on(scheme, device))}", highlight=False)
     console.print("\nwho loads the result")
     for reader, verdict in readers(plan).items():
         mark = "[green]yes[/]" if verdict.ok else "[red]no [/]"
-        console.print(f"  {mark}  {reader:<13} {escape(verdict.note)}", highlight=False)
+        console.print(f"  {mark}  {reader:<13} {shown(verdict.note)}", highlight=False)
 
 
 def _kinds(plan: Plan) -> list[_Line]:
@@ -99,7 +98,7 @@ def _table(lines: Iterable[_Line]) -> Table:
     for line in lines:
         count = f"{line.count} x " if line.count > 1 else ""
         table.add_row(
-            escape(line.name),
+            shown(line.name),
             count + "x".join(map(str, line.shape)),
             "[dim]keep[/]" if line.scheme.is_keep else f"[bold]{line.scheme}[/]",
             line.rounding,

@@ -7,6 +7,7 @@ that `--help`, `--version` and `recipes` answer at once.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -31,17 +32,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (see `llmquant --help`)."""
     args = _parser().parse_args(arguments)
     from rich.console import Console
-    from rich.markup import escape
 
+    from llmquant.readable import shown
+
+    _never_fail_to_print()
+    # Without emoji: "a:key:b" in a name is not a picture.
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES, emoji=False)
+    errors = Console(stderr=True, emoji=False)
     try:
-        return args.run(args, Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES))
+        return args.run(args, console)
     except (LlmquantError, OSError) as error:
-        message = f"[bold red]error:[/] {escape(str(error))}"
-        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]error:[/] {shown(error)}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        Console(stderr=True).print(escape(f"interrupted{args.if_interrupted}"), highlight=False, soft_wrap=True)
+        errors.print(f"interrupted{args.if_interrupted}", markup=False, highlight=False, soft_wrap=True)
         return _INTERRUPTED
+
+
+def _never_fail_to_print() -> None:
+    """A character that the terminal's encoding lacks becomes "?"; after hours of work it must not be an exception."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _parser() -> argparse.ArgumentParser:

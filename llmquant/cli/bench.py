@@ -45,8 +45,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         return _tune(args, console)
     from llmquant.bench import bench_model
     from llmquant.bench_view import print_bench
-    from llmquant.console import RunDisplay
     from llmquant.eval.throughput import ThroughputOptions
+    from llmquant.run_view import RunDisplay
 
     options = ThroughputOptions(
         prompt_tokens=args.prompt, decode_tokens=args.new, batch_size=args.batch, seconds=args.seconds
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _tune(args: argparse.Namespace, console: Console) -> int:
     from llmquant.bench_tune import tune_model
     from llmquant.bench_view import print_tuned
-    from llmquant.console import RunDisplay
+    from llmquant.run_view import RunDisplay
 
     with RunDisplay(console) as display:
         report = tune_model(

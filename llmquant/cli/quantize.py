@@ -28,7 +28,8 @@ def add(commands: arguments.Commands) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Quantize and show what came out."""
     from llmquant.api import quantize
-    from llmquant.console import RunDisplay, print_result
+    from llmquant.console import print_result
+    from llmquant.run_view import RunDisplay
 
     with RunDisplay(console) as display:
         result = quantize(

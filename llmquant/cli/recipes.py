@@ -21,9 +21,9 @@ def add(commands: arguments.Commands) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """List them, or print one."""
-    from rich.markup import escape
     from rich.table import Table
 
+    from llmquant.readable import shown
     from llmquant.recipe.presets import preset_description, preset_names, preset_text
 
     if args.name:
@@ -33,6 +33,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     table.add_column("recipe", style="bold", no_wrap=True)
     table.add_column("what it does")
     for name in preset_names():
-        table.add_row(escape(name), escape(preset_description(name)))
+        table.add_row(shown(name), shown(preset_description(name)))
     console.print(table)
     return 0

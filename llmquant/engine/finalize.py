@@ -59,7 +59,7 @@ def finalize(
         config["dtype"] = str(prepared.plan.inventory.dtype).removeprefix("torch.")
     config["quantization_config"] = model_quantization_config(prepared.plan)
     write_json_atomic(folder / "config.json", config)
-    progress.stage("verify", len(units))
+    progress.stage("verify", len(units), unit="shards")
     compared = verify(folder, units, journal, prepared.checkpoint, progress)
     layers = {name: asdict(record) for shard in journal.shards.values() for name, record in shard.layers.items()}
     provenance = {

@@ -18,6 +18,7 @@ from typing import Any
 from llmquant.engine.journal import Journal
 from llmquant.errors import OutputError
 from llmquant.files import read_json
+from llmquant.readable import bytes_text
 
 JOURNAL, PROVENANCE = "journal.jsonl", "llmquant.json"
 
@@ -118,7 +119,7 @@ class OutputFolder:
         free = shutil.disk_usage(self.partial).free
         if free < needed:
             raise OutputError(
-                f"{self.partial.parent} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB are still to "
+                f"{self.partial.parent} has {bytes_text(free)} free, but {bytes_text(needed)} are still to "
                 "be written; free some space or choose another disk"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from llmquant.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+_TOKENIZER_FILE = re.compile(r"token|vocab|spiece|sentencepiece|tekken|merges")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +58,12 @@ def prepare(
 
     Raises:
         CheckpointError: if the checkpoint is damaged, unsafe or quantized already.
+        DataError: if the recipe needs calibration text, and there is no tokenizer for it.
         PlanError: if the recipe does not fit the model.
     """
     checkpoint = Checkpoint.open(source, revision=revision, code=trust_remote_code)
+    if recipe.calibration is not None:
+        require_tokenizer_files(checkpoint.folder)
     config = load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
     if config.dtype is None:
         _settle_dtype(config, checkpoint)
@@ -71,6 +77,19 @@ def _settle_dtype(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
     config.dtype = next(t.dtype for t in checkpoint.tensors.values() if t.dtype.is_floating_point)
 
 
+def require_tokenizer_files(folder: Path) -> None:
+    """Name a missing tokenizer before any work: a look at the names of the files.
+
+    Raises:
+        DataError: if no file looks like a tokenizer's.
+    """
+    if not any(_TOKENIZER_FILE.search(path.name.lower()) for path in folder.iterdir()):
+        raise DataError(
+            f"{folder} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json or the like); copy its tokenizer "
+            "files there, from where the model came from. Quantizing needs none with a recipe without calibration"
+        )
+
+
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model folder.
 
@@ -80,6 +99,8 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> An
     """
     from transformers import AutoTokenizer
 
+    if Path(folder).is_dir():
+        require_tokenizer_files(Path(folder))
     try:
         with remote_code_of(folder):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)

@@ -8,11 +8,23 @@ from llmquant.engine.journal import LayerRecord
 class Progress:
     """Receives the events of a run; this base class does nothing with them."""
 
-    def stage(self, name: str, total: int) -> None:
-        """A stage of `total` steps begins."""
+    def stage(self, name: str, total: int, *, unit: str = "steps", work: float | None = None) -> None:
+        """A stage begins.
 
-    def step(self, detail: str = "") -> None:
-        """One step of the stage is done."""
+        Args:
+            name: what is done.
+            total: number of steps.
+            unit: what a step is, in the plural, such as "blocks".
+            work: of all steps that are not done yet, in the unit of `step`; by default each is 1.
+        """
+
+    def step(self, detail: str = "", *, work: float = 1.0) -> None:
+        """One step of the stage is done.
+
+        Args:
+            detail: what it was, such as a file.
+            work: how much it was, compared with the others; 0 where an earlier run did it.
+        """
 
     def layer(self, name: str, record: LayerRecord) -> None:
         """A layer was quantized."""

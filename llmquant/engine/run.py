@@ -164,11 +164,12 @@ def _check_space(output: OutputFolder, checkpoint: Checkpoint, units: list[Unit]
 def _write_units(
     prepared: Prepared, units: list[Unit], writer: ShardWriter, calibration: CalibrationData | None, progress: Progress
 ) -> None:
-    progress.stage("quantize", len(units))
+    left = sum(unit.work for unit in units if not writer.is_written(unit))
+    progress.stage("quantize", len(units), unit="shards", work=left)
     pending = []
     for unit in units:
         if writer.is_written(unit):
-            progress.step(unit.file)
+            progress.step(unit.file, work=0)
         elif any(needs_statistics(row) for row, _ in unit.quantized):
             pending.append(unit)
         else:

@@ -68,7 +68,7 @@ class ShardWriter:
         self._journal.record(ShardRecord(unit.file, path.stat().st_size, sorted(tensors), records))
         for name, record in records.items():
             self._progress.layer(name, record)
-        self._progress.step(unit.file)
+        self._progress.step(unit.file, work=unit.work)
 
     def read_dense(self, unit: Unit) -> dict[str, Tensor]:
         """The dequantized weights of a finished unit, as its modules hold them."""

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmquant.compat.loading import KeyMap
+from llmquant.engine.layer import needs_statistics
 from llmquant.errors import CheckpointError
 from llmquant.models.safetensors_header import TensorInfo
 from llmquant.recipe.plan import Plan, PlanRow
+
+_CALIBRATED = 100  # work of a weight that needs statistics, where one that is only rounded is 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,12 @@ class Unit:
     file: str
     copied: tuple[str, ...]
     quantized: tuple[tuple[PlanRow, str], ...]
+
+    @property
+    def work(self) -> float:
+        """About how long it takes, compared with other units; only for estimates of the time left."""
+        costs = ((row.module.parameters, needs_statistics(row)) for row, _ in self.quantized)
+        return 1.0 + sum(weights * (_CALIBRATED if calibrated else 1) for weights, calibrated in costs)
 
 
 def split_into_units(plan: Plan, tensors: Mapping[str, TensorInfo], key_map: KeyMap, blocks_path: str) -> list[Unit]:

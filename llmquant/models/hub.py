@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 FETCHED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 CODE = "*.py"
 NOT_FETCHED = ["*/*", "consolidated*"]
+_ADAPTER, _GGUF = "adapter_config.json", ".gguf"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -27,6 +29,8 @@ def locate(source: str | Path, *, revision: str | None = None, code: bool = Fals
         CheckpointError: if it is neither, or the hub cannot give it.
     """
     path = Path(source).expanduser()
+    if source != "":
+        check_kind(path)
     if source != "" and path.is_dir():
         return path
     if path.is_file():
@@ -34,6 +38,45 @@ def locate(source: str | Path, *, revision: str | None = None, code: bool = Fals
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"{str(source)!r}: no such folder, and not a hub id like 'org/model'; check the path")
     return _fetch(source, revision, [*FETCHED, CODE] if code else FETCHED)
+
+
+def check_kind(path: Path) -> None:
+    """Refuse what is no model in Hugging Face's format, but is often taken for one.
+
+    Args:
+        path: a folder or file that the user named; nothing is said of one that does not exist.
+
+    Raises:
+        CheckpointError: for an adapter, GGUF, or a file of weights, with the way forward.
+    """
+    if path.is_file() and path.suffix.lower() in (*PICKLES, _GGUF, ".safetensors"):
+        raise _not_a_folder(path)
+    if not path.is_dir():
+        return
+    if (path / _ADAPTER).is_file() and not any(path.glob("model*.safetensors*")):
+        raise CheckpointError(
+            f"{path}: is an adapter ({_ADAPTER}), not a model{_base_of(path)}. Merge the two and use the folder that "
+            "this writes: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(new_folder)"
+        )
+    found = sorted(path.glob(f"*{_GGUF}"))
+    if found and not any(path.glob("*.safetensors")):
+        raise _gguf_refusal(found[0])
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        base = json.loads((adapter / _ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
+    return f"; it changes {base!r}" if isinstance(base, str) else ""
+
+
+def _gguf_refusal(file: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: is a GGUF file, a format of llama.cpp whose weights are usually quantized already; give the folder or "
+        "hub id of the 16-bit model that it was made from. If there is only this file: AutoModelForCausalLM."
+        f"from_pretrained(folder, gguf_file={file.name!r}).save_pretrained(new_folder) writes one"
+    )
 
 
 def pickle_refusal(where: Path, names: list[str]) -> CheckpointError:
@@ -48,6 +91,8 @@ def pickle_refusal(where: Path, names: list[str]) -> CheckpointError:
 def _not_a_folder(path: Path) -> CheckpointError:
     if path.suffix in PICKLES:
         return pickle_refusal(path.parent, [path.name])
+    if path.suffix.lower() == _GGUF:
+        return _gguf_refusal(path)
     hint = f"give its folder, {path.parent}" if path.suffix == ".safetensors" else "give the folder of a model"
     return CheckpointError(f"{path}: is a file, not a folder with config.json and safetensors; {hint}")
 

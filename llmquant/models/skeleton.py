@@ -17,6 +17,7 @@ from llmquant.compat.config import layer_configs, stored_dtype, whole_number
 from llmquant.compat.remote_code import remote_code_of
 from llmquant.errors import CheckpointError
 from llmquant.models.families import ATTENTION
+from llmquant.models.hub import check_kind
 from llmquant.models.inventory import list_modules
 from llmquant.recipe.inventory import Inventory
 
@@ -40,6 +41,7 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
     from transformers import AutoConfig
 
     path = Path(source).expanduser()
+    check_kind(path)
     if path.is_dir() and not (path / "config.json").is_file():
         raise CheckpointError(f"{path} has no config.json; a Hugging Face model folder has one")
     if not path.exists() and (isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "~"))):

@@ -1,0 +1,41 @@
+"""Numbers and foreign text as people read them in messages and in the terminal."""
+
+from __future__ import annotations
+
+import re
+
+_PREFIXES = ("B", "kB", "MB", "GB", "TB")
+# Everything that moves the cursor, colors, rings or reverses the direction of text; not the line feed of our messages.
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def bytes_text(count: int | None) -> str:
+    """Decimal units, such as "8.39 MB"."""
+    if count is None:
+        return "–"
+    value, place = float(count), 0
+    while value >= 999.5 and place + 1 < len(_PREFIXES):
+        value, place = value / 1000, place + 1
+    return f"{value:.3g} {_PREFIXES[place]}" if place else f"{count} B"
+
+
+def duration(seconds: float) -> str:
+    """Such as "7 s", "2 min 10 s" or "3 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def printable(text: object) -> str:
+    """Text from outside (a path, a name in a config, an error of a library) without what a terminal would obey."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), str(text))
+
+
+def shown(text: object) -> str:
+    """Text from outside for rich's markup: printable, and brackets are only brackets."""
+    from rich.markup import escape
+
+    return escape(printable(text))
