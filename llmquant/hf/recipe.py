@@ -15,7 +15,7 @@ from transformers.quantizers.base import HfQuantizer
 from llmquant.algorithms.base import LayerResult
 from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, tied
 from llmquant.compat.remote_code import runs_remote_code
-from llmquant.engine.calibration import check_vocabulary, context_limit, load_calibration
+from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
 from llmquant.engine.finalize import model_quantization_config
 from llmquant.engine.inplace import quantize_loaded
 from llmquant.engine.layer import check_statistics, needs_statistics, quantize_layer
@@ -50,6 +50,7 @@ class RecipeQuantizer(HfQuantizer):
         self.plan: Plan | None = None
         self.counters: dict[str, int] = {}
         self.error: LlmquantError | None = None
+        self._calibration: CalibrationData | None = None
         self._pending: dict[str, PlanRow] = {}  # by the name of the weight that is still to be read
 
     @property
@@ -106,6 +107,7 @@ class RecipeQuantizer(HfQuantizer):
             require(model, tensor_names(checkpoint_files), wanted)
         if self.calibrated:
             _require_one_device(device_map)
+            self._calibration = self._load_calibration(model, plan)  # before gigabytes are read in vain
             return
         weights = {row.module.name: model.get_submodule(row.module.name).weight for row in plan.quantized}
         place_empty(model, {row.module.name: row.scheme for row in plan.quantized}, model.dtype)
@@ -135,7 +137,7 @@ class RecipeQuantizer(HfQuantizer):
         mark_as_packed(model, PackedQuantizer(CompressedTensorsConfig(stored)))
         return model
 
-    def _calibrate(self, model: PreTrainedModel, plan: Plan) -> None:
+    def _load_calibration(self, model: PreTrainedModel, plan: Plan) -> CalibrationData:
         assert plan.recipe.calibration is not None
         tokenizer = self.quantization_config.tokenizer
         if tokenizer is None:  # whoever trusts the model's code trusts that of the tokenizer beside it
@@ -146,7 +148,11 @@ class RecipeQuantizer(HfQuantizer):
         check_vocabulary(data.windows, model)
         if data.note:
             log.warning("calibration: %s", data.note)
-        results = quantize_loaded(model, plan, data.windows)
+        return data
+
+    def _calibrate(self, model: PreTrainedModel, plan: Plan) -> None:
+        assert self._calibration is not None
+        results = quantize_loaded(model, plan, self._calibration.windows)
         for row in plan.quantized:
             module = model.get_submodule(row.module.name)
             assert isinstance(module.weight, Tensor)

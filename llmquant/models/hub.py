@@ -73,8 +73,8 @@ def _base_of(adapter: Path) -> str:
 
 def _gguf_refusal(file: Path) -> CheckpointError:
     return CheckpointError(
-        f"{file}: is a GGUF file, a format of llama.cpp whose weights are usually quantized already; give the folder or "
-        "hub id of the 16-bit model that it was made from. If there is only this file: AutoModelForCausalLM."
+        f"{file}: is a GGUF file, whose weights are usually quantized already; give the folder or hub id of the 16-bit "
+        "model that it was made from. If there is only this file: AutoModelForCausalLM."
         f"from_pretrained(folder, gguf_file={file.name!r}).save_pretrained(new_folder) writes one"
     )
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import save
 
 from llmquant.errors import CheckpointError
+from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.hub import locate
+from llmquant.models.skeleton import load_config
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -139,3 +141,53 @@ def test_snapshot(endpoint: str, tmp_path: Path) -> None:
 def test_what_is_no_hub_id(source: str) -> None:
     with pytest.raises(CheckpointError, match="no such folder, and not a hub id"):
         locate(source)
+
+
+def adapter(folder: Path) -> Path:
+    """A LoRA adapter, as peft saves it."""
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"})
+    )
+    (folder / "adapter_model.safetensors").write_bytes(save({"a": torch.zeros(1)}))
+    return folder
+
+
+def gguf(folder: Path) -> Path:
+    """A folder as llama.cpp's users have it."""
+    (folder / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    return folder
+
+
+def file_of(name: str) -> Callable[[Path], Path]:
+    """A file in place of a folder."""
+
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(b"x")
+        return folder / name
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (adapter, r"adapter.*changes 'org/base'.*merge_and_unload"),
+        (gguf, r"model-Q4_K_M.gguf: is a GGUF file.*16-bit.*gguf_file='model-Q4_K_M.gguf'"),
+        (file_of("model.gguf"), "is a GGUF file"),
+        (file_of("model.safetensors"), "give its folder"),
+        (file_of("pytorch_model.bin"), "pickle"),
+    ],
+)
+def test_what_is_taken_for_a_model_is_refused_with_the_way_forward(
+    make: Callable[[Path], Path], said: str, tmp_path: Path
+) -> None:
+    place = make(tmp_path)
+    for opening in (Checkpoint.open, load_config, locate):
+        for source in (place, str(place)):
+            with pytest.raises(CheckpointError, match=f"(?s){said}"):
+                opening(source)
+
+
+def test_a_model_with_an_adapter_beside_it_is_a_model(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(save({"a": torch.zeros(1)}))
+    assert locate(adapter(tmp_path)) == tmp_path
