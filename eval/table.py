@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
 from llmquant.errors import DataError
 from llmquant.eval.lines import bytes_text, interval, kernels_line, number, percent, speed_text, speedup
 from llmquant.eval.result import EvalReport, ModelSection, Speed
+from llmquant.readable import shown
 
 
 def check_comparable(reports: Sequence[EvalReport]) -> None:
@@ -40,7 +40,7 @@ def render_table(reports: Sequence[EvalReport]) -> Table:
     timed = any(report.speed_protocol for report in reports)
     protocol = reports[0].protocol
     table = Table(
-        title=escape(f"against {reports[0].baseline.name}, {protocol.scored_tokens} tokens of {protocol.source}"),
+        title=shown(f"against {reports[0].baseline.name}, {protocol.scored_tokens} tokens of {protocol.source}"),
         caption=_caption(reports),
         caption_justify="left",
     )
@@ -57,9 +57,7 @@ def render_table(reports: Sequence[EvalReport]) -> Table:
         table.add_column(column, justify="right")
     table.add_column("verdict")
     first = reports[0].baseline
-    table.add_row(
-        escape(first.name), *_size(first), "–", "–", *(_speed_cells(first.speed) if timed else []), "baseline"
-    )
+    table.add_row(shown(first.name), *_size(first), "–", "–", *(_speed_cells(first.speed) if timed else []), "baseline")
     for report in reports:
         table.add_row(*_row(report, timed))
     return table
@@ -73,18 +71,18 @@ def _caption(reports: Sequence[EvalReport]) -> str:
         f"BOS {'yes' if protocol.add_bos else 'no'}; text {protocol.data_hash[:15]}"
     )
     lines = ((report.name, kernels_line(report)) for report in reports)
-    return escape("\n".join([measured, *(f"{name}: {line}" for name, line in lines if line)]))
+    return shown("\n".join([measured, *(f"{name}: {line}" for name, line in lines if line)]))
 
 
 def _size(section: ModelSection) -> list[str]:
-    perplexity = f"{number(section.perplexity.value, 4)}\n[dim]{escape(interval(section.perplexity))}[/]"
+    perplexity = f"{number(section.perplexity.value, 4)}\n[dim]{shown(interval(section.perplexity))}[/]"
     return [bytes_text(section.checkpoint_bytes), number(section.bits_per_weight), perplexity]
 
 
 def _row(report: EvalReport, timed: bool) -> list[str]:
     kl = report.comparison.kl
     error = "" if kl.standard_error is None else f"\n[dim]± {number(kl.standard_error, 2)}[/]"
-    cells = [escape(report.name), *_size(report.quantized), number(kl.mean) + error]
+    cells = [shown(report.name), *_size(report.quantized), number(kl.mean) + error]
     cells.append(percent(report.comparison.top1_agreement.value))
     if timed:
         cells += _speed_cells(report.quantized.speed, report)

@@ -175,3 +175,83 @@ def test_recipes_lists_and_prints(capsys):
     assert "int4-g128-gptq" in capsys.readouterr().out
     assert main(["recipes", "int8"]) == 0
     assert "version: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+@pytest.mark.parametrize("target", ["DIR", "DIR/absent/file", "DIR/closed/file", f"DIR/{'x' * 300}"])
+def test_what_cannot_be_written_is_refused_before_the_work(option, target, tmp_path, capsys, monkeypatch):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    monkeypatch.setattr(os, "access", lambda path, mode: "closed" not in str(path))  # root may write anywhere
+    monkeypatch.setattr("llmquant.api.evaluate", lambda *_, **__: pytest.fail("the work began"))
+    target = target.replace("DIR", str(tmp_path))
+    assert main(["eval", "OUT", "--baseline", "MODEL", option, target]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_names_from_outside_are_neither_markup_nor_orders(tmp_path, capsys, text):
+    """Folder, recipe and layers may hold what a terminal would obey; the results are on disk before they are shown."""
+    model, out = tmp_path / "m [bold] \x1b[2J", tmp_path / "o [red] :warning:"
+    tiny_llama().save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    recipe = tmp_path / "r [red].yaml"
+    recipe.write_text(RECIPE.replace("mine", '"[/mine] \\e[2J"'))
+    capsys.readouterr()  # transformers' bars
+    assert main(["plan", str(model), "-r", str(recipe)]) == 0
+    assert main(["quantize", str(model), "-r", str(recipe), "-o", str(out)]) == 0
+    measured = ["--text", str(text), "--length", "32", "--speed", "0", "--max-windows", "8"]
+    assert main(["eval", str(out), "--baseline", str(model), *measured, "--json", str(tmp_path / "r.json")]) == 0
+    assert main(["plan", str(tmp_path / "absent [/y] \x1b[2J"), "-r", "int8"]) == 1
+    said = capsys.readouterr()
+    assert "[/mine]" in said.out
+    assert "o [red] :warning:" in said.out
+    assert "[/y]" in said.err
+    assert "\x1b" not in said.out + said.err
+    assert EvalReport.load(tmp_path / "r.json").name.startswith("[/mine]")
+
+
+def test_results_are_on_disk_before_they_are_shown(model, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmquant.plan_view.print_plan", fail)
+    file = tmp_path / "plan.json"
+    assert main(["plan", str(model), "-r", "int8", "--json", str(file)]) == 130
+    assert json.loads(file.read_text())["rows"]
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(model, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llmquant.engine.run.finalize", interrupt)
+        assert main(["quantize", str(model), "-r", "int8", "-o", str(out)]) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    assert main(["quantize", str(model), "-r", "int8", "-o", str(out), "--resume"]) == 0
+    monkeypatch.setattr("llmquant.api.plan", interrupt)
+    capsys.readouterr()
+    assert main(["plan", str(model), "-r", "int8"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_missing_tokenizer_is_named_before_the_work(model, tmp_path, capsys, monkeypatch):
+    bare = tmp_path / "bare"
+    tiny_llama().save_pretrained(bare)
+    monkeypatch.setattr("llmquant.engine.prepare.build_skeleton", lambda *_, **__: pytest.fail("the work began"))
+    assert main(["quantize", str(bare), "-r", "int4-g32-gptq", "-o", str(tmp_path / "out")]) == 1
+    assert f"{bare} has no tokenizer" in capsys.readouterr().err
+    monkeypatch.setattr("llmquant.hf.load.load", lambda *_, **__: pytest.fail("the work began"))
+    assert main(["eval", str(model), "--baseline", str(bare)]) == 1
+    assert f"{bare} has no tokenizer" in capsys.readouterr().err
+
+
+def test_a_stream_that_lacks_characters_is_no_error(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "llmquant", "recipes", "nö"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: unknown preset 'n?'")

@@ -35,7 +35,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[/x]", "[bold red]name", "a\\", "a\\[b]", "[link=file:///x]y[/link]", "plain [0]", "\\[/", "[", ":warning:"],
+    ["[/x]", "[bold red]name", "a\\", "a\\[b]", "[link=file:///x]y[/link]", "plain [0]", "[", ":warning:"],
 )
 def test_markup_from_outside_is_shown_as_it_is(text: str) -> None:
     file = io.StringIO()
