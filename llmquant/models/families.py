@@ -23,7 +23,8 @@ DOWN = frozenset({"down_proj", "fc2", "fc_out", "c_proj", "dense_4h_to_h", "w2"}
 EXPERTS = frozenset({"experts"})  # the component under which all of a layer's routed experts lie
 STACKED_EXPERTS = "expert"  # in the name or class of whatever stacks one matrix per expert in a 3-D parameter
 ROUTERS = frozenset({"router", "shared_expert_gate"})
-ROUTER_BESIDE_EXPERTS = "gate"  # a router only where `experts` is its sibling
+ROUTER_WORD = "router"  # in the name of a linear layer, or of what it is part of
+ROUTER_BESIDE_EXPERTS = "gate"  # a router only where `experts` is its sibling; all that is in it
 
 # Layers that readers such as vLLM load as one, so they need one scheme. Families that fuse them themselves have one
 # module (qkv_proj, gate_up_proj, query_key_value) and no set.

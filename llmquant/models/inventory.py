@@ -87,7 +87,7 @@ class _Walk:
         components, class_name = name.split("."), type(module).__name__
         if isinstance(module, nn.Embedding):
             return "embedding"
-        if "Router" in class_name or families.ROUTERS.intersection(components) or self._gates_experts(components):
+        if "Router" in class_name or self._routes(components, module):
             return "router"
         if families.EXPERTS.intersection(components) or self._stacks_experts(components, module):
             return "experts"
@@ -97,9 +97,14 @@ class _Walk:
             return "conv1d"
         return "norm" if "norm" in class_name.lower() or "norm" in components[-1].lower() else "other"
 
-    def _gates_experts(self, components: list[str]) -> bool:
-        siblings = (".".join([*components[:-1], word]) for word in families.EXPERTS)
-        return components[-1] == families.ROUTER_BESIDE_EXPERTS and any(name in self.modules for name in siblings)
+    def _routes(self, components: list[str], module: nn.Module) -> bool:
+        if families.ROUTERS.intersection(components):
+            return True
+        if isinstance(module, nn.Linear) and any(families.ROUTER_WORD in word.lower() for word in components):
+            return True
+        gates = [end for end, word in enumerate(components) if word == families.ROUTER_BESIDE_EXPERTS]
+        siblings = (".".join([*components[:end], word]) for end in gates for word in families.EXPERTS)
+        return any(name in self.modules for name in siblings)
 
     def _stacks_experts(self, components: list[str], module: nn.Module) -> bool:
         """Whether it holds one matrix per expert, stacked. Not every 3-D parameter is that: attention has such, too."""

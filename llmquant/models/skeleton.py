@@ -19,6 +19,7 @@ from llmquant.errors import CheckpointError
 from llmquant.models.families import ATTENTION
 from llmquant.models.hub import check_kind
 from llmquant.models.inventory import list_modules
+from llmquant.models.obstacles import with_obstacles
 from llmquant.recipe.inventory import Inventory
 
 if TYPE_CHECKING:
@@ -133,13 +134,15 @@ def take_inventory(model: PreTrainedModel) -> Inventory:
         CheckpointError: if the model has no list of decoder blocks.
     """
     prefix, blocks = decoder_blocks(model)
+    modules, untried = with_obstacles(model, list_modules(model, prefix, len(blocks)), list(blocks))
     return Inventory(
         architecture=type(model).__name__,
         model_type=model.config.model_type,
         dtype=model.dtype,
-        modules=list_modules(model, prefix, len(blocks)),
+        modules=modules,
         blocks=len(blocks),
         head_sizes=_head_sizes(model.config),
+        untried=untried,
     )
 
 

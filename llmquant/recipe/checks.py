@@ -68,9 +68,13 @@ def check_decisions(recipe: Recipe, inventory: Inventory, decisions: Sequence[De
     owners = {module.tied_to for module in inventory.modules if module.tied_to}
     for decision in decisions:
         module = decision.module
-        if decision.decider is None:
+        if decision.decider is None:  # no rule, not even by way of what it is tied to
             continue
-        if module.tied_to:
+        if module.tied_to and module.obstacle:
+            if not (decision.scheme.is_keep and named[module.tied_to].scheme.is_keep):
+                reason = f"cannot be packed: {module.obstacle}; keep it, and {module.tied_to}, whose weight it shares"
+                problems.add(reason, module)
+        elif module.tied_to:
             if named[module.tied_to].scheme != decision.scheme:
                 problems.add(
                     "one weight serves as embedding and lm_head (tie_word_embeddings), so both need one scheme: name "
@@ -134,6 +138,8 @@ def _why_not(module: ModuleInfo, rule: Rule, scheme: Scheme, *, shared: bool, po
     if module.kind == "embedding":
         if not module.sets:
             return "computes more than the lookup of a row, so its table cannot be packed; keep it"
+        if module.obstacle:
+            return f"cannot be packed: {module.obstacle}; keep it"
         if scheme.activations:
             return "an embedding has no activations to quantize; use a weight-only scheme such as int8"
         return _why_indivisible(module, rule, scheme)

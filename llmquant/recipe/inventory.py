@@ -73,6 +73,7 @@ class Inventory:
         modules: every parameter of the model belongs to exactly one.
         blocks: number of decoder blocks.
         head_sizes: of attention; several where they differ by layer, none where the config does not say.
+        untried: why it is not known whether model code reads weights that could be packed; "" where it is known.
     """
 
     architecture: str
@@ -81,6 +82,7 @@ class Inventory:
     modules: tuple[ModuleInfo, ...]
     blocks: int
     head_sizes: tuple[int, ...] = ()
+    untried: str = ""
 
     @property
     def parameters(self) -> int:

@@ -94,14 +94,20 @@ class Plan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What nobody should overlook, a sentence each: experts that stay, with their share of the result."""
+        warnings = []
         experts = sum(row.bytes_after for row in self.rows if row.module.kind == "experts" and row.scheme.is_keep)
-        if not experts:
-            return ()
-        return (
-            f"the experts stay in {str(self.inventory.dtype).removeprefix('torch.')}: {experts:,} of "
-            f"{self.bytes_after:,} bytes of the result, {experts / self.bytes_after:.1%}; llmquant cannot quantize "
-            "them yet",
-        )
+        if experts:
+            warnings.append(
+                f"the experts stay in {str(self.inventory.dtype).removeprefix('torch.')}: {experts:,} of "
+                f"{self.bytes_after:,} bytes of the result, {experts / self.bytes_after:.1%}; llmquant cannot quantize "
+                "them yet"
+            )
+        if self.inventory.untried:
+            warnings.append(
+                f"whether the model's code reads weights that would be packed is not known ({self.inventory.untried}); "
+                "if the result does not run, keep the layer that the error names"
+            )
+        return tuple(warnings)
 
     @property
     def bits_per_weight(self) -> float:

@@ -1,0 +1,67 @@
+"""What cannot be packed though it looks as if it could, found by trying; and layers that turn out to choose experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from llmquant.compat.linears import why_not_linear
+from llmquant.models import families
+from llmquant.models.trial import try_packed
+from llmquant.recipe.inventory import ModuleInfo
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def with_obstacles(
+    model: PreTrainedModel, modules: Sequence[ModuleInfo], blocks: Sequence[nn.Module] = ()
+) -> tuple[tuple[ModuleInfo, ...], str]:
+    """Add to each entry of an inventory what stands in the way of packing it.
+
+    Args:
+        model: with parameters on meta; it is the same afterwards.
+        modules: from `list_modules`.
+        blocks: its decoder blocks.
+
+    Returns:
+        the entries, and why model code could not be tried, "" if it could.
+    """
+    parts = dict(model.named_modules())
+    packable = {module.name: parts[module.name] for module in modules if _may_be_packed(module)}
+    reasons = {
+        name: f"it {reason}"
+        for name, part in packable.items()
+        if not isinstance(part, nn.Embedding) and (reason := why_not_linear(part))
+    }
+    hidden = {name: part for name, part in packable.items() if name not in reasons}
+    trial = try_packed(model, hidden, _experts(parts, modules), blocks)
+    reasons |= {name: f"model code reads its weight ({where})" for name, where in trial.readers.items()}
+    return tuple(_as_found(module, reasons, trial.routers) for module in modules), trial.failure
+
+
+def _may_be_packed(module: ModuleInfo) -> bool:
+    return module.kind in ("linear", "conv1d", "embedding") and bool(module.sets & {"linear", "lm_head", "embedding"})
+
+
+def _experts(parts: Mapping[str, nn.Module], modules: Sequence[ModuleInfo]) -> dict[str, nn.Module]:
+    """The modules that compute all experts of a layer, the outermost where they are nested."""
+    found = {}
+    for module in modules:
+        if module.kind == "experts":
+            components = module.name.split(".")
+            ends = [end for end, word in enumerate(components, 1) if word in families.EXPERTS]
+            owner = module.name if module.name in parts else module.name.rpartition(".")[0]
+            name = ".".join(components[: ends[0]]) if ends else owner
+            if not isinstance(parts[name], (nn.ModuleList, nn.ModuleDict)):
+                found[name] = parts[name]
+    return found
+
+
+def _as_found(module: ModuleInfo, reasons: Mapping[str, str], routers: set[str]) -> ModuleInfo:
+    if module.name in routers and "lm_head" not in module.sets:
+        return replace(module, kind="router", sets=frozenset({"router"}), fused=None)
+    return replace(module, obstacle=reasons[module.name]) if module.name in reasons else module

@@ -1,0 +1,202 @@
+"""A forward without weights shows which layers model code reads, and leaves no trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedConfig, RwkvConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from llmquant.errors import PlanError
+from llmquant.models.skeleton import build_skeleton, take_inventory
+from llmquant.models.trial import Trial, try_packed
+from llmquant.recipe.inventory import Inventory
+from llmquant.recipe.load import load_recipe
+from llmquant.recipe.plan import make_plan
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+class Block(nn.Module):
+    """A block whose parts can be made to read weights."""
+
+    def __init__(self, reads: str = "") -> None:
+        super().__init__()
+        self.up, self.down, self.gate = (nn.Linear(i, o, bias=False) for i, o in ((8, 16), (16, 8), (8, 4)))
+        self.reads = reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        if self.reads == "multiplies":
+            return functional.linear(y, self.down.weight)
+        if self.reads == "asks":
+            assert hasattr(self.down, "weight") in (True, False)
+            _ = getattr(self.down, "weight", None)
+        if self.reads == "routes":
+            scores, chosen = self.gate(x).softmax(-1).topk(2)
+            x = x * (scores * chosen).sum(-1, keepdim=True)
+        if self.reads == "chooses tokens":  # as an indexer of sparse attention does: not from what the layer gives
+            x = x + (self.gate(x) @ self.gate(x).transpose(1, 2)).topk(2).values.sum()
+        if self.reads == "branches":
+            x = x * 2 if bool((x > 0).all()) else x
+        return x + self.down(y)
+
+
+class Model(nn.Module):
+    """As much of a causal language model as a trial needs."""
+
+    def __init__(self, *reads: str) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 8)
+        self.register_buffer("positions", torch.arange(4), persistent=False)
+        self.table = torch.ones(4, 8)
+        self.layers = nn.ModuleList(Block(word) for word in reads)
+        self.has_run = False
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        assert isinstance(self.positions, Tensor)
+        x = self.embed(input_ids) + self.table[self.positions]
+        self.has_run = True
+        for block in self.layers:
+            x = block(x)
+        return x
+
+
+def tried(*reads: str) -> tuple[Trial, Model]:
+    with torch.device("meta"):
+        model = Model(*reads)
+    model.positions, model.table = torch.arange(4), torch.ones(4, 8)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
+    return try_packed(model, layers, {}, list(model.layers)), model  # pyright: ignore[reportArgumentType]
+
+
+def test_a_weight_that_is_read_is_found_in_every_block_like_it() -> None:
+    trial, _ = tried("", "multiplies", "multiplies")
+    assert not trial.failure
+    assert trial.readers.keys() == {f"layers.{i}.down" for i in range(3)}
+    assert set(trial.readers.values()) == {"test_trial.py, in forward"}
+
+
+def test_asking_is_not_reading() -> None:
+    trial, _ = tried("asks", "asks")
+    assert trial == Trial()
+
+
+def test_a_layer_before_a_top_k_of_all_its_outputs_is_a_router() -> None:
+    assert tried("routes", "routes")[0] == Trial(routers={"layers.0.gate", "layers.1.gate"})
+    assert tried("chooses tokens")[0] == Trial()
+
+
+def test_what_depends_on_data_is_answered() -> None:
+    assert tried("branches")[0] == Trial()
+
+
+def test_the_model_is_as_it_was() -> None:
+    _, model = tried("multiplies", "routes")
+    assert not model.has_run
+    assert type(model.layers[0].down) is nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
+    assert [name for name, _ in model.layers[0].named_parameters()] == ["up.weight", "down.weight", "gate.weight"]
+    assert "forward" not in vars(model.layers[0])
+    assert torch.equal(model.positions, torch.arange(4))  # pyright: ignore[reportArgumentType]
+    assert torch.equal(model.table, torch.ones(4, 8))
+
+
+def test_failure_is_told() -> None:
+    class Broken(Model):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            raise RuntimeError("\n\nnot on meta\nat all")
+
+    with torch.device("meta"):
+        model = Broken("")
+    trial = try_packed(model, {"layers.0.up": model.layers[0].up}, {}, [])  # pyright: ignore
+    assert trial.failure == "RuntimeError: not on meta"
+    assert type(model.layers[0].up) is nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def inventory_of(kind: str, **sizes: Any) -> Inventory:
+    known = CONFIG_MAPPING[kind]()
+    common = {name: value for name, value in SIZES.items() if hasattr(known, name)}
+    config: PreTrainedConfig = CONFIG_MAPPING[kind](**{**common, **sizes})
+    return take_inventory(build_skeleton(config))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "found"),
+    [
+        ("llama", {}, set()),
+        ("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 2}, set()),
+        ("mamba", {"state_size": 8}, {"mixer.dt_proj", "lm_head"}),
+        ("rwkv", {"attention_hidden_size": 64}, {"attention.output", "feed_forward.value"}),
+        ("falcon", {}, set()),
+        (
+            "deepseek_v32",
+            {
+                "num_experts_per_tok": 2,
+                "n_routed_experts": 4,
+                "n_group": 1,
+                "topk_group": 1,
+                "moe_intermediate_size": 32,
+            },
+            {"indexer.weights_proj"},
+        ),
+    ],
+)
+def test_models_of_transformers(kind: str, sizes: dict[str, Any], found: set[str]) -> None:
+    inventory = inventory_of(kind, **sizes)
+    assert inventory.untried == ""
+    ends = {m.name.split(f".{m.block}.")[-1].removeprefix("self_attn.") for m in inventory.modules if m.obstacle}
+    assert ends == found
+
+
+def test_routers_by_name_and_by_what_they_do() -> None:
+    moe = inventory_of("hunyuan_v1_moe", num_experts=4, moe_topk=2, moe_intermediate_size=32, head_dim=32)
+    assert [m.kind for m in moe.modules if m.name.endswith("gate.wg")] == ["router"] * 3
+    altup = inventory_of(
+        "gemma3n_text", num_kv_shared_layers=0, layer_types=["full_attention"] * 3, intermediate_size=[64] * 3,
+        hidden_size_per_layer_input=32, vocab_size_per_layer_input=64, laurel_rank=32, head_dim=32,
+        activation_sparsity_pattern=[0.0] * 3,
+    )  # fmt: skip
+    assert {m.kind for m in altup.modules if m.name.endswith("modality_router")} == {"router"}
+
+
+def test_a_layer_that_computes_something_else_stays() -> None:
+    inventory = inventory_of("deepseek_v4", num_experts_per_tok=2, n_routed_experts=4, moe_intermediate_size=32)
+    reasons = {m.obstacle for m in inventory.modules if m.name.endswith("o_a_proj")}
+    assert reasons == {"it is a DeepseekV4GroupedLinear, which computes something else than nn.Linear"}
+
+
+def test_plan_of_a_model_that_reads_weights() -> None:
+    inventory = inventory_of("mamba", state_size=8)
+    rules: list[dict[str, Any]] = [{"match": "linear", "scheme": "int8"}]
+    rows = {row.module.name: row for row in make_plan(load_recipe({"version": 1, "rules": rules}), inventory).rows}
+    assert rows["backbone.layers.1.mixer.dt_proj"].note == "model code reads its weight (modeling_mamba.py, in forward)"
+    assert rows["backbone.layers.1.mixer.in_proj"].scheme.name == "int8"
+    with pytest.raises(PlanError, match="lm_head: cannot be packed: model code reads its weight"):
+        make_plan(
+            load_recipe({"version": 1, "rules": [*rules, {"match": ["embedding", "lm_head"], "scheme": "int8"}]}),
+            inventory,
+        )
+
+
+@pytest.mark.parametrize(
+    "config", [MambaConfig(**dict.fromkeys(("vocab_size", "hidden_size"), 64), num_hidden_layers=2)]
+)
+def test_a_trial_changes_no_logits(config: PreTrainedConfig) -> None:
+    model = AutoModelForCausalLM.from_config(config).eval()
+    tokens = torch.arange(5)[None]
+    before = model(tokens).logits
+    take_inventory(model)
+    assert torch.equal(model(tokens).logits, before)
+
+
+def test_rwkv_is_not_rescaled_by_a_trial() -> None:
+    model = build_skeleton(RwkvConfig(vocab_size=64, hidden_size=64, attention_hidden_size=64, num_hidden_layers=2))
+    take_inventory(model)
+    assert not model.rwkv.layers_are_rescaled
