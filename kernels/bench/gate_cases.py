@@ -56,6 +56,9 @@ CARDS = {
     "gfx942": Card("mfma", 304, 64, 8.0, 2048, hip=True),
 }
 QUICK_ARCHS = ("sm_80", "sm_90", "sm_100")
+#: Triton versions that the gates were run with: the one that the pinned torch brings, and a newer one. The extra of
+#: pyproject.toml asks for the oldest or newer.
+TRITON_SEEN = ("3.7.1", "3.9.0")
 _SCHEDULERS = 4  # of a multiprocessor; each issues an instruction of one warp in a clock
 #: outputs x inputs: attention, and both halves of the feed-forward part, of Llama 3 8B; the largest of 70B.
 _SHAPES = ((6144, 4096), (28672, 4096), (4096, 14336), (57344, 8192))
@@ -153,7 +156,7 @@ def _launches(arch: str, variant: Variant, rows: int, shapes: Iterable[tuple[int
         with recording(arch) as recorded:
             _launch(variant, rows, n, k - variant.tail)
         for case in recorded:
-            yield replace(case, name=f"{variant.name} m={rows}", limits=limits(case))
+            yield replace(case, name=f"{variant.name} m={rows}", limits=limits(case, _triton()))
 
 
 def _launch(variant: Variant, rows: int, n: int, k: int) -> None:
@@ -215,17 +218,53 @@ _OVER = {
     ("linear_w4a8", 32, 16): 1.5,
     ("linear_w4a8", 32, 64): 3.0,
 }
+#: Instructions of loops that send weights through shared memory, as a multiple of `_slots`.
+_THROUGH_SHARED = 1.45
 #: Hot loops on sm_90 with few rows and one unit in a tile: what they issue for 1000 weights, and a tenth. By kernel and
 #: bits of the codes.
 _BUDGET = {("linear_a16", 4): 98.0, ("linear_a16", 8): 136.0, ("linear_w4a8", 4): 98.0, ("linear_w8a8", 8): 50.0}
 
 
-def limits(case: Case) -> Limits:
+def _triton() -> tuple[int, ...]:
+    """Version of the compiler, such as (3, 7)."""
+    import triton
+
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+
+def limits(case: Case, triton: tuple[int, ...]) -> Limits:
     """What a case is allowed.
 
     Args:
         case: recorded; for an architecture of `CARDS`.
+        triton: version of the compiler, such as (3, 7).
     """
+    allowed = _limits(case)
+    return _by_older_triton(case, allowed) if triton < (3, 8) else allowed
+
+
+def _by_older_triton(case: Case, allowed: Limits) -> Limits:
+    """What Triton before 3.8 is allowed more: it makes worse code for some cards, which our kernels cannot change.
+
+    For mma.sync it sends converted weights through shared memory, 4 bytes of a thread at a time, and for tcgen05 it
+    multiplies 8-bit integers by mma.sync.
+    """
+    eight_bit = case.kernel != "linear_a16"
+    if allowed.tensor == "tcgen05" and eight_bit:
+        return replace(allowed, tensor="mma_sync")
+    if allowed.tensor != "mma_sync" or case.kernel == "linear_w8a8" or allowed.stores is None:
+        return allowed
+    threads = 32 * case.options["num_warps"]
+    words = case.constants["BLOCK_N"] * 128 * (1 if eight_bit else 2) // (4 * threads)  # of 128 inputs
+    return replace(
+        allowed,
+        stores=allowed.stores + words,
+        prmt=128 if eight_bit else allowed.prmt,
+        issue=None if allowed.issue is None else allowed.issue * _THROUGH_SHARED,
+    )
+
+
+def _limits(case: Case) -> Limits:
     at, card = case.constants, CARDS[case.arch]
     if "BLOCK_M" not in at or case.signature["x"] == "*fp32":
         return Limits()  # no product, or one of float32, which tensor cores do not do

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llmquant.kernels.bench import gate_cases, gates, sass
-from llmquant.kernels.bench.gate_compile import Limits
+from llmquant.kernels.bench.gate_compile import Case, Limits
 
 ROOT = Path(__file__).resolve().parents[3]
 needs_triton = pytest.mark.skipif(
@@ -104,6 +104,29 @@ def test_caps_follow_from_programs() -> None:
     assert gates.register_cap("gfx942", 2, 4) == 256
     assert gates.shared_cap("sm_89", 1) == 99 * 1024  # CUDA programming guide: the most a program may have
     assert gates.shared_cap("sm_90", 1) == 227 * 1024
+
+
+def recorded(kernel: str, arch: str, warps: int) -> Case:
+    """A case as the launch code makes it: 64 outputs in a block, groups of 128."""
+    names = ("BLOCK_M", "BLOCK_N", "UNIT", "BITS")
+    signature = dict.fromkeys(names, "constexpr") | {"x": "*bf16"}
+    constants = {(place,): value for place, value in enumerate((16, 64, 128, 4))}
+    return Case("m", kernel, arch, signature, constants, {}, {"num_warps": warps})
+
+
+@pytest.mark.parametrize("kernel", ["linear_a16", "linear_w4a8"])
+def test_an_older_compiler_is_allowed_only_what_it_does_worse(kernel: str) -> None:
+    """Weights through shared memory on sm_80, and 8-bit products of sm_100 without tcgen05; nothing on sm_90."""
+    old, new = ({arch: gate_cases.limits(recorded(kernel, arch, 4), version) for arch in gate_cases.CARDS}
+                for version in ((3, 7), (3, 8)))  # fmt: skip
+    assert old["sm_90"] == new["sm_90"]
+    assert old["gfx942"] == new["gfx942"]
+    words = 64 * 128 * (2 if kernel == "linear_a16" else 1) // (4 * 128)
+    assert (old["sm_80"].stores, new["sm_80"].stores) == (words + 4, 4)
+    assert old["sm_80"].issue == pytest.approx(1.45 * (new["sm_80"].issue or 0))
+    assert old["sm_80"].spills == new["sm_80"].spills == 0
+    assert new["sm_100"].tensor == "tcgen05"
+    assert old["sm_100"].tensor == ("tcgen05" if kernel == "linear_a16" else "mma_sync")
 
 
 def test_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
