@@ -6,6 +6,7 @@ A process of its own, because the tests beside it run Triton's interpreter.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -77,6 +78,9 @@ def main() -> None:
     kernels: Any = plain_conversion, too_many_registers, unknown_instruction, ptx_on_amd
     plain, large, unknown, halves = kernels
     options = {"num_warps": 4, "enable_fp_fusion": True}
+    if sys.argv[1:] == ["amd"]:  # a process of its own: the compiler of Triton 3.7 ends it
+        print(json.dumps({"amd": judged("gfx942", Limits(), lambda: halves[(1,)](x, x, **options))}))
+        return
     said = {
         "plain, 16 rows": judged("sm_90", GOOD, lambda: plain[(1,)](x, packed, x, 4096, 16, 128, **options)),
         "plain, 64 rows": judged("sm_90", GOOD, lambda: plain[(1,)](x, packed, x, 4096, 64, 128, **options)),
@@ -87,7 +91,6 @@ def main() -> None:
             "sm_89", Limits(), lambda: large[(1,)](x, x, x, 4096, 128, 128, num_stages=9, **options)
         ),
         "unknown": judged("sm_90", Limits(), lambda: unknown[(1,)](x, x, **options)),
-        "amd": judged("gfx942", Limits(), lambda: halves[(1,)](x, x, **options)),
     }
     print(json.dumps(said))
 
