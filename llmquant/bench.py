@@ -76,9 +76,11 @@ def bench_model(
     contenders: list[Contender] = []
     with _threads(threads):
         for number, (name, make) in enumerate(sources):
-            contenders += contenders_of(name, make(), accuracies)
             if progress is not None:
-                progress("load", number + 1, len(sources))
+                progress("load", number, len(sources))
+            contenders += contenders_of(name, make(), accuracies)
+        if progress is not None:
+            progress("load", len(sources), len(sources))
         timed = None if progress is None else (lambda done, planned: progress("speed", done, planned))
         return bench(Path(model).name, contenders, options, progress=timed)
 

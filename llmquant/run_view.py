@@ -20,7 +20,7 @@ from llmquant.engine.progress import Progress
 from llmquant.readable import bytes_text, duration, printable, shown
 
 _SECONDS_BETWEEN_LINES = 5.0
-_WIDE = 100  # columns; below, the bar is short
+_WIDE = 100  # columns; below, the bar is short and the last layer's error is not shown
 # What an evaluation and a bench count, by the names of their stages.
 _UNITS = {
     "load": "models", "loading": "models", "noise floor": "windows", "divergence": "windows", "speed": "s",
@@ -106,6 +106,11 @@ class Stage:
             return f"first {self.unit.removesuffix('s') or 'second'}, {duration(self.elapsed)} so far"
         return f"{duration(left)} left"
 
+    @property
+    def short_time(self) -> str:
+        """The same for a narrow terminal."""
+        return self.time if self.done >= self.total or self.left is not None else f"{duration(self.elapsed)} so far"
+
 
 class RunDisplay(Progress):
     """Shows stages with their steps, the time left, peak memory and the error of the last layer."""
@@ -184,16 +189,17 @@ class _Bars:
     """One bar for each stage."""
 
     def __init__(self, console: Console) -> None:
-        self._bars = RichProgress(
-            TextColumn("{task.description:>11}"),
-            BarColumn(bar_width=20 if console.width >= _WIDE else 10),
+        wide = console.width >= _WIDE
+        columns = [
+            TextColumn("{task.description:>11}", table_column=Column(no_wrap=True, min_width=11)),
+            BarColumn(bar_width=20 if wide else 10),
             _StageColumn(lambda stage: stage.count),
-            _StageColumn(lambda stage: stage.time),
+            _StageColumn(lambda stage: stage.time if wide else stage.short_time),
             _StageColumn(lambda _: f"peak memory {bytes_text(peak_resident_bytes())}", style="dim"),
-            _StageColumn(lambda stage: stage.detail, style="dim"),
-            console=console,
-            refresh_per_second=2,
-        )  # fmt: skip
+        ]
+        if wide:
+            columns.append(_StageColumn(lambda stage: stage.detail, style="dim"))
+        self._bars = RichProgress(*columns, console=console, refresh_per_second=2)
         self._tasks: dict[int, Any] = {}
 
     def start(self) -> None:

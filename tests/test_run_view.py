@@ -136,15 +136,18 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[" not in text.replace("\x1b[0m", "")
 
 
-def test_bars_say_what_they_count_and_when_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
+@pytest.mark.parametrize("width", [80, 120])
+def test_bars_say_what_they_count_and_when_it_ends(width: int) -> None:
     clock, file = Clock(), io.StringIO()
-    display = RunDisplay(Console(file=file, width=120, force_terminal=True, _environ={}), clock)
+    display = RunDisplay(Console(file=file, width=width, force_terminal=True, _environ={"TERM": "xterm"}), clock)
     with display:
+        display.stages("noise floor", 0, 1600)
+        clock.now += 5000
         display.stages("divergence", 0, 10)
         clock.now += 300
         display.stages("divergence", 4, 10)
     shown = file.getvalue()
-    for text in ("divergence", "4/10 windows", "7 min 30 s left", "peak memory"):
+    for text in (" divergence", "noise floor", "0/1600 windows", "4/10 windows", "7 min 30 s left", "peak memory"):
         assert text in shown
     assert "-:--" not in shown
+    assert "…" not in shown

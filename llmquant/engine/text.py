@@ -76,11 +76,13 @@ def _row_text(row: object, column: str, where: str) -> str:
 
 def _hub_rows(name: str, split: str | None, column: str) -> Iterator[str]:
     try:
-        from datasets import load_dataset  # pyright: ignore[reportMissingImports]  # an extra
+        import datasets  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise DataError(f"reading hub:{name} needs the `datasets` package; pip install 'llmquant[data]'") from error
     try:
-        rows = load_dataset(name, split=split or "train", streaming=True)
+        # Before version 4 it ran scripts of data sets, and asked on standard input; later ones have no such argument.
+        no_code = {"trust_remote_code": False} if int(datasets.__version__.split(".")[0]) < 4 else {}
+        rows = datasets.load_dataset(name, split=split or "train", streaming=True, **no_code)
         for number, row in enumerate(islice(rows, _HUB_DOCUMENTS)):
             yield _row_text(row, column, f"hub:{name}, row {number}")
     except (OSError, ValueError) as error:
