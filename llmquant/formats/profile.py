@@ -141,6 +141,21 @@ def _one_scheme_if_asymmetric(plan: Plan) -> Reason:
     return "asymmetric weights load only when all quantized layers share one scheme"
 
 
+def _plain_loading(plan: Plan) -> Reason:
+    """What trying it on the architecture showed; see `ModuleInfo.plain_obstacle`.
+
+    Files that ask to dequantize load into dense layers, whose weights any initialisation may read.
+    """
+    dense = len(_schemes(plan)) == 1 and _dense_at_load(plan)
+    reasons: dict[str, list[str]] = {}
+    for row in plan.rows:
+        packable = row.module.kind in ("linear", "embedding")
+        hinders = row.scheme.is_keep if not packable else not row.scheme.is_keep and not dense
+        if row.module.plain_obstacle and hinders:
+            reasons.setdefault(row.module.plain_obstacle, []).append(row.module.name)
+    return "; ".join(f"{reason} ({_listed(names)})" for reason, names in reasons.items()) or None
+
+
 def _one_scheme_if_embeddings(plan: Plan) -> Reason:
     """They fail at load (`'Embedding' object has no attribute 'weight'`) unless the file asks to dequantize."""
     if len(_schemes(plan)) == 1 or all(row.module.kind != "embedding" for row in plan.quantized):
@@ -170,9 +185,14 @@ def _schemes(plan: Plan) -> set[Scheme]:
 
 
 def _dense_in_memory(plan: Plan) -> Reason:
+    return (
+        f"weights become {str(plan.inventory.dtype)[6:]} at {'load' if _dense_at_load(plan) else 'the first forward'}"
+    )
+
+
+def _dense_at_load(plan: Plan) -> bool:
     embeddings = any(row.module.kind == "embedding" for row in plan.quantized)
-    at_load = embeddings or any(not scheme.symmetric for scheme in _schemes(plan))
-    return f"weights become {str(plan.inventory.dtype)[6:]} at {'load' if at_load else 'the first forward'}"
+    return embeddings or any(not scheme.symmetric for scheme in _schemes(plan))
 
 
 def _new_three_bit_layout(plan: Plan) -> Reason:
@@ -227,7 +247,7 @@ _READERS = {
     LLMQUANT: _Reader(remarks=(_packed,)),
     TRANSFORMERS: _Reader(
         (_only_linear,),
-        (_one_scheme_if_asymmetric, _one_scheme_if_embeddings),
+        (_one_scheme_if_asymmetric, _one_scheme_if_embeddings, _plain_loading),
         (_dense_in_memory, _new_three_bit_layout, _quantized_activations),
     ),
     VLLM_GPU: _Reader(

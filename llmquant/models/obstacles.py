@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,20 @@ def with_obstacles(
     hidden = {name: part for name, part in packable.items() if name not in reasons}
     trial = try_packed(model, hidden, _experts(parts, modules), blocks)
     reasons |= {name: f"model code reads its weight ({where})" for name, where in trial.readers.items()}
-    return tuple(_as_found(module, reasons, trial.routers) for module in modules), trial.failure
+    found = (_as_found(module, reasons, trial.routers) for module in modules)
+    plain = {name: f"its own initialisation reads the weight ({where})" for name, where in trial.initialised.items()}
+    return tuple(_for_plain_transformers(model, tuple(found), plain)), trial.failure
+
+
+def _for_plain_transformers(
+    model: PreTrainedModel, modules: Iterable[ModuleInfo], reasons: Mapping[str, str]
+) -> Iterator[ModuleInfo]:
+    from llmquant.compat.plain_loading import lost_parameters  # which imports transformers
+
+    lost = lost_parameters(model) if hasattr(model, "config") else {}
+    for module in modules:
+        reason = reasons.get(module.name) or lost.get(module.name) or lost.get(f"{module.name}.weight")
+        yield replace(module, plain_obstacle=reason) if reason else module
 
 
 def _may_be_packed(module: ModuleInfo) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -38,11 +38,13 @@ class Trial:
         readers: for each layer whose weight model code reads, where; such a layer cannot be packed.
         routers: the linear layers whose output goes into a top-k over all of it.
         failure: why the model does not run on the meta device, so that nothing is known; "" if it ran.
+        initialised: for each layer whose weight the model asks for when it initialises what no file holds, where.
     """
 
     readers: dict[str, str] = field(default_factory=dict)
     routers: set[str] = field(default_factory=set)
     failure: str = ""
+    initialised: dict[str, str] = field(default_factory=dict)
 
 
 def try_packed(
@@ -70,6 +72,8 @@ def try_packed(
             if not _run(model, hidden, refusing, set()) or refusing.last is None:
                 break
             trial.readers |= {name: asked.where[name] for name in _alike(refusing.last, asked.where)}
+        with _forgetting(model):
+            trial.initialised = _initialise(model, hidden)
     for name, where in list(trial.readers.items()):
         trial.readers |= dict.fromkeys(_alike(name, layers), where)
     trial.routers |= {other for name in list(trial.routers) for other in _alike(name, layers)}
@@ -98,20 +102,58 @@ def _run(model: PreTrainedModel, hidden: Mapping[int, str], reads: _Reads, route
     """One forward; why it failed, or ""."""
     tokens = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    _Hides.reads, _Hides.names = reads, hidden
-    before = [(module, dict(module.__dict__)) for module in model.modules()]  # some remember that they have run
     try:
-        with torch.no_grad(), torch.device("meta"), _Watch(routers):
+        with _forgetting(model), _as_packed(hidden, reads), _Watch(routers):
             model(input_ids=tokens, **options)
     except Exception as error:  # noqa: BLE001 - other people's code on a device it was not written for
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}: {lines[0] if lines else ''}"
-    finally:
-        for module, attributes in before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-        _Hides.reads, _Hides.names = None, {}
     return ""
+
+
+@contextmanager
+def _as_packed(hidden: Mapping[int, str], reads: _Reads) -> Iterator[None]:
+    _Hides.reads, _Hides.names = reads, hidden
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            yield
+    finally:
+        _Hides.reads, _Hides.names = None, {}
+
+
+@contextmanager
+def _forgetting(model: nn.Module) -> Iterator[None]:
+    """Undo what modules set in themselves: some remember that they have run."""
+    before = [
+        (holder, dict(holder))
+        for module in model.modules()
+        for holder in (module.__dict__, module._parameters, module._buffers)
+    ]
+    try:
+        yield
+    finally:
+        for holder, content in before:
+            holder.clear()
+            holder.update(content)
+
+
+def _initialise(model: PreTrainedModel, hidden: Mapping[int, str]) -> dict[str, str]:
+    """The layers without which plain transformers, which has none of our stand-ins, cannot initialise a model."""
+    from llmquant.compat.plain_loading import initialisations  # which imports transformers
+
+    if not hasattr(model, "_init_weights"):
+        return {}
+    found: dict[str, str] = {}
+    for initialise in initialisations(model):
+        while True:
+            reads = _Reads(frozenset(hidden.values()) - found.keys())
+            with suppress(Exception), _as_packed(hidden, reads):
+                initialise()
+                break
+            if reads.last is None:
+                break  # of another kind, which is not ours to judge
+            found[reads.last] = reads.where[reads.last]
+    return found
 
 
 class _Hides:

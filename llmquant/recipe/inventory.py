@@ -43,6 +43,7 @@ class ModuleInfo:
         tied_to: name of the module that owns its weight, or None.
         bias: whether it has a bias.
         obstacle: why its weight cannot be packed though it looks as if it could; "" where nothing stands in the way.
+        plain_obstacle: why plain transformers cannot load it: linear layers and embeddings if packed, others if kept.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ModuleInfo:
     tied_to: str | None = None
     bias: bool = False
     obstacle: str = ""
+    plain_obstacle: str = ""
 
     @property
     def protected(self) -> bool:

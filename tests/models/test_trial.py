@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedConfig, Rw
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llmquant.errors import PlanError
+from llmquant.formats.profile import TRANSFORMERS, readers
 from llmquant.models.skeleton import build_skeleton, take_inventory
 from llmquant.models.trial import Trial, try_packed
 from llmquant.recipe.inventory import Inventory
@@ -170,6 +171,42 @@ def test_a_layer_that_computes_something_else_stays() -> None:
     inventory = inventory_of("deepseek_v4", num_experts_per_tok=2, n_routed_experts=4, moe_intermediate_size=32)
     reasons = {m.obstacle for m in inventory.modules if m.name.endswith("o_a_proj")}
     assert reasons == {"it is a DeepseekV4GroupedLinear, which computes something else than nn.Linear"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "said"),
+    [
+        ("llama", {}, ""),
+        ("gpt_oss", {"num_local_experts": 4, "head_dim": 32}, ""),
+        (
+            "mamba2",
+            {"num_heads": 4, "head_dim": 32, "n_groups": 1, "expand": 2},
+            "its own initialisation reads the weight",
+        ),
+        ("gpt_bigcode", {"n_embd": 64, "n_layer": 2, "n_head": 2}, "its own initialisation reads the weight"),
+        ("mixtral", {"num_local_experts": 2, "head_dim": 32}, "merges this one from several"),
+        ("llama4_text", {"num_local_experts": 2, "head_dim": 32, "intermediate_size_mlp": 64}, "replaces the experts"),
+    ],
+)
+def test_what_plain_transformers_does(kind: str, sizes: dict[str, Any], said: str) -> None:
+    """Each was loaded in plain transformers 5.23 when this was written, and ended as is said here."""
+    inventory = inventory_of(kind, **sizes)
+    recipe = load_recipe({"version": 1, "rules": [{"match": "linear", "scheme": "int8"}], "portable": False})
+    verdict = readers(make_plan(recipe, inventory))[TRANSFORMERS]
+    assert verdict.ok == (not said)
+    assert said in verdict.note
+
+
+def test_only_packed_layers_hinder_an_initialisation() -> None:
+    inventory = inventory_of("gpt_bigcode", n_embd=64, n_layer=2, n_head=2)
+    hindering = {m.name.split(".", 3)[-1] for m in inventory.modules if m.plain_obstacle and m.kind == "linear"}
+    assert hindering == {"attn.c_proj", "mlp.c_proj"}
+    rules = [{"match": "linear", "scheme": "int8"}, {"match": "*.c_proj", "scheme": "keep"}]
+    plan = make_plan(load_recipe({"version": 1, "rules": rules}), inventory)
+    assert readers(plan)[TRANSFORMERS].ok
+    for dense_at_load in ("int4-g32-asym", "int8-asym"):
+        rules = [{"match": "linear", "scheme": dense_at_load}]
+        assert readers(make_plan(load_recipe({"version": 1, "rules": rules}), inventory))[TRANSFORMERS].ok
 
 
 def test_plan_of_a_model_that_reads_weights() -> None:

@@ -1,0 +1,67 @@
+"""What plain transformers, without llmquant, does with a compressed-tensors checkpoint of an architecture.
+
+Written for and tested with transformers 5.23, like everything in this folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
+from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
+from transformers.utils.quantization_config import QuantizationMethod
+
+_METHOD = QuantizationMethod.COMPRESSED_TENSORS
+_REPLACED = "it replaces the experts of this class by others, and leaves those random"
+_MERGED = "it looks for packed tensors where it merges this one from several, and drops what is not packed"
+
+
+def lost_parameters(model: PreTrainedModel) -> dict[str, str]:
+    """The parameters that do not survive plain transformers where they are not packed, and why.
+
+    Args:
+        model: an ordinary model; weights are not looked at.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        patch = MODULES_TO_PATCH_FOR_QUANTIZATION.get(type(module).__name__)
+        if patch and _METHOD in patch["quantization_methods"]:
+            found |= {f"{name}.{key}": _REPLACED for key, _ in module.named_parameters()}
+    targets = [target for converter in _dequantizing(model) for target in converter._original_target_patterns]
+    for name, _ in model.named_parameters():
+        if any(re.search(f"{target}$", name) for target in targets):
+            found.setdefault(name, _MERGED)
+    return found
+
+
+def _dequantizing(model: PreTrainedModel) -> Iterator[Any]:
+    """The converters to which the quantizer adds its own operation, as its `update_weight_conversions` chooses them."""
+    for converter in get_model_conversion_mapping(model):
+        if isinstance(converter, WeightConverter) and all(
+            source.endswith(".weight") for source in converter._original_source_patterns
+        ):
+            yield converter
+
+
+def initialisations(model: PreTrainedModel) -> Iterator[Any]:
+    """What transformers calls for each module to give it random weights, unless all of them are read from a file.
+
+    Of packed layers it believes that they are not, so it is called for them, and for all that holds none itself.
+
+    Yields:
+        functions without arguments.
+    """
+
+    def walk(module: nn.Module, owner: Any) -> Iterator[Any]:
+        for child in module.children():
+            yield from walk(child, child if isinstance(child, PreTrainedModel) else owner)
+        yield lambda: owner._init_weights(module)
+
+    with torch.no_grad():
+        yield from walk(model, model)
