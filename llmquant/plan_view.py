@@ -16,6 +16,8 @@ from llmquant.recipe.plan import NO_RULE, Plan
 from llmquant.recipe.summary import summarize
 from llmquant.spec import Scheme
 
+_WIDE = 100  # columns
+
 
 @dataclass(frozen=True, slots=True)
 class _Line:
@@ -45,7 +47,7 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
         f"{str(inventory.dtype).removeprefix('torch.')}"
     )
     lines = _modules(plan) if full else _kinds(plan)
-    console.print(_table(lines))
+    console.print(_table(lines, wide=console.width >= _WIDE))
     console.print(
         f"[bold]{bytes_text(plan.bytes_before)} -> {bytes_text(plan.bytes_after)}[/], "
         f"{plan.bits_per_weight:.3f} bits per weight over everything"
@@ -87,13 +89,14 @@ def _modules(plan: Plan) -> list[_Line]:
     ]  # fmt: skip
 
 
-def _table(lines: Iterable[_Line]) -> Table:
+def _table(lines: Iterable[_Line], *, wide: bool) -> Table:
+    """A narrow terminal gets no rounding and no bytes before, so that the names stay in one piece."""
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("module", overflow="fold")
     table.add_column("shape", no_wrap=True)
-    for name in ("scheme", "rounding"):
+    for name in ("scheme", "rounding") if wide else ("scheme",):
         table.add_column(name, no_wrap=True)
-    for name in ("rule", "before", "after", "bits"):
+    for name in ("rule", "before", "after", "bits") if wide else ("rule", "after", "bits"):
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
         count = f"{line.count} x " if line.count > 1 else ""
@@ -101,9 +104,9 @@ def _table(lines: Iterable[_Line]) -> Table:
             shown(line.name),
             count + "x".join(map(str, line.shape)),
             "[dim]keep[/]" if line.scheme.is_keep else f"[bold]{line.scheme}[/]",
-            line.rounding,
+            *([line.rounding] if wide else []),
             "-" if line.rule == NO_RULE else line.rule.split(":")[0].removeprefix("rule "),
-            bytes_text(line.before),
+            *([bytes_text(line.before)] if wide else []),
             bytes_text(line.after),
             f"{line.bits:.2f}" if line.bits else "tied",
         )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from llmquant.api import plan
 from llmquant.cli import main
+from llmquant.plan_view import print_plan
 from tests.engine.conftest import tiny_llama
 
 
@@ -23,3 +27,13 @@ def test_kernels_of_the_devices_that_are_there(
     assert "kernels on this machine's CPU\n  int4-g32  linear_int4: " in shown
     on_gpu = "kernels on this machine's GPU\n  int4-g32  linear_int4: reference, torch unpack (LLMQUANT_GPU_KERNELS"
     assert (on_gpu in shown) == with_gpu
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_names_stay_in_one_piece(width: int, tmp_path: Path) -> None:
+    tiny_llama().config.save_pretrained(tmp_path)
+    file = io.StringIO()
+    print_plan(Console(file=file, width=width), plan(tmp_path, "int4-g32"))
+    shown = file.getvalue()
+    assert "model.layers.{0..2}.self_attn.q_proj " in shown
+    assert ("before" in shown) == (width > 100)
