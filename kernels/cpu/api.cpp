@@ -185,8 +185,8 @@ EXPORT int32_t llmquant_linear(const LinearCall* call) {
     const Float type = Float(call->type);
     return status_of([&] {
         linear(*kernel,
-               {call->x, call->rows, call->cols, type, call->planes, call->per_token, call->norm, call->norm_eps,
-                call->input_scale},
+               {call->x, call->rows, call->cols, type, call->planes == 2, call->per_token != 0, call->norm,
+                call->norm_eps, call->input_scale},
                {parts, call->count, type, call->residual, call->silu != 0});
         return 0;
     });
@@ -201,7 +201,7 @@ EXPORT int32_t llmquant_linear_one(const void* x, void* weight, const void* bias
     if (!is_weight(weight, cols, out_features)) return 3;
     const Part part{Weight(weight), bias, out};
     return status_of([&] {
-        linear(*kernel, {x, rows, cols, Float(type), planes, per_token, nullptr, 0, input_scale},
+        linear(*kernel, {x, rows, cols, Float(type), planes == 2, per_token != 0, nullptr, 0, input_scale},
                {&part, 1, Float(type), nullptr, false});
         return 0;
     });

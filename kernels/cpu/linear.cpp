@@ -44,6 +44,12 @@ int panel_height(int64_t rows, int most) {
     return most;
 }
 
+Form form_of(const LinearKernel& kernel, const Inputs& inputs, const Outputs& outputs) {
+    if (inputs.exact) return kernel.exact;
+    const auto wide = [](const Part& part) { return part.weight.code_bits == 8; };
+    return std::any_of(outputs.parts, outputs.parts + outputs.count, wide) ? kernel.fast8 : Form::bytes;
+}
+
 struct Pass {
     const LinearKernel& kernel;
     const Inputs& inputs;
@@ -81,8 +87,9 @@ void linear(const LinearKernel& kernel, const Inputs& inputs, const Outputs& out
     int64_t tiles = 0;
     for (int i = 0; i < worked; ++i) tiles += outputs.parts[i].weight.tiles;
     if (inputs.rows == 0 || tiles == 0) return;
-    const int height = panel_height(inputs.rows, kernel.heights[inputs.planes - 1]);
-    Quantized x{nullptr, nullptr, nullptr, weight.header->block, weight.blocks, inputs.planes, height};
+    const Form form = form_of(kernel, inputs, outputs);
+    const int height = panel_height(inputs.rows, kernel.heights[static_cast<int>(form)]);
+    Quantized x{nullptr, nullptr, nullptr, weight.header->block, weight.blocks, form, height};
     const int64_t panel_bytes = std::max<int64_t>(1, x.value_stride());
     const int64_t all = (inputs.rows + height - 1) / height;
     const int64_t panels = std::clamp<int64_t>(pass_bytes / panel_bytes, 1, all);

@@ -1,8 +1,7 @@
 // x @ weight.T with a weight in kernel layout: what one call computes, and the pieces each instruction set provides.
 //
-// Inputs are quantized per row and block. `fast` has one plane of 8 bits; `exact` has two, x = scale * (256 * high +
-// low), of 16 bits together. Products are summed as integers, exactly, and scaled once per block; so a result depends
-// neither on the instruction set, nor on the number of threads or rows.
+// Inputs are quantized per row and block, to 8 bits (`fast`) or 16 (`exact`). Products are summed as integers, exactly,
+// and scaled once per block; so a result depends neither on the instruction set, nor on the number of threads or rows.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +16,23 @@ struct Inputs {
     const void* x;  // (rows, cols) of `type`
     int64_t rows, cols;
     Float type;
-    int32_t planes;     // 1 fast, 2 exact
-    int32_t per_token;  // W8A8: 8 bits with one scale per row
-    const void* norm;   // RMSNorm weight (cols,) of `type`, or null
+    bool exact;
+    bool per_token;    // W8A8: 8 bits with one scale per row
+    const void* norm;  // RMSNorm weight (cols,) of `type`, or null
     float norm_eps;
     float input_scale;  // of W8A8, the same for all rows; 0 if each row has its own
 };
+
+// How quantized inputs lie in memory, which is up to the instruction set.
+enum class Form {
+    bytes,   // of `fast`
+    planes,  // `exact` as two planes of bytes, 256 * high + low: for products of bytes
+    words,  // 16 bits, of either: for products of 16 bits. Four inputs lie in the order 0, 2, 1, 3, as the even and the
+            // odd bytes of a weight do where each is widened to 16 bits
+};
+
+inline constexpr int planes_of(Form form) { return form == Form::planes ? 2 : 1; }
+inline constexpr int bytes_of(Form form) { return form == Form::words ? 2 : 1; }  // of an input in a plane
 
 // Quantized rows. Panels of `height` rows: values [panel][block][plane][col / 4][row in panel][4], scales and sums
 // [panel][block][row in panel]. `sums` are of the quantized numbers, to take out the offset of the codes.
@@ -31,9 +41,11 @@ struct Quantized {
     float* scales;
     int32_t* sums;
     int64_t block, blocks;
-    int planes, height;
+    Form form;
+    int height;
 
-    int64_t value_stride() const { return blocks * block * planes * height; }
+    int64_t plane_stride() const { return block * bytes_of(form) * height; }
+    int64_t value_stride() const { return blocks * planes_of(form) * plane_stride(); }
     int64_t scale_stride() const { return blocks * height; }
 };
 
@@ -52,8 +64,9 @@ struct Outputs {
 };
 
 struct LinearKernel {
-    // Largest height of a panel, for `fast` and `exact`.
-    int heights[2];
+    Form exact;      // of the inputs of `exact`
+    Form fast8;      // of those of `fast` where a weight has 8 bits; with 4 it is bytes
+    int heights[3];  // largest height of a panel, by form
     // Quantize rows [row, row + count) into panel 0 of `to`, whose height may be larger: the rest becomes zero.
     void (*quantize)(const Inputs& inputs, int64_t row, int64_t count, const Quantized& to);
     // Compute tile `tile` of part `part` (both parts if silu) for the panels that hold rows [row, row + count).

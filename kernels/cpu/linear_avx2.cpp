@@ -14,7 +14,8 @@ struct Avx2Sets {
     };
     using Bytes = Ints;
     static constexpr int halves = 1;
-    static constexpr int heights[2] = {4, 2};
+    static constexpr Form exact = Form::words, fast8 = Form::words;
+    static constexpr int heights[3] = {4, 0, 4};
 
     // Forced inline: GCC takes a function that only prefetches for one without effect, and drops the call.
     __attribute__((always_inline)) static void prefetch(const uint8_t* from) {
@@ -75,25 +76,44 @@ struct Avx2Sets {
         return {eight_scales(from, index, type), eight_scales(from, index + 8, type)};
     }
 
+    template <int bits, int part>
+    static __m256i eight_lanes(const uint8_t* from) {
+        // Read again for each part: no register is left to keep it in.
+        __asm__("" : "+r"(from));
+        const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        const __m256i mask = _mm256_set1_epi16(bits == 4 ? 15 : 255);
+        if constexpr (part == 0) return _mm256_and_si256(codes, mask);
+        if constexpr (part == 16 / bits - 1) return _mm256_srli_epi16(codes, 16 - bits);
+        return _mm256_and_si256(_mm256_srli_epi16(codes, part == 1 ? 8 : 4), mask);
+    }
+    template <int bits, int part>
+    static Ints words(const uint8_t* from) {
+        return {eight_lanes<bits, part>(from), eight_lanes<bits, part>(from + 32)};
+    }
+
+    struct WordSum {
+        Ints sum;
+        void start(Ints value) { sum = value; }
+        void add(Ints codes, __m256i input) {
+            sum = {in_order(_mm256_add_epi32(sum.a, _mm256_madd_epi16(codes.a, input))),
+                   in_order(_mm256_add_epi32(sum.b, _mm256_madd_epi16(codes.b, input)))};
+        }
+        Ints total() const { return sum; }
+    };
+
+    // Pairs of products of a 4-bit code and a byte, at most 2 * 15 * 128, add in 16 bits; the eight of a span fit.
     template <int bits>
     struct Sum {
-        static constexpr bool ends = bits == 4;
+        static_assert(bits == 4, "8-bit codes take words: in bytes the products would saturate");
+        static constexpr bool ends = true;
         Ints sum, pairs;
         void start(Ints value) {
             sum = value;
             pairs = ints(0);
         }
-        static __m256i products(__m256i sum, __m256i codes, __m256i input) {
-            if constexpr (bits == 4) return in_order(_mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, input)));
-            const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(input, 8), 8);
-            const __m256i even_codes = _mm256_and_si256(codes, _mm256_set1_epi16(255));
-            sum = in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(even_codes, even)));
-            const __m256i odd_codes = _mm256_srli_epi16(codes, 8);
-            return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(odd_codes, _mm256_srai_epi16(input, 8))));
-        }
         void add(Bytes codes, __m256i input) {
-            Ints& to = bits == 4 ? pairs : sum;
-            to = {products(to.a, codes.a, input), products(to.b, codes.b, input)};
+            pairs = {in_order(_mm256_add_epi16(pairs.a, _mm256_maddubs_epi16(codes.a, input))),
+                     in_order(_mm256_add_epi16(pairs.b, _mm256_maddubs_epi16(codes.b, input)))};
         }
         void span_end() {
             const __m256i ones = _mm256_set1_epi16(1);

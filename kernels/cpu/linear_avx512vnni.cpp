@@ -6,7 +6,8 @@ namespace llmquant {
 namespace {
 
 struct VnniSets : Avx512Sets {
-    static constexpr int heights[2] = {8, 6};
+    static constexpr Form exact = Form::planes, fast8 = Form::bytes;
+    static constexpr int heights[3] = {8, 6, 0};
 
     template <int bits>
     struct Sum {

@@ -10,7 +10,8 @@ struct NeonSets {
     using Floats = float32x4x4_t;
     using Bytes = uint8x16x4_t;
     static constexpr int halves = 1;
-    static constexpr int heights[2] = {4, 2};  // 16 of the 32 registers are sums
+    static constexpr Form exact = Form::planes, fast8 = Form::bytes;
+    static constexpr int heights[3] = {4, 2, 0};  // 16 of the 32 registers are sums
 
     // The four registers of a result, each from its number.
     template <class Four, class Function>

@@ -12,7 +12,8 @@ struct ScalarSets {
     using Bytes = std::array<uint8_t, 64>;
     using Input = std::array<int8_t, 4>;
     static constexpr int halves = 1;
-    static constexpr int heights[2] = {4, 2};
+    static constexpr Form exact = Form::planes, fast8 = Form::bytes;
+    static constexpr int heights[3] = {4, 2, 0};
 
     template <class Array, class Function>
     static Array each(const Function& function) {

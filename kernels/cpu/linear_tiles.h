@@ -2,19 +2,18 @@
 //
 //     Lanes         conversions of floats, see lanes.h
 //     Sets          Ints, Floats (16 lanes each), Bytes (64 of them), Input (one 32-bit lane of x, broadcast), and
-//                     Sum<bits>          sums of products: start(Ints), add(Bytes, Input), span_end(), total()
-//                     loads, low/high halves of bytes, and a few operations on lanes
+//                     exact, fast8       forms of the inputs, see LinearKernel
+//                     heights            rows of x at once, by form
 //                     halves             1 or 2: how many vectors of 16 outputs are worked on at once
-//                     heights            rows of x at once, for one and for two planes
+//                     Sum<bits>          sums of products: start(Ints), add(Bytes, Input), span_end(), total()
+//                     WordSum            the same of words: start(Ints), add(Ints, Input), total()
+//                     words<bits, part>  the codes of a vector that meet one lane of inputs, as words
+//                     loads, low/high halves of bytes, and a few operations on lanes
 //
 // Everything has internal linkage on purpose, as in lanes.h.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-
-#include "lanes.h"
-#include "linear.h"
+#include "linear_inputs.h"
 
 namespace llmquant {
 namespace {
@@ -23,182 +22,21 @@ constexpr int tallest = 12;
 // How far ahead memory is asked for: bytes of codes, blocks of scales. The hardware alone reaches 4/5 of the bandwidth.
 constexpr int64_t codes_ahead = 3072;
 constexpr int64_t scales_ahead = 4;
-constexpr float quiet_nan = __builtin_nanf(""), infinity = __builtin_inff();
-
-// --- activations -----------------------------------------------------------------------------------------------------
-
-template <class Lanes>
-void widen(const void* data, int64_t first, int64_t count, Float type, float* out) {
-    if (type == Float::f32) {
-        std::memcpy(out, static_cast<const float*>(data) + first, static_cast<size_t>(count) * 4);
-    } else if (type == Float::bf16) {
-        const uint16_t* in = static_cast<const uint16_t*>(data) + first;
-        for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_float(in[i]);
-    } else {
-        const uint16_t* in = static_cast<const uint16_t*>(data) + first;
-        int64_t i = 0;
-        for (; i + Lanes::width <= count; i += Lanes::width) Lanes::widen_f16(in + i, out + i);
-        for (; i < count; ++i) out[i] = f16_to_float(in[i]);
-    }
-}
-
-template <class Lanes>
-void narrow(const float* values, int64_t count, void* out, int64_t first, Float type) {
-    int64_t i = 0;
-    for (; i + Lanes::width <= count; i += Lanes::width) {
-        const auto lanes = Lanes::values(values + i);
-        if (type == Float::f32) Lanes::template store<Float::f32>(lanes, out, first + i);
-        if (type == Float::bf16) Lanes::template store<Float::bf16>(lanes, out, first + i);
-        if (type == Float::f16) Lanes::template store<Float::f16>(lanes, out, first + i);
-    }
-    for (; i < count; ++i) {
-        if (type == Float::f32) ScalarLanes::store<Float::f32>(values[i], out, first + i);
-        if (type == Float::bf16) ScalarLanes::store<Float::bf16>(values[i], out, first + i);
-        if (type == Float::f16) ScalarLanes::store<Float::f16>(values[i], out, first + i);
-    }
-}
-
-// Bits of the largest magnitude: ordered like the magnitudes, and larger than any number for infinity and NaN.
-inline uint32_t largest(const float* values, int64_t count) {
-    int32_t most = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        const int32_t magnitude = static_cast<int32_t>(to_bits(values[i]) & 0x7fffffffu);
-        most = magnitude > most ? magnitude : most;
-    }
-    return static_cast<uint32_t>(most);
-}
-
-// To the nearest integer, ties to even, for |value| < 2^22.
-inline int32_t nearest(float value) { return static_cast<int32_t>(to_bits(value + 0x1.8p23f)) - 0x4b400000; }
-
-// Factor of RMSNorm for a row (Zhang and Sennrich 2019, eq. 4). Sixteen partial sums: the same bits at any vector
-// width.
-template <class Lanes>
-float inverse_rms(const Inputs& inputs, int64_t row) {
-    float sums[16] = {}, values[128];
-    for (int64_t col = 0; col < inputs.cols; col += 128) {
-        const int64_t count = std::min<int64_t>(128, inputs.cols - col);
-        std::fill(values, values + 128, 0.0f);
-        widen<Lanes>(inputs.x, row * inputs.cols + col, count, inputs.type, values);
-        for (int i = 0; i < 128; i += 16) {
-            for (int j = 0; j < 16; ++j) sums[j] += values[i + j] * values[i + j];
-        }
-    }
-    float sum = 0;
-    for (float part : sums) sum += part;
-    return 1.0f / std::sqrt(sum / static_cast<float>(inputs.cols) + inputs.norm_eps);
-}
-
-struct Step {
-    float scale;     // of a quantized number
-    float prescale;  // a power of two that keeps tiny inputs out of the subnormal numbers
-    float inverse;   // quantized numbers per (prescaled) input
-    bool finite;
-};
-
-// Symmetric, the largest input on the largest code. For `exact` that is 127 * 256 + 127: both bytes are in range.
-inline Step step_for(uint32_t largest_bits, int planes) {
-    if (largest_bits >= 0x7f800000u) return {quiet_nan, 0, 0, false};
-    if (largest_bits == 0) return {0, 1, 0, true};
-    const float most = from_bits(largest_bits), codes = planes == 2 ? 32639.0f : 127.0f;
-    const float prescale = most < 0x1p-96f ? 0x1p96f : 1.0f;
-    return {most / codes, prescale, codes / (most * prescale), true};
-}
-
-template <class Lanes>
-void divide(float* values, int64_t count, float by, float most, Float type) {
-    alignas(4) uint8_t rounded[4 * 128] = {};
-    for (int64_t i = 0; i < count; ++i) values[i] /= by;
-    narrow<Lanes>(values, count, rounded, 0, type);
-    widen<Lanes>(rounded, 0, count, type, values);
-    for (int64_t i = 0; i < count; ++i) values[i] = std::min(std::max(values[i], -1 - most), most);
-}
-
-// W8A8 as compressed-tensors 0.20 has it, in the type of x: 127.5 codes for the largest input of a row.
-template <class Lanes>
-Step token_step(uint32_t largest_bits, const Inputs& inputs) {
-    constexpr float epsilons[] = {0x1p-23f, 0x1p-7f, 0x1p-10f};  // of the types, where nothing is left of a scale
-    float scale = largest_bits < 0x7f800000u ? from_bits(largest_bits) : quiet_nan;
-    divide<Lanes>(&scale, 1, 127.5f, 0x1p127f, inputs.type);
-    if (scale == 0) scale = epsilons[static_cast<int>(inputs.type)];
-    if (scale == scale && inputs.input_scale != 0) scale = inputs.input_scale;
-    return scale > 0 && to_bits(scale) < 0x7f800000u ? Step{scale, 1, 1, true} : Step{quiet_nan, 0, 0, false};
-}
-
-template <class Lanes>
-void read_block(const Inputs& inputs, int64_t row, int64_t col, int64_t block, float factor, float* values) {
-    const int64_t count = std::min(block, inputs.cols - col);
-    std::fill(values + count, values + block, 0.0f);
-    widen<Lanes>(inputs.x, row * inputs.cols + col, count, inputs.type, values);
-    if (!inputs.norm) return;
-    float weights[128] = {};
-    widen<Lanes>(inputs.norm, col, count, inputs.type, weights);
-    for (int64_t i = 0; i < block; ++i) values[i] = values[i] * factor * weights[i];
-}
-
-template <class Lanes>
-void quantize_row(const Inputs& inputs, int64_t row, int64_t in_panel, const Quantized& to) {
-    const float factor = inputs.norm ? inverse_rms<Lanes>(inputs, row) : 1.0f;
-    float values[128];
-    Step step{};
-    if (inputs.per_token) {
-        uint32_t most = 0;
-        for (int64_t b = 0; b < to.blocks; ++b) {
-            read_block<Lanes>(inputs, row, b * to.block, to.block, factor, values);
-            most = std::max(most, largest(values, to.block));
-        }
-        step = token_step<Lanes>(most, inputs);
-    }
-    for (int64_t b = 0; b < to.blocks; ++b) {
-        read_block<Lanes>(inputs, row, b * to.block, to.block, factor, values);
-        if (inputs.per_token) divide<Lanes>(values, to.block, step.scale, 127.0f, inputs.type);
-        if (!inputs.per_token) step = step_for(largest(values, to.block), to.planes);
-        int32_t codes[128], sum = 0;
-        uint8_t low[128], high[128];
-        // A block that is not finite is all zeros with a scale of NaN: the outputs become NaN, and stay visible.
-        const float prescale = step.finite ? step.prescale : 0.0f;
-        for (int64_t i = 0; i < to.block; ++i) {
-            codes[i] = step.finite ? nearest(values[i] * prescale * step.inverse) : 0;
-        }
-        for (int64_t i = 0; i < to.block; ++i) {
-            sum += codes[i];
-            high[i] = static_cast<uint8_t>((codes[i] + 128) >> 8);
-            low[i] = static_cast<uint8_t>(codes[i]);
-        }
-        const int64_t plane_stride = to.block * to.height;
-        int8_t* out = to.values + b * to.planes * plane_stride + in_panel * 4;
-        for (int64_t i = 0; i < to.block; i += 4, out += to.height * 4) {
-            if (to.planes == 2) {
-                std::memcpy(out, high + i, 4);
-                std::memcpy(out + plane_stride, low + i, 4);
-            } else {
-                std::memcpy(out, low + i, 4);
-            }
-        }
-        to.scales[b * to.height + in_panel] = step.scale;
-        to.sums[b * to.height + in_panel] = sum;
-    }
-}
-
-template <class Lanes>
-void quantize_rows(const Inputs& inputs, int64_t row, int64_t count, const Quantized& to) {
-    for (int64_t i = 0; i < count; ++i) quantize_row<Lanes>(inputs, row + i, i, to);
-    for (int64_t i = count; i < to.height; ++i) {
-        for (int64_t b = 0; b < to.blocks * to.planes; ++b) {
-            int8_t* out = to.values + b * to.block * to.height + i * 4;
-            for (int64_t k = 0; k < to.block; k += 4, out += to.height * 4) std::memset(out, 0, 4);
-        }
-        for (int64_t b = 0; b < to.blocks; ++b) {
-            to.scales[b * to.height + i] = 0;
-            to.sums[b * to.height + i] = 0;
-        }
-    }
-}
 
 // --- products --------------------------------------------------------------------------------------------------------
 
+template <class Sets, int bits, Form form>
+struct SumOf {
+    using Type = typename Sets::template Sum<bits>;
+};
+
+template <class Sets, int bits>
+struct SumOf<Sets, bits, Form::words> {
+    using Type = typename Sets::WordSum;
+};
+
 // One block: every half of every vector against `height` rows and all planes.
-template <class Sets, int bits, int planes, int height>
+template <class Sets, int bits, int height, int planes>
 inline __attribute__((always_inline)) void multiply_block(
     const uint8_t* codes, const int8_t* x, int64_t block,
     typename Sets::template Sum<bits> (&sums)[Sets::halves][height][planes]) {
@@ -249,11 +87,48 @@ inline __attribute__((always_inline)) void multiply_block(
     }
 }
 
+template <class Sets, int bits, int part, int height>
+inline __attribute__((always_inline)) void multiply_words(const uint8_t* codes, const int8_t* x,
+                                                          typename Sets::WordSum (&sums)[Sets::halves][height][1]) {
+    typename Sets::Ints words[Sets::halves];
+#pragma GCC unroll 2
+    for (int h = 0; h < Sets::halves; ++h) {
+        if constexpr (part == 0) Sets::prefetch(codes + h * 64 + codes_ahead);
+        words[h] = Sets::template words<bits, part>(codes + h * 64);
+    }
+#pragma GCC unroll 12
+    for (int m = 0; m < height; ++m) {
+        const auto input = Sets::broadcast(x + m * 8);
+#pragma GCC unroll 2
+        for (int h = 0; h < Sets::halves; ++h) sums[h][m][0].add(words[h], input);
+    }
+}
+
+// The same with words: a vector of codes has two parts of 16 bits, or four of 4-bit codes.
+template <class Sets, int bits, int height>
+inline __attribute__((always_inline)) void multiply_block(const uint8_t* codes, const int8_t* x, int64_t block,
+                                                          typename Sets::WordSum (&sums)[Sets::halves][height][1]) {
+    constexpr int vectors = bits == 4 ? 4 : 8;  // of a span
+    for (int64_t span = 0; span < block; span += span_cols, codes += vectors * 128) {
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) {
+            const int8_t* row = x + (span + v * 4) * height * 2;
+            multiply_words<Sets, bits, 0>(codes + v * 128, row, sums);
+            multiply_words<Sets, bits, 1>(codes + v * 128, row + 4, sums);
+            if constexpr (bits == 4) {
+                multiply_words<Sets, bits, 2>(codes + v * 128, row + 16 * height * 2, sums);
+                multiply_words<Sets, bits, 3>(codes + v * 128, row + 16 * height * 2 + 4, sums);
+            }
+        }
+    }
+}
+
 // One tile, or half of it, against a panel: acc[row][16 * half].
-template <class Sets, int bits, int planes, int height>
+template <class Sets, int bits, Form form, int height>
 void multiply_panel(const Weight& weight, int64_t tile, int first_half, const int8_t* values, const float* scales,
                     const int32_t* sums, float (*acc)[tile_rows]) {
-    using Sum = typename Sets::template Sum<bits>;
+    using Sum = typename SumOf<Sets, bits, form>::Type;
+    constexpr int planes = planes_of(form);
     const int64_t block = weight.header->block;
     constexpr int32_t middle = bits == 4 ? -8 : -128;
     const Float type = weight.header->scale_type;
@@ -272,8 +147,8 @@ void multiply_panel(const Weight& weight, int64_t tile, int first_half, const in
                 products[h][m][planes - 1].start(Sets::ints(middle * sums[b * height + m]));
             }
         }
-        multiply_block<Sets, bits, planes, height>(codes + b * weight.block_bytes, values + b * block * planes * height,
-                                                   block, products);
+        const int8_t* x = values + b * block * height * planes * bytes_of(form);
+        multiply_block<Sets, bits, height>(codes + b * weight.block_bytes, x, block, products);
         const int64_t first = (tile * weight.blocks + b) * tile_rows + first_half * 16;
         Sets::prefetch(weight.scales + (first + scales_ahead * tile_rows) * float_size(type));
 #pragma GCC unroll 2
@@ -297,22 +172,22 @@ void multiply_panel(const Weight& weight, int64_t tile, int first_half, const in
     }
 }
 
-template <class Sets, int bits, int planes, int height>
+template <class Sets, int bits, Form form, int height>
 void multiply_tile(const Weight& weight, int64_t tile, const Quantized& x, int64_t panel, float (*acc)[tile_rows]) {
     for (int half = 0; half < 2; half += Sets::halves) {
-        multiply_panel<Sets, bits, planes, height>(weight, tile, half, x.values + panel * x.value_stride(),
-                                                   x.scales + panel * x.scale_stride(),
-                                                   x.sums + panel * x.scale_stride(), acc);
+        multiply_panel<Sets, bits, form, height>(weight, tile, half, x.values + panel * x.value_stride(),
+                                                 x.scales + panel * x.scale_stride(), x.sums + panel * x.scale_stride(),
+                                                 acc);
     }
 }
 
-template <class Sets, int bits, int planes>
+template <class Sets, int bits, Form form>
 void multiply_height(const Weight& weight, int64_t tile, const Quantized& x, int64_t panel, float (*acc)[tile_rows]) {
-    constexpr int most = Sets::heights[planes - 1];
+    constexpr int most = Sets::heights[static_cast<int>(form)];
     switch (x.height) {
-#define LLMQUANT_HEIGHT(n)                                                                          \
-    case n:                                                                                         \
-        if constexpr (n <= most) multiply_tile<Sets, bits, planes, n>(weight, tile, x, panel, acc); \
+#define LLMQUANT_HEIGHT(n)                                                                        \
+    case n:                                                                                       \
+        if constexpr (n <= most) multiply_tile<Sets, bits, form, n>(weight, tile, x, panel, acc); \
         break;
         LLMQUANT_HEIGHT(1)
         LLMQUANT_HEIGHT(2)
@@ -325,14 +200,22 @@ void multiply_height(const Weight& weight, int64_t tile, const Quantized& x, int
     }
 }
 
+// Only the forms that `linear` chooses for these sets.
+template <class Sets, int bits>
+void multiply_form(const Weight& weight, int64_t tile, const Quantized& x, int64_t panel, float (*acc)[tile_rows]) {
+    if (x.form == Form::bytes) {
+        if constexpr (bits == 4 || Sets::fast8 == Form::bytes) {
+            multiply_height<Sets, bits, Form::bytes>(weight, tile, x, panel, acc);
+        }
+    } else {
+        multiply_height<Sets, bits, Sets::exact>(weight, tile, x, panel, acc);
+    }
+}
+
 template <class Sets>
 void multiply(const Weight& weight, int64_t tile, const Quantized& x, int64_t panel, float (*acc)[tile_rows]) {
-    if (weight.code_bits == 4) {
-        if (x.planes == 2) return multiply_height<Sets, 4, 2>(weight, tile, x, panel, acc);
-        return multiply_height<Sets, 4, 1>(weight, tile, x, panel, acc);
-    }
-    if (x.planes == 2) return multiply_height<Sets, 8, 2>(weight, tile, x, panel, acc);
-    return multiply_height<Sets, 8, 1>(weight, tile, x, panel, acc);
+    if (weight.code_bits == 4) return multiply_form<Sets, 4>(weight, tile, x, panel, acc);
+    multiply_form<Sets, 8>(weight, tile, x, panel, acc);
 }
 
 // --- outputs ---------------------------------------------------------------------------------------------------------
@@ -390,7 +273,12 @@ void linear_tile(const Quantized& x, const Outputs& outputs, int part, int64_t t
 
 template <class Sets, class Lanes>
 constexpr LinearKernel linear_kernel() {
-    return {{Sets::heights[0], Sets::heights[1]}, quantize_rows<Lanes>, linear_tile<Sets, Lanes>};
+    static_assert(Sets::fast8 == Form::bytes || Sets::fast8 == Sets::exact, "two forms at most");
+    return {Sets::exact,
+            Sets::fast8,
+            {Sets::heights[0], Sets::heights[1], Sets::heights[2]},
+            quantize_rows<Lanes>,
+            linear_tile<Sets, Lanes>};
 }
 
 }  // namespace
