@@ -13,7 +13,8 @@ struct Avx2Sets {
         __m256 a, b;
     };
     using Bytes = Ints;
-    static constexpr int halves = 1;
+    // Few rows wait for memory, which is fastest read in order; more need the registers.
+    static constexpr int halves(int height) { return height <= 2 ? 2 : 1; }
     static constexpr Form exact = Form::words, fast8 = Form::words;
     static constexpr int heights[3] = {4, 0, 4};
 

@@ -9,7 +9,7 @@ struct NeonSets {
     using Ints = int32x4x4_t;
     using Floats = float32x4x4_t;
     using Bytes = uint8x16x4_t;
-    static constexpr int halves = 1;
+    static constexpr int halves(int) { return 1; }
     static constexpr Form exact = Form::planes, fast8 = Form::bytes;
     static constexpr int heights[3] = {4, 2, 0};  // 16 of the 32 registers are sums
 

@@ -11,7 +11,7 @@ struct ScalarSets {
     using Floats = std::array<float, 16>;
     using Bytes = std::array<uint8_t, 64>;
     using Input = std::array<int8_t, 4>;
-    static constexpr int halves = 1;
+    static constexpr int halves(int) { return 1; }
     static constexpr Form exact = Form::planes, fast8 = Form::bytes;
     static constexpr int heights[3] = {4, 2, 0};
 

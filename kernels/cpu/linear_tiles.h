@@ -4,7 +4,7 @@
 //     Sets          Ints, Floats (16 lanes each), Bytes (64 of them), Input (one 32-bit lane of x, broadcast), and
 //                     exact, fast8       forms of the inputs, see LinearKernel
 //                     heights            rows of x at once, by form
-//                     halves             1 or 2: how many vectors of 16 outputs are worked on at once
+//                     halves(height)     1 or 2: how many vectors of 16 outputs are worked on at once
 //                     Sum<bits>          sums of products: start(Ints), add(Bytes, Input), span_end(), total()
 //                     WordSum            the same of words: start(Ints), add(Ints, Input), total()
 //                     words<bits, part>  the codes of a vector that meet one lane of inputs, as words
@@ -39,16 +39,16 @@ struct SumOf<Sets, bits, Form::words> {
 template <class Sets, int bits, int height, int planes>
 inline __attribute__((always_inline)) void multiply_block(
     const uint8_t* codes, const int8_t* x, int64_t block,
-    typename Sets::template Sum<bits> (&sums)[Sets::halves][height][planes]) {
+    typename Sets::template Sum<bits> (&sums)[Sets::halves(height)][height][planes]) {
     using Sum = typename Sets::template Sum<bits>;
-    constexpr int vectors = bits == 4 ? 4 : 8;  // of a span
+    constexpr int halves = Sets::halves(height), vectors = bits == 4 ? 4 : 8;  // of a span
     const int64_t plane_stride = block * height;
     for (int64_t span = 0; span < block; span += span_cols) {
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) {
-            typename Sets::Bytes low[Sets::halves], high[Sets::halves];
+            typename Sets::Bytes low[halves], high[halves];
 #pragma GCC unroll 2
-            for (int h = 0; h < Sets::halves; ++h) {
+            for (int h = 0; h < halves; ++h) {
                 const uint8_t* from = codes + v * 128 + h * 64;
                 Sets::prefetch(from + codes_ahead);
                 low[h] = Sets::load(from);
@@ -64,11 +64,11 @@ inline __attribute__((always_inline)) void multiply_block(
                 for (int p = 0; p < planes; ++p) {
                     const auto input = Sets::broadcast(row + m * 4 + p * plane_stride);
 #pragma GCC unroll 2
-                    for (int h = 0; h < Sets::halves; ++h) sums[h][m][p].add(low[h], input);
+                    for (int h = 0; h < halves; ++h) sums[h][m][p].add(low[h], input);
                     if constexpr (bits == 4) {
                         const auto other = Sets::broadcast(row + (16 * height + m * 4) + p * plane_stride);
 #pragma GCC unroll 2
-                        for (int h = 0; h < Sets::halves; ++h) sums[h][m][p].add(high[h], other);
+                        for (int h = 0; h < halves; ++h) sums[h][m][p].add(high[h], other);
                     }
                 }
             }
@@ -76,7 +76,7 @@ inline __attribute__((always_inline)) void multiply_block(
         codes += vectors * 128;
         if constexpr (Sum::ends) {
 #pragma GCC unroll 2
-            for (int h = 0; h < Sets::halves; ++h) {
+            for (int h = 0; h < halves; ++h) {
 #pragma GCC unroll 12
                 for (int m = 0; m < height; ++m) {
 #pragma GCC unroll 2
@@ -88,11 +88,12 @@ inline __attribute__((always_inline)) void multiply_block(
 }
 
 template <class Sets, int bits, int part, int height>
-inline __attribute__((always_inline)) void multiply_words(const uint8_t* codes, const int8_t* x,
-                                                          typename Sets::WordSum (&sums)[Sets::halves][height][1]) {
-    typename Sets::Ints words[Sets::halves];
+inline __attribute__((always_inline)) void multiply_words(
+    const uint8_t* codes, const int8_t* x, typename Sets::WordSum (&sums)[Sets::halves(height)][height][1]) {
+    constexpr int halves = Sets::halves(height);
+    typename Sets::Ints words[halves];
 #pragma GCC unroll 2
-    for (int h = 0; h < Sets::halves; ++h) {
+    for (int h = 0; h < halves; ++h) {
         if constexpr (part == 0) Sets::prefetch(codes + h * 64 + codes_ahead);
         words[h] = Sets::template words<bits, part>(codes + h * 64);
     }
@@ -100,14 +101,15 @@ inline __attribute__((always_inline)) void multiply_words(const uint8_t* codes, 
     for (int m = 0; m < height; ++m) {
         const auto input = Sets::broadcast(x + m * 8);
 #pragma GCC unroll 2
-        for (int h = 0; h < Sets::halves; ++h) sums[h][m][0].add(words[h], input);
+        for (int h = 0; h < halves; ++h) sums[h][m][0].add(words[h], input);
     }
 }
 
 // The same with words: a vector of codes has two parts of 16 bits, or four of 4-bit codes.
 template <class Sets, int bits, int height>
-inline __attribute__((always_inline)) void multiply_block(const uint8_t* codes, const int8_t* x, int64_t block,
-                                                          typename Sets::WordSum (&sums)[Sets::halves][height][1]) {
+inline __attribute__((always_inline)) void multiply_block(
+    const uint8_t* codes, const int8_t* x, int64_t block,
+    typename Sets::WordSum (&sums)[Sets::halves(height)][height][1]) {
     constexpr int vectors = bits == 4 ? 4 : 8;  // of a span
     for (int64_t span = 0; span < block; span += span_cols, codes += vectors * 128) {
 #pragma GCC unroll 8
@@ -128,19 +130,19 @@ template <class Sets, int bits, Form form, int height>
 void multiply_panel(const Weight& weight, int64_t tile, int first_half, const int8_t* values, const float* scales,
                     const int32_t* sums, float (*acc)[tile_rows]) {
     using Sum = typename SumOf<Sets, bits, form>::Type;
-    constexpr int planes = planes_of(form);
+    constexpr int planes = planes_of(form), halves = Sets::halves(height);
     const int64_t block = weight.header->block;
     constexpr int32_t middle = bits == 4 ? -8 : -128;
     const Float type = weight.header->scale_type;
     const uint8_t* codes = weight.codes + tile * weight.tile_bytes + first_half * 64;
-    typename Sets::Floats totals[Sets::halves][height];
-    for (int h = 0; h < Sets::halves; ++h) {
+    typename Sets::Floats totals[halves][height];
+    for (int h = 0; h < halves; ++h) {
         for (int m = 0; m < height; ++m) totals[h][m] = Sets::zero();
     }
     for (int64_t b = 0; b < weight.blocks; ++b) {
-        Sum products[Sets::halves][height][planes];
+        Sum products[halves][height][planes];
 #pragma GCC unroll 2
-        for (int h = 0; h < Sets::halves; ++h) {
+        for (int h = 0; h < halves; ++h) {
 #pragma GCC unroll 12
             for (int m = 0; m < height; ++m) {
                 if constexpr (planes == 2) products[h][m][0].start(Sets::ints(0));
@@ -152,7 +154,7 @@ void multiply_panel(const Weight& weight, int64_t tile, int first_half, const in
         const int64_t first = (tile * weight.blocks + b) * tile_rows + first_half * 16;
         Sets::prefetch(weight.scales + (first + scales_ahead * tile_rows) * float_size(type));
 #pragma GCC unroll 2
-        for (int h = 0; h < Sets::halves; ++h) {
+        for (int h = 0; h < halves; ++h) {
             const auto scale = Sets::scales(weight.scales, first + h * 16, type);
 #pragma GCC unroll 12
             for (int m = 0; m < height; ++m) {
@@ -167,14 +169,14 @@ void multiply_panel(const Weight& weight, int64_t tile, int first_half, const in
             }
         }
     }
-    for (int h = 0; h < Sets::halves; ++h) {
+    for (int h = 0; h < halves; ++h) {
         for (int m = 0; m < height; ++m) Sets::store(acc[m] + (first_half + h) * 16, totals[h][m]);
     }
 }
 
 template <class Sets, int bits, Form form, int height>
 void multiply_tile(const Weight& weight, int64_t tile, const Quantized& x, int64_t panel, float (*acc)[tile_rows]) {
-    for (int half = 0; half < 2; half += Sets::halves) {
+    for (int half = 0; half < 2; half += Sets::halves(height)) {
         multiply_panel<Sets, bits, form, height>(weight, tile, half, x.values + panel * x.value_stride(),
                                                  x.scales + panel * x.scale_stride(), x.sums + panel * x.scale_stride(),
                                                  acc);

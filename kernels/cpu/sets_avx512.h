@@ -13,7 +13,7 @@ struct Avx512Sets {
     using Ints = __m512i;
     using Floats = __m512;
     using Bytes = __m512i;
-    static constexpr int halves = 2;
+    static constexpr int halves(int) { return 2; }
 
     // Forced inline: GCC takes a function that only prefetches for one without effect, and drops the call.
     __attribute__((always_inline)) static void prefetch(const uint8_t* from) {
