@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="the C++ kernel
 
 # Compilers whose registers were counted; others may need another limit, or none.
 COMPILERS = ("12",)
-# Stack accesses for each multiplication; it was 0.4 to 1.8, mostly above 1. Sums of the wider kind, touched once in a span
-# of 32 inputs, may lie there, and some codes.
+# Stack accesses for each multiplication; it was 0.4 to 1.8, mostly above 1. Sums of the wider kind, touched once in a
+# span of 32 inputs, may lie there, and some codes.
 MOST = 0.5
 INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t(\S+) *(.*)$", re.MULTILINE)
 MULTIPLY = re.compile(r"vpmadd|vpdp")
