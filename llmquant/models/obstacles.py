@@ -40,7 +40,7 @@ def with_obstacles(
     hidden = {name: part for name, part in packable.items() if name not in reasons}
     trial = try_packed(model, hidden, _experts(parts, modules), blocks)
     reasons |= {name: f"model code reads its weight ({where})" for name, where in trial.readers.items()}
-    found = (_as_found(module, reasons, trial.routers) for module in modules)
+    found = (replace(_as_found(m, reasons, trial.routers), idle=m.name in trial.idle) for m in modules)
     plain = {name: f"its own initialisation reads the weight ({where})" for name, where in trial.initialised.items()}
     return tuple(_for_plain_transformers(model, tuple(found), plain)), trial.failure
 

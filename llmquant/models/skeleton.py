@@ -107,7 +107,10 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     Raises:
         CheckpointError: if the model has no list of blocks.
     """
-    inside = {id(module) for module in model.get_decoder().modules()}  # not a vision tower beside it
+    decoder = model.get_decoder()  # not a vision tower beside it
+    if not any(isinstance(module, nn.ModuleList) for module in decoder.modules()):
+        decoder = model  # some call their output layer so
+    inside = {id(module) for module in decoder.modules()}
     lists = [
         (name, module)
         for name, module in model.named_modules()

@@ -39,12 +39,14 @@ class Trial:
         routers: the linear layers whose output goes into a top-k over all of it.
         failure: why the model does not run on the meta device, so that nothing is known; "" if it ran.
         initialised: for each layer whose weight the model asks for when it initialises what no file holds, where.
+        idle: the layers that did not run: tokens alone do not reach them.
     """
 
     readers: dict[str, str] = field(default_factory=dict)
     routers: set[str] = field(default_factory=set)
     failure: str = ""
     initialised: dict[str, str] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()
 
 
 def try_packed(
@@ -66,6 +68,9 @@ def try_packed(
     with _on_meta(model), _passing(experts), _repeating(blocks), _hiding(layers) as hidden:
         asked = _Reads()
         trial.failure = _run(model, hidden, asked, trial.routers)
+        if not trial.failure:
+            ran = {_template(name) for name in asked.ran}
+            trial.idle = frozenset(name for name in layers if _template(name) not in ran)
         # Asking is not yet needing: `hasattr`, say. So those that were asked refuse, until the model runs.
         while not trial.failure and asked.where and trial.readers.keys() != asked.where.keys():
             refusing = _Reads(frozenset(asked.where.keys() - trial.readers.keys()))
@@ -82,20 +87,21 @@ def try_packed(
 
 @dataclass(slots=True)
 class _Reads:
-    """Who asked for which weight. `last` is the layer that refused last."""
+    """Who asked for which weight, and which layers ran. `last` is the layer that refused last."""
 
     refusing: frozenset[str] = frozenset()
     where: dict[str, str] = field(default_factory=dict)
+    ran: set[str] = field(default_factory=set)
     last: str | None = None
 
 
 def _alike(name: str, names: Iterable[str]) -> list[str]:
     """The names that differ from `name` only in numbers: the same layer in other blocks."""
+    return [other for other in names if _template(other) == _template(name)]
 
-    def shape(text: str) -> list[str]:
-        return ["#" if part.isdigit() else part for part in text.split(".")]
 
-    return [other for other in names if shape(other) == shape(name)]
+def _template(name: str) -> str:
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))
 
 
 def _run(model: PreTrainedModel, hidden: Mapping[int, str], reads: _Reads, routers: set[str]) -> str:
@@ -173,6 +179,8 @@ class _Hides:
         return self.__dict__[_HIDDEN]
 
     def forward(self, x: Tensor) -> Tensor:
+        if _Hides.reads is not None:
+            _Hides.reads.ran.add(_Hides.names[id(self)])
         if isinstance(self, nn.Embedding):
             return self.__dict__[_HIDDEN].new_empty((*x.shape, self.embedding_dim))
         # The dense weight of a Conv1D is (inputs, outputs), that of a Linear (outputs, inputs).

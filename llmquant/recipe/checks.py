@@ -85,6 +85,12 @@ def check_decisions(recipe: Recipe, inventory: Inventory, decisions: Sequence[De
         elif not decision.scheme.is_keep:
             rule = recipe.rules[decision.decider]
             reason = _why_not(module, rule, decision.scheme, shared=module.name in owners, portable=recipe.portable)
+            rounding = rule.rounding or recipe.rounding
+            if not reason and module.idle and module.block is not None and rounding.algorithm.NEEDS:
+                reason = (
+                    f"text alone does not run it (it may attend to an encoder), so {rounding.method} has nothing to "
+                    "calibrate it on; give it a rule with `rounding: {method: rtn}`, or keep it"
+                )
             if reason:
                 problems.add(f"{reason} (rule {decision.decider + 1}, {rule})", module)
     _check_fused(decisions, problems)

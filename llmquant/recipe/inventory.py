@@ -44,6 +44,7 @@ class ModuleInfo:
         bias: whether it has a bias.
         obstacle: why its weight cannot be packed though it looks as if it could; "" where nothing stands in the way.
         plain_obstacle: why plain transformers cannot load it: linear layers and embeddings if packed, others if kept.
+        idle: text alone does not run it, as with attention to an encoder, so nothing can be calibrated on text.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ModuleInfo:
     bias: bool = False
     obstacle: str = ""
     plain_obstacle: str = ""
+    idle: bool = False
 
     @property
     def protected(self) -> bool:

@@ -14,6 +14,7 @@ from llmquant.recipe.sizes import payload_bytes, stored_bytes
 from llmquant.spec import KEEP, Scheme
 
 NO_RULE = "no rule"
+_WORTH_A_WARNING = 0.01  # of the result
 EXPERTS_STAY = "experts cannot be quantized yet, so they stay"
 
 
@@ -101,6 +102,14 @@ class Plan:
                 f"the experts stay in {str(self.inventory.dtype).removeprefix('torch.')}: {experts:,} of "
                 f"{self.bytes_after:,} bytes of the result, {experts / self.bytes_after:.1%}; llmquant cannot quantize "
                 "them yet"
+            )
+        outside = [row for row in self.rows if row.module.kind in ("linear", "conv1d") and row.module.block is None]
+        outside = [row for row in outside if row.scheme.is_keep and "lm_head" not in row.module.sets]
+        size = sum(row.bytes_after for row in outside)
+        if size > self.bytes_after * _WORTH_A_WARNING:
+            warnings.append(
+                f"linear layers outside of the decoder blocks stay: {size:,} of {self.bytes_after:,} bytes of the "
+                f"result, {size / self.bytes_after:.1%}; the first is {outside[0].module.name}"
             )
         if self.inventory.untried:
             warnings.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -154,6 +155,33 @@ def test_models_of_transformers(kind: str, sizes: dict[str, Any], found: set[str
     assert inventory.untried == ""
     ends = {m.name.split(f".{m.block}.")[-1].removeprefix("self_attn.") for m in inventory.modules if m.obstacle}
     assert ends == found
+
+
+def test_what_text_does_not_reach_cannot_be_calibrated() -> None:
+    inventory = inventory_of(
+        "bart", d_model=64, decoder_layers=2, decoder_ffn_dim=64, decoder_attention_heads=2, encoder_layers=1
+    )
+    idle = {m.name.split(".layers.")[-1].split(".", 1)[-1] for m in inventory.modules if m.idle}
+    assert idle == {f"encoder_attn.{letter}_proj" for letter in ("q", "k", "v", "out")}
+    rules: list[dict[str, Any]] = [{"match": "linear", "scheme": "int4-g32"}]
+    gptq: dict[str, Any] = {"version": 1, "rounding": {"method": "gptq"}, "calibration": {}}
+    with pytest.raises(PlanError, match=r"encoder_attn.*text alone does not run it .* so gptq has nothing"):
+        make_plan(load_recipe({**gptq, "rules": rules}), inventory)
+    rules.append({"match": "*.encoder_attn.*", "scheme": "int4-g32", "rounding": {"method": "rtn"}})
+    assert make_plan(load_recipe({**gptq, "rules": rules}), inventory).warnings == ()
+    assert make_plan(load_recipe({"version": 1, "rules": rules[:1]}), inventory).quantized
+
+
+def test_a_second_stack_is_said_loudly() -> None:
+    inventory = inventory_of("hrm_text")
+    recipe = load_recipe({"version": 1, "rules": [{"match": "linear", "scheme": "int8"}]})
+    (warning,) = make_plan(recipe, inventory).warnings
+    assert warning.startswith("linear layers outside of the decoder blocks stay: ")
+    assert re.search(r"the first is model\.[HL]_module\.layers\.0\.", warning)
+
+
+def test_blocks_of_a_model_that_calls_its_head_decoder() -> None:
+    assert inventory_of("modernbert-decoder", global_attn_every_n_layers=2).blocks == 3
 
 
 def test_routers_by_name_and_by_what_they_do() -> None:
