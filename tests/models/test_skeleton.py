@@ -284,7 +284,7 @@ def test_load_config_from_folder_and_file(tmp_path: Path) -> None:
         ("{", "cannot read the configuration"),
         ("{}", "cannot read the configuration"),
         ('{"model_type": "no_such_model"}', "cannot read the configuration"),
-        ('{"model_type": "x", "auto_map": {"AutoConfig": "evil.Config"}}', "cannot read the configuration"),
+        ('{"model_type": "x", "auto_map": {"AutoConfig": "evil.Config"}}', "needs code that comes with"),
     ],
 )
 def test_bad_configuration_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
