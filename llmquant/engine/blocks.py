@@ -8,7 +8,7 @@ weights at any time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -57,7 +57,7 @@ def quantize_blocks(
     scale_dtype: torch.dtype,
     weights: BlockWeights,
     sink: BlockSink,
-    captured: Callable[[], None] = lambda: None,
+    captured: Callable[[Collection[nn.Module]], None] = lambda _: None,
 ) -> None:
     """Quantize all decoder blocks with calibration data.
 
@@ -70,25 +70,26 @@ def quantize_blocks(
         scale_dtype: dtype of the checkpoint.
         weights: gives and takes the weights of one block.
         sink: takes the results.
-        captured: called when nothing but the blocks is needed any more.
+        captured: called when the model has come to its first block, with the modules outside the blocks that it will
+            use again.
     """
     weights.load(0)
-    inputs = capture(base_model, blocks, windows)
-    captured()
-    for index, block in enumerate(blocks[: len(rows)]):
-        if index:
-            weights.load(index)
-        finished = sink.finished(index)
-        if finished is None:
-            _quantize_block(model, block, index, rows[index], inputs, scale_dtype, sink)
-        else:
-            for name, weight in finished.items():
-                replace_weight(model.get_submodule(name), weight)
-        block.float()
-        if index + 1 < len(rows):
-            inputs.advance(index, block)
-        weights.release(index)
-        return_free_memory()
+    with capture(base_model, blocks, windows) as inputs:
+        captured(inputs.between)
+        for index, block in enumerate(blocks[: len(rows)]):
+            if index:
+                weights.load(index)
+            finished = sink.finished(index)
+            if finished is None:
+                _quantize_block(model, block, index, rows[index], inputs, scale_dtype, sink)
+            else:
+                for name, weight in finished.items():
+                    replace_weight(model.get_submodule(name), weight)
+            block.float()
+            if index + 1 < len(rows):
+                inputs.advance(index, block)
+            weights.release(index)
+            return_free_memory()
 
 
 def _quantize_block(

@@ -1,63 +1,101 @@
-"""What each decoder block is called with: the identity pass.
+"""What each decoder block is called with: the model's own forward, stopped at every block.
 
-Every block is made to return its hidden states unchanged while it records its own arguments (masks, rotary tables,
-layer-specific flags), so one cheap forward of the model gives the arguments of every block. Reusing the arguments of
-block 0 for all blocks would be wrong for models whose masks differ by layer, such as Gemma 3.
+Each batch is one forward of the model that waits in front of a block until the block has its weights (`suspended`).
+What the block returns is what the model goes on with, so whatever it passes from one block to another besides the
+hidden states (the state of a router, chosen keys, shared keys and values), and whatever it computes between blocks, is
+what it is in use. Nothing here knows what a block is given or returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from llmquant.engine.suspended import Call, SuspendedForward, suspending
 from llmquant.errors import QuantizationError
 
 TOKENS_PER_BATCH = 1024  # bounds the activations inside a block, whatever the number of samples
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Arguments of one block for one batch, without the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Hidden states (batch, length, features) after `block`."""
-        output = block(hidden, *self.args, **self.kwargs)
-        return output[0] if isinstance(output, tuple) else output
-
-
 class BlockInputs:
-    """Hidden states of every batch in front of the next block, and the arguments of all blocks.
+    """The model in front of its next block, once for each batch. A context manager: leaving it ends the forwards.
 
     Attributes:
-        hidden: for each batch (batch, length, features); views of one tensor that is overwritten block by block, since
-            a fresh tensor for each batch and block would leave the heap full of holes.
+        between: modules outside the blocks that the model uses behind its first block; the others have done their work.
     """
 
-    def __init__(self, hidden: Sequence[Tensor], calls: list[list[Call]]) -> None:
-        self.hidden, self._calls = hidden, calls
+    def __init__(self, blocks: Sequence[nn.Module], between: frozenset[nn.Module]) -> None:
+        self.between = between
+        self._blocks = blocks
+        self._forwards: list[SuspendedForward] = []
+        self._outputs: list[Any] = []
+        self._ending = ExitStack()
+        self._ending.enter_context(suspending(blocks))
+
+    def __enter__(self) -> BlockInputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all forwards and give the blocks their own again."""
+        for forward in self._forwards:
+            forward.abandon()
+        self._forwards.clear()
+        self._ending.close()
+
+    @property
+    def hidden(self) -> list[Tensor]:
+        """Hidden states of each batch in front of the next block, or behind the last."""
+        states = self._outputs or [(f.call.args, f.call.kwargs) for f in self._forwards if f.call]
+        return [_first_tensor(value) for value in states]
+
+    def begin(self, base_model: nn.Module, batch: Tensor) -> None:
+        """Run one more batch up to the first block."""
+        forward = SuspendedForward(lambda: base_model(input_ids=batch, use_cache=False))
+        self._forwards.append(forward)
+        forward.start()
+        _require_call(forward, 0)
 
     def run(self, index: int, block: nn.Module) -> None:
-        """Run block `index` on all batches and drop the outputs (hooks on its modules see the inputs)."""
-        for hidden, call in zip(self.hidden, self._calls[index], strict=True):
-            call.run(block, hidden)
+        """Run block `index` on all batches and drop the outputs (hooks on its modules see the inputs).
+
+        The block works on copies: what it writes into its arguments does not count, it will run again.
+        """
+        for forward in self._forwards:
+            call = _require_call(forward, index)
+            copies: dict[int, Any] = {}
+            Call(index, _apart(call.args, copies), _apart(call.kwargs, copies)).run(block)
 
     def advance(self, index: int, block: nn.Module) -> None:
-        """Replace the hidden states by the outputs of block `index`."""
-        for hidden, call in zip(self.hidden, self._calls[index], strict=True):
-            hidden.copy_(call.run(block, hidden))
-        self._calls[index].clear()
+        """Let the model go on with the outputs of block `index`, up to the next block.
+
+        Raises:
+            QuantizationError: if the model calls another block next.
+        """
+        last = index + 1 == len(self._blocks)
+        for forward in self._forwards:
+            output = _require_call(forward, index).run(block)
+            if last:
+                self._outputs.append(output)
+                forward.abandon()
+            else:
+                forward.resume(output)
+                _require_call(forward, index + 1)
 
 
 def capture(base_model: nn.Module, blocks: Sequence[nn.Module], windows: Tensor) -> BlockInputs:
-    """Run the identity pass.
+    """Run the model up to its first block.
 
     Args:
         base_model: the model below its language-model head; everything but the blocks must have weights, and the first
@@ -66,52 +104,119 @@ def capture(base_model: nn.Module, blocks: Sequence[nn.Module], windows: Tensor)
         windows: (samples, length) token ids.
 
     Raises:
-        QuantizationError: if the model does not call each block once for each batch.
+        QuantizationError: if the model does not call each block once, in order, or gives no way to find out.
     """
     size = max(1, TOKENS_PER_BATCH // windows.shape[1])
-    batches = windows.split(size)
-    recorder = _Recorder(blocks, len(windows))
-    with recorder.installed():
-        for batch in batches:
-            base_model(input_ids=batch, use_cache=False)
-    if recorder.hidden is None or any(len(calls) != len(batches) for calls in recorder.calls):
+    threads = torch.get_num_threads()
+    inputs = BlockInputs(blocks, _rehearse(base_model, blocks, windows[:1]))
+    try:
+        for batch in windows.split(size):
+            inputs.begin(base_model, batch)
+    except BaseException:
+        inputs.close()
+        raise
+    finally:
+        torch.set_num_threads(threads)  # the forwards' own setting is the default of threads that start later
+    return inputs
+
+
+def _rehearse(base_model: nn.Module, blocks: Sequence[nn.Module], window: Tensor) -> frozenset[nn.Module]:
+    """Run one window with blocks that return their hidden states unchanged, before hours are spent on the real ones.
+
+    Returns:
+        The modules outside the blocks that the model uses behind its first block.
+
+    Raises:
+        QuantizationError: if the blocks are not called once each and in order.
+    """
+    order: list[int] = []
+    later: set[nn.Module] = set()
+    inside = {module for block in blocks for module in block.modules()}
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: later.add(module) if order else None)
+        for module in base_model.modules()
+        if module not in inside
+    ]
+    forward = SuspendedForward(lambda: base_model(input_ids=window, use_cache=False))
+    threads = torch.get_num_threads()
+    try:
+        with suspending(blocks):
+            forward.start()
+            template = None
+            while forward.call is not None and len(order) <= len(blocks) and forward.call.index == len(order):
+                call = forward.call
+                order.append(call.index)
+                states = _first_tensor((call.args, call.kwargs))
+                if template is None:
+                    with torch.no_grad():
+                        template = (call.run(blocks[call.index]),)
+                forward.resume(_with_states(template[0], states))
+            order += [forward.call.index] if forward.call else []
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise QuantizationError(
-            f"the decoder blocks were not called once each ({[len(c) for c in recorder.calls]} calls for "
-            f"{len(batches)} batches); this architecture needs its own calibration driver; use a data-free recipe"
+            f"{type(base_model).__name__} cannot be run block by block: blocks that change nothing end in "
+            f"{type(error).__name__} ({error}); use a recipe that needs no calibration"
+        ) from error
+    finally:
+        forward.abandon()
+        torch.set_num_threads(threads)
+        for hook in hooks:
+            hook.remove()
+    if order != list(range(len(blocks))):
+        raise QuantizationError(
+            f"{type(base_model).__name__} does not call its {len(blocks)} decoder blocks once each and in order, but "
+            f"{_shortened(order)}; statistics of this architecture need a driver of its own: use a recipe that needs "
+            "no calibration"
         )
-    return BlockInputs(recorder.hidden.split(size), recorder.calls)
+    return frozenset(later)
 
 
-class _Recorder:
-    """Stands in for the forward of every block while the identity pass runs."""
+def _require_call(forward: SuspendedForward, index: int) -> Call:
+    if forward.call is None or forward.call.index != index:
+        got = "ended" if forward.call is None else f"called block {forward.call.index}"
+        raise QuantizationError(
+            f"the model should call decoder block {index} next, but {got}; statistics of this architecture need a "
+            "driver of its own: use a recipe that needs no calibration"
+        )
+    return forward.call
 
-    def __init__(self, blocks: Sequence[nn.Module], samples: int) -> None:
-        self.hidden: Tensor | None = None
-        self._samples, self._seen = samples, 0
-        self.calls: list[list[Call]] = [[] for _ in blocks]
-        self._blocks = blocks
-        self._extras: tuple[Any, ...] | None = None  # what a block returns behind the hidden states, if a tuple
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        self._learn_output = self._blocks[0].forward
-        for index, block in enumerate(self._blocks):
-            block.forward = partial(self._record, index)
-        try:
-            yield
-        finally:
-            for block in self._blocks:
-                del block.forward  # the method of the class shows again
+def _first_tensor(value: Any) -> Tensor:
+    """The first tensor of arguments or outputs, which in all models is the hidden states."""
+    if isinstance(value, Tensor):
+        return value
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    for child in children:
+        if isinstance(child, (Tensor, tuple, list, dict)) and len(child):
+            return _first_tensor(child)
+    raise TypeError(f"no tensor in a {type(value).__name__}")
 
-    def _record(self, index: int, *args: Any, **kwargs: Any) -> Any:
-        states, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-        self.calls[index].append(Call(args, kwargs))
-        if index == 0:
-            if self.hidden is None:
-                output = self._learn_output(states, *args, **kwargs)
-                self._extras = output[1:] if isinstance(output, tuple) else None
-                self.hidden = states.new_empty(self._samples, *states.shape[1:])
-            assert self.hidden is not None
-            self.hidden[self._seen : self._seen + len(states)] = states
-            self._seen += len(states)
-        return states if self._extras is None else (states, *self._extras)
+
+def _with_states(output: Any, states: Tensor) -> Any:
+    """An output of a block with `states` for its hidden states."""
+    if isinstance(output, Tensor):
+        return states
+    return type(output)([states, *output[1:]])
+
+
+def _apart(value: Any, copies: dict[int, Any]) -> Any:
+    """A copy of a block's arguments that shares no memory with them; what is one object stays one."""
+    if id(value) in copies:
+        return copies[id(value)]
+    if isinstance(value, Tensor):
+        copied: Any = value.clone()
+    elif type(value) is dict:
+        copied = {key: _apart(item, copies) for key, item in value.items()}
+    elif type(value) in (list, tuple):
+        copied = type(value)(_apart(item, copies) for item in value)
+    elif isinstance(value, (nn.Module, FunctionType)):
+        return value
+    else:
+        copied = copy.deepcopy(value)
+    copies[id(value)] = copied
+    return copied
+
+
+def _shortened(order: list[int]) -> str:
+    shown = ", ".join(map(str, order[:20]))
+    return f"[{shown}{', ...' if len(order) > 20 else ''}]"

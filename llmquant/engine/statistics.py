@@ -71,7 +71,9 @@ class HessianCollector:
         tokens = self._tokens[name]
         if tokens == 0:
             raise QuantizationError(
-                f"no calibration token reached {name}; use more calibration text, or rounding: rtn for this layer"
+                f"no calibration token reached {name}; where it belongs to an expert that is chosen rarely, use more "
+                "calibration text; a layer that the model does not use on text alone (attention to an encoder, an "
+                "adapter) needs a rule of its own with `rounding: {method: rtn}`, or `scheme: keep`"
             )
         leader = self._leader.pop(name)
         hessian = self._hessians[leader]

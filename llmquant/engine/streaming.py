@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,10 +38,11 @@ class StreamedWeights:
         inside = f"{prefix}." if prefix else ""
         self._load({n for n in self._names if n.startswith(inside) and not n.startswith(self._path)})
 
-    def release_outside(self) -> None:
-        """Free what `load_outside` loaded."""
+    def release_outside(self, needed: Collection[nn.Module]) -> None:
+        """Free what `load_outside` loaded, except `needed` and what the modules around the blocks hold themselves."""
         for name, module in self._model.named_modules():
-            if not f"{name}.".startswith(self._path):
+            around = not name or self._path.startswith(f"{name}.")
+            if not around and not f"{name}.".startswith(self._path) and module not in needed:
                 release(module, recurse=False)
 
     def load(self, index: int) -> None:

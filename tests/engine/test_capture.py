@@ -1,13 +1,17 @@
-"""The identity pass and the block driver against the model's own forward, for every family that plan knows."""
+"""The block driver against the model's own forward: families, what they pass between blocks, and what is refused."""
 
+import threading
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmquant.engine import capture as capture_module
 from llmquant.engine.capture import capture
 from llmquant.engine.statistics import HessianCollector
+from llmquant.errors import QuantizationError
 from llmquant.models.skeleton import decoder_blocks
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -25,6 +29,19 @@ SMALL: dict[str, dict[str, Any]] = {
     "opt": {"hidden_size": 32, "ffn_dim": 64, "num_attention_heads": 4, "word_embed_proj_dim": 32},
     "gpt_neox": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4},
     "phi": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4},
+    "openai-gpt": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},  # a block returns a list
+    # Four streams of hidden states in front of the batch dimension, and an input of its own for each block.
+    "gemma3n_text": {
+        "hidden_size": 32, "intermediate_size": [64] * 3, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 16, "num_kv_shared_layers": 0, "sliding_window": 4, "hidden_size_per_layer_input": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "laurel_rank": 8,
+        "vocab_size_per_layer_input": 96, "activation_sparsity_pattern": [0.0] * 3,
+    },
+    # A router passes its state to that of the next block.
+    "zaya": {
+        "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "num_experts": 4,
+        "num_experts_per_tok": 1, "moe_intermediate_size": 32, "num_hidden_layers": 4,
+    },
     "qwen3_moe": {
         "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "num_experts": 4,
         "num_experts_per_tok": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
@@ -36,23 +53,183 @@ def small_model(model_type: str):
     common = {"vocab_size": 96, "num_hidden_layers": 3, "max_position_embeddings": 64, "pad_token_id": 0}
     config = AutoConfig.for_model(model_type, **(common | SMALL[model_type]))
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).eval().requires_grad_(requires_grad=False)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(requires_grad=False)
+    for parameter in model.parameters():  # large enough that a wrong state shows
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, 0, 0.15)
+    return model
+
+
+def states(output) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@torch.no_grad()
+def behind_each_block(base, blocks, batches) -> list[list[Tensor]]:
+    """Hidden states behind each block for each batch, in the model's own forward."""
+    seen: list[list[Tensor]] = [[] for _ in blocks]
+    handles = [
+        block.register_forward_hook(lambda *a, to=to: to.append(states(a[2]).clone()))
+        for block, to in zip(blocks, seen, strict=True)
+    ]
+    for batch in batches:
+        base(input_ids=batch, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@torch.no_grad()
+def assert_same_as_the_forward(base, blocks, windows, monkeypatch, size=2) -> None:
+    monkeypatch.setattr(capture_module, "TOKENS_PER_BATCH", size * windows.shape[1])
+    real = behind_each_block(base, blocks, windows.split(size))
+    with capture(base, blocks, windows) as inputs:
+        for index, block in enumerate(blocks):
+            inputs.run(index, block)  # for the statistics; it must leave nothing behind
+            before = [hidden.clone() for hidden in inputs.hidden]
+            inputs.advance(index, block)
+            if index + 1 == len(blocks):
+                assert all(torch.equal(a, b) for a, b in zip(inputs.hidden, real[index], strict=True))
+            if index and states_pass_unchanged(base):
+                assert all(torch.equal(a, b) for a, b in zip(before, real[index - 1], strict=True))
+    assert threading.active_count() == 1
+
+
+def states_pass_unchanged(base) -> bool:
+    """Whether what a block returns is what the next is called with."""
+    return not isinstance(base, Between)
 
 
 @pytest.mark.parametrize("model_type", SMALL)
-def test_block_by_block_equals_the_full_forward(model_type):
+def test_block_by_block_equals_the_full_forward(model_type, monkeypatch):
     model = small_model(model_type)
-    windows = torch.randint(1, 96, (5, 16))
     _, blocks = decoder_blocks(model)
-    outputs = []
-    handle = blocks[-1].register_forward_hook(lambda *a: outputs.append(a[2][0] if isinstance(a[2], tuple) else a[2]))
-    with torch.no_grad():
-        model.base_model(input_ids=windows, use_cache=False)
-        handle.remove()
-        inputs = capture(model.base_model, list(blocks), windows)
-        for index, block in enumerate(blocks):
-            inputs.advance(index, block)
-    assert torch.equal(torch.cat(list(inputs.hidden)), outputs[0])
+    assert_same_as_the_forward(model.base_model, list(blocks), torch.randint(1, 96, (5, 16)), monkeypatch)
+
+
+class Toy(nn.Module):
+    """Three blocks that return their hidden states and a state; subclasses do something odd with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(96, 8)
+        self.late = nn.Embedding(96, 8)
+        self.blocks = nn.ModuleList(ToyBlock() for _ in range(3))
+
+    def forward(self, input_ids, use_cache):
+        del use_cache
+        hidden, state = self.embed(input_ids), None
+        for block in self.blocks:
+            hidden, state = block(hidden, state=state)
+        return hidden
+
+
+class ToyBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, hidden, *, state=None):
+        moved = self.linear(hidden).tanh()
+        return hidden + moved, moved if state is None else state + 0.5 * moved.square()
+
+
+class Between(Toy):
+    """Something happens between the blocks, with a module of its own and with the hidden states of long ago."""
+
+    def forward(self, input_ids, use_cache):
+        del use_cache
+        first = hidden = self.embed(input_ids)
+        state, skipped = None, []
+        for block in self.blocks:
+            skipped.append(hidden)
+            hidden, state = block(hidden * 0.9 + 0.1 * first + skipped[0] + self.late(input_ids), state=state)
+            hidden = hidden + 0.3 * state
+        return hidden
+
+
+class InPlaceBlock(ToyBlock):
+    def forward(self, hidden, *, state=None):
+        if state is None:
+            state = {"calls": [], "sum": torch.zeros(())}
+        state["calls"].append(float(hidden.sum()))
+        state["sum"].add_(hidden.mean())
+        hidden.add_(self.linear(hidden).tanh() * state["sum"] * len(state["calls"]))
+        return hidden, state
+
+
+class Shared(Toy):
+    """One dict for all blocks, and blocks that write into their inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(InPlaceBlock() for _ in range(3))
+
+
+@pytest.mark.parametrize("kind", [Toy, Between, Shared])
+def test_whatever_a_model_passes_from_block_to_block(kind, monkeypatch):
+    model = kind().eval()
+    assert_same_as_the_forward(model, list(model.blocks), torch.randint(1, 96, (5, 16)), monkeypatch)
+
+
+def test_modules_that_are_needed_between_the_blocks_are_named():
+    for model, needed in ((Toy().eval(), set()), (Between().eval(), {"late"})):
+        with capture(model, list(model.blocks), torch.randint(1, 96, (2, 4))) as inputs:
+            assert inputs.between == {model.get_submodule(name) for name in needed}
+
+
+class Order(Toy):
+    """Calls its blocks in the order that the test gives."""
+
+    order = (0, 1, 2)
+
+    def forward(self, input_ids, use_cache):
+        del use_cache
+        hidden, state = self.embed(input_ids), None
+        for index in self.order:
+            hidden, state = self.blocks[index](hidden, state=state)
+        return hidden
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0, 2), (0, 2, 1), (0, 1, 2, 0, 1, 2), (0, 0, 1, 2), ()])
+def test_blocks_out_of_order_are_refused_before_any_work(order):
+    model = Order().eval()
+    model.order = order
+    with pytest.raises(QuantizationError, match="not call its 3 decoder blocks once each and in order, but \\["):
+        capture(model, list(model.blocks), torch.randint(1, 96, (2, 4)))
+    assert threading.active_count() == 1
+    assert "forward" not in vars(model.blocks[0])
+
+
+def test_errors_of_the_model_reach_the_caller_and_end_all_forwards():
+    class Once(Toy):
+        def forward(self, input_ids, use_cache):
+            if len(input_ids) > 1:  # so not in the rehearsal, which takes one window
+                raise RuntimeError("no way on")
+            return super().forward(input_ids, use_cache)
+
+    model = Once().eval()
+    with pytest.raises(RuntimeError, match="no way on"):
+        capture(model, list(model.blocks), torch.randint(1, 96, (2, 4)))
+    assert threading.active_count() == 1
+
+    class Unlike(Toy):
+        def forward(self, input_ids, use_cache):
+            return self.blocks[0](self.embed(input_ids))[0].split(use_cache)
+
+    model = Unlike().eval()
+    with pytest.raises(QuantizationError, match=r"Unlike cannot be run block by block: .* TypeError"):
+        capture(model, list(model.blocks), torch.randint(1, 96, (2, 4)))
+    assert threading.active_count() == 1
+
+
+def test_calibration_that_is_given_up_leaves_no_threads_and_no_stand_ins():
+    model = Toy().eval()
+    inputs = capture(model, list(model.blocks), torch.randint(1, 96, (2, 4)))
+    assert threading.active_count() == 2
+    del inputs
+    assert threading.active_count() == 1
+    assert "forward" not in vars(model.blocks[0])
 
 
 def test_hessians_are_those_of_the_real_inputs_and_shared_where_inputs_are():
