@@ -74,8 +74,8 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
             f"{spec.dataset} gives {len(tokens)} tokens of text, but {spec.samples} samples of {length} need {wanted}; "
             "ask for fewer or shorter samples, or give more text"
         )
-    rows = torch.tensor(tokens[:wanted], dtype=torch.int64).view(spec.samples, body)
-    start = torch.tensor(bos, dtype=torch.int64).expand(spec.samples, -1)
+    rows = torch.tensor(tokens[:wanted], dtype=torch.int64, device="cpu").view(spec.samples, body)
+    start = torch.tensor(bos, dtype=torch.int64, device="cpu").expand(spec.samples, -1)
     windows = torch.cat([start, rows], 1)
     return CalibrationData(windows, tokens_hash(windows), note)
 
