@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmquant.hf.swap import finish, replace
+from llmquant.hf.place import finish
+from llmquant.hf.ties import replace
 from llmquant.layers.accuracy import Accuracy
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.numerics.grid import choose_grid, round_to_grid

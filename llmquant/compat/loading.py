@@ -6,6 +6,7 @@ functions, written for and tested with 5.23; they are touched in this folder and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,11 +36,13 @@ class KeyMap:
         parameter: checkpoint key to parameter or buffer name; keys the model does not have are absent.
         merged: the checkpoint keys that are split or merged on the way, so that key and parameter are not one to one.
         splits: some key becomes several parameters, of which `parameter` names the first.
+        reached: all parameters and buffers that come from the checkpoint, every part of what is split included.
     """
 
     parameter: Mapping[str, str]
     merged: frozenset[str]
     splits: bool
+    reached: frozenset[str]
 
 
 def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
@@ -48,19 +51,45 @@ def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    several = {p for t in converters if len(t.target_patterns) > 1 for p in t.source_patterns}
+    several = {p: t.target_patterns for t in converters if len(t.target_patterns) > 1 for p in t.source_patterns}
     prefix = model.base_model_prefix
-    parameter, merged, splits = {}, set(), False
+    parameter, merged, reached, splits = {}, set(), set(), False
     for key in keys:
         name, pattern = rename_source_key(key, renamings, converters, prefix, known)
         if name not in known and key in known:
             name, pattern = rename_source_key(key, [], [], prefix, known)
         if name in known:
             parameter[key] = name
+            reached.add(name)
             if pattern is not None:
                 merged.add(key)
-                splits |= pattern in several
-    return KeyMap(parameter, frozenset(merged), splits)
+            if pattern in several:
+                splits = True
+                first, *others = several[pattern]
+                reached |= {name.replace(first, other) for other in others} & known.keys()
+    return KeyMap(parameter, frozenset(merged), splits, frozenset(reached))
+
+
+def expected(model: PreTrainedModel) -> set[str]:
+    """The parameters and buffers that transformers wants to find in a checkpoint; of tied ones the owner."""
+    exempt = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    names = model.state_dict().keys() - model.all_tied_weights_keys.keys()
+    return {name for name in names if not any(pattern.search(name) for pattern in exempt)}
+
+
+def may_be_new(model: PreTrainedModel) -> frozenset[str]:
+    """What a class adds to the model of a checkpoint, such as the `score` of a classifier.
+
+    Nothing is new to the class that was stored; and neither the base model nor what predicts tokens ever is.
+    """
+    base = getattr(model, model.base_model_prefix, None)
+    if type(model).__name__ in (model.config.architectures or ()) or base is None or base is model:
+        return frozenset()
+    head = model.get_output_embeddings()
+    old = [base] if head is None else [base, head]
+    kept = {id(tensor) for module in old for tensor in (*module.parameters(), *module.buffers())}
+    everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return frozenset(name for name, tensor in everything if id(tensor) not in kept)
 
 
 def check_complete(model: PreTrainedModel, key_map: KeyMap) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
-from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION, HfQuantizer
 from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 from transformers.utils.quantization_config import CompressedTensorsConfig as OriginalConfig
 from transformers.utils.quantization_config import QuantizationMethod
@@ -115,6 +115,11 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
     def is_qat_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]  # a method there, so true
         return not self.packed and super().is_qat_trainable()
 
+    def _convert_model_for_quantization(self, model: PreTrainedModel) -> None:
+        # The original swaps experts for its own kind, which finds no weights where experts were kept.
+        if not self.packed:
+            super()._convert_model_for_quantization(model)
+
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
@@ -124,6 +129,7 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
             if refusal is not None:
                 self._become_original(config, refusal, pre_quantized=self.pre_quantized)
                 self.validate_environment()
+                self._convert_model_for_quantization(model)
         if not self.packed:
             super()._process_model_before_weight_loading(model, checkpoint_files=checkpoint_files, **kwargs)
 
@@ -146,6 +152,16 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
                 f"llmquant cannot keep this checkpoint packed ({reason}), and the compressed-tensors package, which "
                 "reads all of its formats, is not installed; pip install compressed-tensors"
             ) from error
+
+
+def replaced_experts(model: nn.Module) -> list[str]:
+    """The modules that transformers replaces in every compressed-tensors model, by one layer for each expert."""
+    named = MODULES_TO_PATCH_FOR_QUANTIZATION
+    return [
+        name
+        for name, module in model.named_modules()
+        if METHOD in named.get(type(module).__name__, {}).get("quantization_methods", ())
+    ]
 
 
 def take_over(quantizer: type[CompressedTensorsQuantizer]) -> None:

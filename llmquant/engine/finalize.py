@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from llmquant.engine.units import Unit
 from llmquant.engine.verify import verify
 from llmquant.formats.compressed_tensors import quantization_config
 from llmquant.formats.shard import copy_file, write_index, write_json_atomic
-from llmquant.models.safetensors_header import read_header
+from llmquant.models.safetensors_header import TensorInfo, read_header
+from llmquant.recipe.inventory import ModuleInfo
 from llmquant.recipe.plan import Plan
 from llmquant.recipe.schema import recipe_to_dict
 
@@ -57,10 +58,10 @@ def finalize(
     config = json.loads((prepared.checkpoint.folder / "config.json").read_text(encoding="utf-8"))
     if config.get("dtype") is None and config.get("torch_dtype") is None:
         config["dtype"] = str(prepared.plan.inventory.dtype).removeprefix("torch.")
-    config["quantization_config"] = model_quantization_config(prepared.plan)
+    config["quantization_config"] = model_quantization_config(prepared.plan, units, prepared.checkpoint.tensors)
     write_json_atomic(folder / "config.json", config)
     progress.stage("verify", len(units), unit="shards")
-    compared = verify(folder, units, journal, prepared.checkpoint, progress)
+    hashes = verify(folder, units, journal, prepared.checkpoint, progress)
     layers = {name: asdict(record) for shard in journal.shards.values() for name, record in shard.layers.items()}
     provenance = {
         "schema_version": 1,
@@ -71,7 +72,8 @@ def finalize(
         "calibration": _describe(calibration),
         "layers": layers,
         "counters": _total_counters(layers),
-        "verified_tensors": compared,
+        "verified_tensors": len(hashes),
+        "tensors": dict(sorted(hashes.items())),
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_bytes": peak_resident_bytes(),
     }
@@ -79,17 +81,28 @@ def finalize(
     output.finish()
 
 
-def model_quantization_config(plan: Plan) -> dict[str, Any]:
-    """The `quantization_config` of a model that was quantized by `plan`."""
+def model_quantization_config(
+    plan: Plan, units: Sequence[Unit] = (), tensors: Mapping[str, TensorInfo] | None = None
+) -> dict[str, Any]:
+    """The `quantization_config` of a model that was quantized by `plan`.
+
+    Args:
+        plan: what became of each module, by its name in the causal language model.
+        units: the same by the names in the checkpoint, which may hold more: a vision tower, draft layers.
+        tensors: of the checkpoint.
+    """
     schemes = {row.module.name: row.scheme for row in plan.quantized}
-    kept = [
-        row.module.name
-        for row in plan.rows
-        if row.scheme.is_keep and (row.module.kind in ("linear", "conv1d") or "lm_head" in row.module.sets)
-    ]
-    fused_experts = any(row.module.kind == "experts" for row in plan.rows)
+    kept = [row.module.name for row in plan.rows if row.scheme.is_keep and _is_matrix(row.module)]
+    for unit in units:
+        schemes |= {key.removesuffix(".weight"): row.scheme for row, key in unit.quantized}
+        weights = (key for key in unit.copied if key.endswith(".weight") and len((tensors or {})[key].shape) == 2)
+        kept += [key.removesuffix(".weight") for key in weights]
     embeddings = any(row.module.kind == "embedding" for row in plan.quantized)
-    return quantization_config(schemes, kept, fused_experts=fused_experts, embeddings=embeddings)
+    return quantization_config(schemes, list(dict.fromkeys(kept)), embeddings=embeddings)
+
+
+def _is_matrix(module: ModuleInfo) -> bool:
+    return module.kind in ("linear", "conv1d", "embedding", "router") or "lm_head" in module.sets
 
 
 def _copy_small_files(source: Path, folder: Path, *, code: bool) -> None:

@@ -19,11 +19,13 @@ from llmquant.formats.reference import decode_reference
 from llmquant.models.checkpoint import Checkpoint
 
 
-def verify(folder: Path, units: Sequence[Unit], journal: Journal, source: Checkpoint, progress: Progress) -> int:
+def verify(
+    folder: Path, units: Sequence[Unit], journal: Journal, source: Checkpoint, progress: Progress
+) -> dict[str, str]:
     """Compare a written folder with the journal's digests and with the source, tensor by tensor.
 
     Returns:
-        the number of tensors that were compared.
+        the sha256 of each tensor's bytes, by name.
 
     Raises:
         OutputError: naming the first tensor that is not what was meant.
@@ -34,6 +36,7 @@ def verify(folder: Path, units: Sequence[Unit], journal: Journal, source: Checkp
     if written.tensors.keys() != expected:
         odd = sorted(written.tensors.keys() ^ expected)[0]
         raise OutputError(f"{folder}: tensor {odd} is {'missing' if odd in expected else 'not ours'}; {_ADVICE}")
+    hashes = {}
     for unit in units:
         layers = journal.shards[unit.file].layers
         for row, key in unit.quantized:
@@ -41,15 +44,18 @@ def verify(folder: Path, units: Sequence[Unit], journal: Journal, source: Checkp
             tensors = {n: written.read(n) for n in (f"{name}.{suffix}" for suffix in suffixes(row.scheme))}
             if digest(decode_reference(name, tensors, row.scheme)) != layers[row.module.name].digest:
                 raise OutputError(f"{folder}: {name} does not decode to what was written; {_ADVICE}")
+            hashes |= {part: hash_bytes(tensor) for part, tensor in tensors.items()}
         for key in unit.copied:
-            if _bytes_hash(written.read(key)) != _bytes_hash(source.read(key)):
+            hashes[key] = hash_bytes(written.read(key))
+            if hashes[key] != hash_bytes(source.read(key)):
                 raise OutputError(f"{folder}: {key} differs from the source; {_ADVICE}")
         progress.step(unit.file)
-    return len(expected)
+    return hashes
 
 
 _ADVICE = "the disk or the memory is failing, or another program writes there; delete the folder and quantize again"
 
 
-def _bytes_hash(tensor: Tensor) -> str:
+def hash_bytes(tensor: Tensor) -> str:
+    """The sha256 of a tensor's bytes."""
     return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()

@@ -14,7 +14,6 @@ cannot read. Only keys that both versions know are written inside a group, since
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from llmquant.errors import CheckpointError, QuantizationError
+from llmquant.formats.module_patterns import module_patterns
 from llmquant.numerics.pack import pack, pack_zeros, unpack, unpack_zeros
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.patterns import target_matches
@@ -118,43 +118,40 @@ def format_of(scheme: Scheme) -> str:
 
 def quantization_config(
     quantized: Mapping[str, Scheme],
-    kept_linears: Sequence[str],
+    kept: Sequence[str],
     *,
-    fused_experts: bool = False,
     embeddings: bool = False,
 ) -> dict[str, Any]:
     """Build the `quantization_config` of config.json.
 
-    One scheme in decoder blocks only becomes the target "Linear", everything else exact names. Readers resolve
-    overlapping targets differently, and exact names cannot overlap.
+    Targets and `ignore` are patterns that mean exactly these modules, whatever class loads the checkpoint
+    (module_patterns.py). A class target such as "Linear" would mean more: vision towers, draft layers, added heads.
 
     Args:
-        quantized: scheme of every quantized module, by name; of tied ones the owner's.
-        kept_linears: names of all Linear modules that stay 16-bit, lm_head included.
-        fused_experts: the model has unquantized fused experts. vLLM takes "Linear" for them too, so names are used.
+        quantized: scheme of every quantized module, by name; of tied ones the owner's. A module whose name in the
+            checkpoint differs from that in the model has both.
+        kept: names of all matrices that stay as they are, in the same way; lm_head included.
         embeddings: some of the quantized modules are embeddings.
 
     Raises:
         QuantizationError: if nothing is quantized, a name is in both, or a scheme cannot be written.
     """
-    both = sorted(set(quantized) & set(kept_linears))
+    both = sorted(set(quantized) & set(kept))
     if both or not quantized:
         raise QuantizationError(f"{both[0]}: is both quantized and kept" if both else "no module is quantized")
     schemes = {scheme.name: scheme for scheme in quantized.values()}
-    # Only Linears of blocks have a number in their name; lm_head and embeddings are no "Linear" to every reader.
-    in_blocks = all(re.search(r"\.\d+\.", name) for name in quantized)
-    by_class = len(schemes) == 1 and in_blocks and not fused_experts
-    groups = {}
-    for index, scheme in enumerate(schemes.values()):
-        targets = ["Linear"] if by_class else [name for name, other in quantized.items() if other == scheme]
-        groups[f"group_{index}"] = _group(scheme, targets)
+    sets = [[name for name, other in quantized.items() if other == scheme] for scheme in schemes.values()]
+    *targets, ignore = module_patterns([*sets, kept])
+    groups = {
+        f"group_{i}": _group(scheme, own) for i, (scheme, own) in enumerate(zip(schemes.values(), targets, strict=True))
+    }
     formats = {group["format"] for group in groups.values()}
     config: dict[str, Any] = {
         "quant_method": "compressed-tensors",
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": sorted(kept_linears),
+        "ignore": ignore,
         "kv_cache_scheme": None,
     }
     if len(schemes) == 1 and (embeddings or not next(iter(schemes.values())).symmetric):

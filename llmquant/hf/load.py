@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmquant.compat.remote_code import remote_code_of
+from llmquant.engine.check_folder import verify_folder
 from llmquant.engine.output import JOURNAL, is_finished
 from llmquant.errors import CheckpointError
 from llmquant.hf import register
 from llmquant.layers.accuracy import Accuracy, set_accuracy
 from llmquant.models.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -24,6 +28,7 @@ def load(
     packed: bool = True,
     accuracy: Accuracy = "exact",
     trust_remote_code: bool = False,
+    verify: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model; integer weights stay packed.
 
@@ -35,6 +40,7 @@ def load(
         packed: False turns the weights into dense ones after loading, for code that looks at `weight`.
         accuracy: of the kernels: "exact" or "fast"; `layers.accuracy.set_accuracy` changes it later.
         trust_remote_code: run code that comes with the checkpoint, if its architecture needs it.
+        verify: read everything first and compare it with the digests in llmquant.json, as `llmquant verify` does.
 
     Raises:
         CheckpointError: if the checkpoint is missing, unfinished, damaged, incomplete or unsafe, or needs code that is
@@ -44,6 +50,8 @@ def load(
     _refuse_unfinished(Path(source).absolute())
     # Checks every header, and refuses pickles.
     folder = Checkpoint.open(source, allow_quantized=True, code=trust_remote_code).folder
+    if verify and (note := verify_folder(folder).note):
+        log.warning("%s: %s", folder, note)
     with remote_code_of(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 
 from llmquant.compat.quantizers import CompressedTensorsQuantizer
 from llmquant.errors import CheckpointError
-from llmquant.hf.swap import NotPackable, check_config, find_packed, finish, place_dense, place_empty
+from llmquant.hf.find import NotPackable, check_config, find_packed, named_packed
+from llmquant.hf.place import finish, place_dense, place_empty
+from llmquant.hf.stored import check_stored, read_headers
 from llmquant.layers.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -29,17 +30,18 @@ class PackedQuantizer(CompressedTensorsQuantizer):
 
     def swap(self, model: PreTrainedModel, stored: Mapping[str, Any], files: Sequence[str] | None) -> str | None:
         try:
-            keys = None if files is None else tensor_names(files)
-            schemes = find_packed(model, stored, keys)
+            tensors = None if files is None else read_headers(files)
+            schemes = named_packed(model, stored) if tensors is None else find_packed(model, stored, list(tensors))
         except NotPackable as error:
             return str(error)
         place_empty(model, schemes, model.dtype)
-        if keys is not None:
-            require(model, keys, _packed_parameters(model))
+        if tensors is not None:
+            check_stored(model, tensors)
         return None
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.packed:
+            _check_shapes(model)
             finish(model)
         return super()._process_model_after_weight_loading(model, **kwargs)
 
@@ -50,39 +52,15 @@ class PackedQuantizer(CompressedTensorsQuantizer):
         return model
 
 
-def tensor_names(files: Sequence[str]) -> list[str]:
-    """Names of all tensors in safetensors files.
-
-    Raises:
-        NotPackable: if there is a file of another kind.
-    """
-    names = []
-    for file in files:
-        if not file.endswith(".safetensors"):
-            raise NotPackable(f"{file} is not a safetensors file")
-        with safe_open(file, framework="pt") as opened:
-            names += opened.keys()
-    return names
-
-
-def require(model: PreTrainedModel, keys: Sequence[str], wanted: Iterable[str]) -> None:
-    """Check that a checkpoint has all `wanted` parameters of `model`, the names in the checkpoint being `keys`.
-
-    transformers would fill what is missing with random numbers and only warn.
-
-    Raises:
-        CheckpointError: naming the first that is missing.
-    """
-    from llmquant.compat.loading import map_keys
-
-    missing = sorted(set(wanted) - set(map_keys(model, keys).parameter.values()))
-    if missing:
-        raise CheckpointError(
-            f"the checkpoint lacks {missing[0]}" + (f" and {len(missing) - 1} more tensors" if missing[1:] else "")
-        )
-
-
-def _packed_parameters(model: PreTrainedModel) -> list[str]:
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, PackedLinear)]
-    names = {f"{name}.{parameter}" for name, layer in layers for parameter, _ in layer.named_parameters()}
-    return sorted(names - model.all_tied_weights_keys.keys())
+def _check_shapes(model: PreTrainedModel) -> None:
+    """Compare the sizes that the checkpoint stores beside each packed weight with those of the layer."""
+    for name, module in model.named_modules():
+        shape = getattr(module, "weight_shape", None) if isinstance(module, PackedLinear) else None
+        if shape is None or shape.is_meta:  # W8A8 has none; a layer on disk is not looked at
+            continue
+        wanted = [module.out_features, module.in_features]
+        if shape.tolist() != wanted:
+            raise CheckpointError(
+                f"{name}.weight_shape says {shape.tolist()}, the layer has {wanted}; "
+                "the weights were mixed up or damaged, fetch or write the checkpoint again"
+            )

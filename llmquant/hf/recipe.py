@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
@@ -23,8 +24,10 @@ from llmquant.engine.prepare import load_tokenizer
 from llmquant.errors import CheckpointError, LlmquantError, PlanError
 from llmquant.formats.compressed_tensors import encode
 from llmquant.hf.config import RecipeConfig
-from llmquant.hf.packed import PackedQuantizer, require, tensor_names
-from llmquant.hf.swap import finish, place_empty, replace, share_with_heads, stand_in
+from llmquant.hf.packed import PackedQuantizer
+from llmquant.hf.place import finish, place_empty, stand_in
+from llmquant.hf.stored import read_headers, require
+from llmquant.hf.ties import replace, share_with_heads
 from llmquant.layers.packed_embedding import PackedEmbedding
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.models.skeleton import take_inventory
@@ -104,7 +107,7 @@ class RecipeQuantizer(HfQuantizer):
         self.plan = plan
         if checkpoint_files and all(file.endswith(".safetensors") for file in checkpoint_files):
             wanted = [f"{row.module.name}.weight" for row in plan.quantized]
-            require(model, tensor_names(checkpoint_files), wanted)
+            require(model, read_headers(checkpoint_files), wanted)
         if self.calibrated:
             _require_one_device(device_map)
             self._calibration = self._load_calibration(model, plan)  # before gigabytes are read in vain
@@ -144,7 +147,8 @@ class RecipeQuantizer(HfQuantizer):
             tokenizer = load_tokenizer(model.name_or_path, trust_remote_code=runs_remote_code(model))
         elif isinstance(tokenizer, (str, Path)):
             tokenizer = load_tokenizer(tokenizer)
-        data = load_calibration(plan.recipe.calibration, tokenizer, context=context_limit(model.config))
+        with torch.device("cpu"):  # transformers is building the model on meta
+            data = load_calibration(plan.recipe.calibration, tokenizer, context=context_limit(model.config))
         check_vocabulary(data.windows, model)
         if data.note:
             log.warning("calibration: %s", data.note)

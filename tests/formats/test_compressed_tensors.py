@@ -96,7 +96,11 @@ def mixed() -> dict[str, Scheme]:
     return {name: down if name.endswith("down_proj") else rest for name in LINEARS[7:]}
 
 
-def test_one_scheme_becomes_the_class_target() -> None:
+HEAD = r"re:(?:(?:model|language_model)\.)*"
+REST = r"(?:self_attn\.(?:q_proj|k_proj|v_proj|o_proj)|mlp\.(?:gate_proj|up_proj|down_proj))$"
+
+
+def test_what_is_written() -> None:
     config = quantization_config(dict.fromkeys(LINEARS, Scheme.parse("int4-g128")), ["lm_head"])
     assert config == {
         "quant_method": "compressed-tensors",
@@ -104,7 +108,7 @@ def test_one_scheme_becomes_the_class_target() -> None:
         "quantization_status": "compressed",
         "config_groups": {
             "group_0": {
-                "targets": ["Linear"],
+                "targets": [HEAD + r"layers\.\d+\." + REST],
                 "format": "pack-quantized",
                 "weights": {
                     "num_bits": 4,
@@ -118,17 +122,9 @@ def test_one_scheme_becomes_the_class_target() -> None:
                 "output_activations": None,
             }
         },
-        "ignore": ["lm_head"],
+        "ignore": [r"re:(?:.*\.)?lm_head$"],
         "kv_cache_scheme": None,
     }
-
-
-def test_names_are_used_where_the_class_would_say_more() -> None:
-    scheme = Scheme.parse("int8")
-    fused = quantization_config(dict.fromkeys(LINEARS, scheme), ["lm_head"], fused_experts=True)
-    head = quantization_config(dict.fromkeys([*LINEARS, "lm_head"], scheme), [])
-    assert fused["config_groups"]["group_0"]["targets"] == LINEARS
-    assert head["config_groups"]["group_0"]["targets"] == [*LINEARS, "lm_head"]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "w8a8-dynamic"] + ["w8a8-dynamic"])
@@ -145,8 +141,10 @@ def test_config_is_read_back_as_the_same_scheme(name: str) -> None:
 def test_mixed_schemes_have_disjoint_names() -> None:
     config = quantization_config(mixed(), ["lm_head", *LINEARS[:7]])
     assert config["format"] == "pack-quantized"
-    targets = [target for group in config["config_groups"].values() for target in group["targets"]]
-    assert sorted(targets) == sorted(LINEARS[7:])
+    assert [group["targets"] for group in config["config_groups"].values()] == [
+        [HEAD + r"layers\.(?:1|2)\." + REST.replace("|down_proj", "")],
+        [HEAD + r"layers\.(?:1|2)\.mlp\.down_proj$"],
+    ]
     table = schemes_of(config)
     assert {name: table.scheme_for(name) for name in LINEARS[7:]} == mixed()
     assert table.scheme_for(LINEARS[0]) is KEEP

@@ -28,7 +28,7 @@ from llmquant.algorithms import rtn
 from llmquant.algorithms.base import LayerStatistics
 from llmquant.hf import fused_layers
 from llmquant.hf.fuse import fuse, is_fused, unfuse
-from llmquant.hf.swap import replace
+from llmquant.hf.ties import replace
 from llmquant.kernels import cpu_linear, native
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.spec import Scheme

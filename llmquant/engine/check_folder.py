@@ -1,0 +1,131 @@
+"""`llmquant verify`: is a quantized folder still what was written, by the digests that llmquant.json holds?
+
+Loading checks names, dtypes and shapes, which costs nothing. What only the bytes tell, such as two swapped tensors or a
+scale that is no number, takes reading everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmquant.engine.layer import digest
+from llmquant.engine.output import PROVENANCE
+from llmquant.engine.verify import hash_bytes
+from llmquant.errors import CheckpointError
+from llmquant.files import read_json
+from llmquant.formats.compressed_tensors import schemes_of, suffixes
+from llmquant.formats.reference import decode_reference
+from llmquant.models.checkpoint import Checkpoint
+from llmquant.spec import Scheme
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found to be as it was written.
+
+    Attributes:
+        tensors: how many the folder holds; each was read, and is finite where it is a float.
+        digests: how many of them were compared with a digest, by themselves or as part of a layer.
+        note: what could not be checked, and why; empty if nothing.
+    """
+
+    tensors: int
+    digests: int
+    note: str
+
+
+def verify_folder(source: str | Path) -> Verified:
+    """Read every tensor of a quantized folder, and compare it with what llmquant.json says was written.
+
+    Args:
+        source: folder, or hub id.
+
+    Raises:
+        CheckpointError: naming the tensors that are missing, foreign, changed, or hold numbers that are none.
+    """
+    checkpoint = Checkpoint.open(source, allow_quantized=True)
+    file = checkpoint.folder / PROVENANCE
+    written = read_json(file) if file.exists() else {}
+    hashes = _strings(written.get("tensors"))
+    problems = [*_names(checkpoint, hashes), *_numbers(checkpoint, hashes)]
+    checked = {name for name in checkpoint.tensors if name in hashes}
+    if not hashes:
+        problems += _layers(checkpoint, written.get("layers"), checked)
+    if problems:
+        more = f"\n  and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
+        raise CheckpointError(
+            f"{checkpoint.folder} is not what was written:\n  " + "\n  ".join(problems[:_SHOWN]) + more
+        )
+    return Verified(len(checkpoint.tensors), len(checked), _note(len(checkpoint.tensors) - len(checked), bool(written)))
+
+
+def _note(left: int, has_provenance: bool) -> str:
+    if not left:
+        return ""
+    why = "was written by a version that kept none for them" if has_provenance else "is missing"
+    return (
+        f"{left} tensors have no digest to compare with, as {PROVENANCE} {why}; of them only names, dtypes, shapes and "
+        "that they hold numbers were checked"
+    )
+
+
+def _strings(found: Any) -> dict[str, str]:
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, Mapping) else {}
+
+
+def _names(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted(hashes.keys() - checkpoint.tensors.keys()):
+        yield f"{name}: is missing"
+    if hashes:
+        for name in sorted(checkpoint.tensors.keys() - hashes.keys()):
+            yield f"{name}: was not written by this run"
+
+
+def _numbers(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> Iterator[str]:
+    for name in checkpoint.tensors:
+        tensor = checkpoint.read(name)
+        if name in hashes and hash_bytes(tensor) != hashes[name]:
+            yield f"{name}: its bytes differ from those that were written"
+        elif name not in hashes and not _finite(tensor):
+            yield f"{name}: holds NaN or infinity"
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
+
+
+def _layers(checkpoint: Checkpoint, records: Any, checked: set[str]) -> Iterator[str]:
+    """Packed layers by their own digests, of folders that have no others; or at least that they can be decoded."""
+    records = records if isinstance(records, Mapping) else {}
+    table = schemes_of(read_json(checkpoint.folder / "config.json").get("quantization_config") or {})
+    for key in checkpoint.tensors:
+        base = key.removesuffix(".weight_scale")
+        if base == key:
+            continue
+        scheme = table.scheme_for(base)
+        if scheme is None or scheme.is_keep:
+            continue
+        names = [f"{base}.{suffix}" for suffix in suffixes(scheme)]
+        try:
+            found = _digest(checkpoint, base, names, scheme)
+        except CheckpointError as error:
+            yield str(error)
+            continue
+        wanted = records.get(base, {}).get("digest")
+        if wanted is not None:
+            checked.update(names)
+            if found != wanted:
+                yield f"{base}: does not decode to what was written"
+
+
+def _digest(checkpoint: Checkpoint, base: str, names: list[str], scheme: Scheme) -> str:
+    tensors = {name: checkpoint.read(name) for name in names}
+    return digest(decode_reference(base, tensors, scheme))

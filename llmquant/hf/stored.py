@@ -1,0 +1,101 @@
+"""What a checkpoint must hold for a model, checked from the headers of its files before anything is read.
+
+transformers fills what is missing with random numbers, and converts what has another dtype, and warns at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from llmquant.errors import CheckpointError
+from llmquant.hf.find import NotPackable
+from llmquant.layers.packed_linear import PackedLinear
+from llmquant.models.safetensors_header import TensorInfo, read_header
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from llmquant.compat.loading import KeyMap
+
+# Float8 is no dtype of weights that are not quantized; cast to one it would mean other numbers.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def read_headers(files: Sequence[str]) -> dict[str, TensorInfo]:
+    """Every tensor of safetensors files, by name.
+
+    Raises:
+        NotPackable: if there is a file of another kind.
+        CheckpointError: if a file is damaged.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        if not file.endswith(".safetensors"):
+            raise NotPackable(f"{file} is not a safetensors file")
+        tensors |= read_header(Path(file))
+    return tensors
+
+
+def check_stored(model: PreTrainedModel, tensors: Mapping[str, TensorInfo]) -> None:
+    """Check that a checkpoint holds all of a model with packed layers, as its modules want it.
+
+    Only what a class adds to the model that was stored, such as the `score` of a classifier, may be new.
+
+    Raises:
+        CheckpointError: naming the first tensor that is missing, or has the wrong dtype or shape.
+    """
+    from llmquant.compat.loading import expected, map_keys, may_be_new  # late, see llmquant.hf.register
+
+    key_map = map_keys(model, tensors)
+    new = may_be_new(model)
+    missing = sorted(name for name in expected(model) - key_map.reached if name not in new)
+    if missing:
+        more = f" and {len(missing) - 1} more tensors" if missing[1:] else ""
+        raise CheckpointError(f"the checkpoint lacks {missing[0]}{more} of {type(model).__name__}")
+    _check_kinds(model, tensors, key_map, new)
+
+
+def require(model: PreTrainedModel, keys: Iterable[str], wanted: Iterable[str]) -> None:
+    """Check that a checkpoint has all `wanted` parameters of `model`, the names in the checkpoint being `keys`.
+
+    Raises:
+        CheckpointError: naming the first that is missing.
+    """
+    from llmquant.compat.loading import map_keys
+
+    missing = sorted(set(wanted) - map_keys(model, keys).reached)
+    if missing:
+        more = f" and {len(missing) - 1} more tensors" if missing[1:] else ""
+        raise CheckpointError(f"the checkpoint lacks {missing[0]}{more}")
+
+
+def _check_kinds(model: nn.Module, tensors: Mapping[str, TensorInfo], key_map: KeyMap, new: frozenset[str]) -> None:
+    wanted = model.state_dict()
+    packed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, PackedLinear))
+    for key, name in key_map.parameter.items():
+        info, like = tensors[key], wanted[name]
+        exact = name.startswith(packed) and not name.endswith(".bias")
+        if not _fits(info.dtype, like.dtype, exact):
+            raise _wrong(info, like, "another dtype would mean other numbers")
+        if key not in key_map.merged and name not in new and info.shape != tuple(like.shape):
+            raise _wrong(info, like, "the weights and config.json do not belong together")
+
+
+def _fits(stored: torch.dtype, wanted: torch.dtype, exact: bool) -> bool:
+    if wanted.is_floating_point:
+        return stored in _FLOATS
+    return stored == wanted if exact else not stored.is_floating_point
+
+
+def _wrong(info: TensorInfo, like: Tensor, why: str) -> CheckpointError:
+    got = f"{str(info.dtype).removeprefix('torch.')} {list(info.shape)}"
+    wanted = "a float of 16 bits or more" if like.is_floating_point() else str(like.dtype).removeprefix("torch.")
+    return CheckpointError(
+        f"{info.file.name}: {info.name} is {got}, wanted {wanted} {list(like.shape)}; {why}: the file is damaged, "
+        "fetch or write it again"
+    )
