@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LOGIT_ELEMENTS = 1 << 26  # logits of one model in a batch, when the caller names no batch size
+_MOST_WINDOWS = 16  # at once, so that progress moves
 _SLICE_ELEMENTS = 1 << 22  # float64 log-probabilities of one model at once: 32 MiB
 
 Progress = Callable[[int, int], None]
@@ -62,7 +63,7 @@ def compare(
         quantized: must predict the same vocabulary.
         windows: from `make_windows`.
         batch_size: windows at once; chosen from the vocabulary if None.
-        noise_floor: mean KL caused by the baseline's own rounding (`measure_noise_floor`), for the verdict.
+        noise_floor: KL caused by the rounding of both models (`measure_noise_floor`), for the verdict.
         seed: of the bootstrap.
         progress: called with (windows done, windows in all), first with none done.
 
@@ -104,16 +105,12 @@ def score_tokens(
         check_vocabulary(windows.ids, model)
     parts: list[dict[str, Tensor]] = []
     with evaluating(baseline), evaluating(quantized), torch.inference_mode():
-        begin = 0
         if progress is not None:
             progress(0, len(windows))
-        size = batch_size or _batch_size(baseline, windows)
-        while begin < len(windows):
-            ids, scored = windows.ids[begin : begin + size], windows.scored[begin : begin + size]
-            parts.append(_score_batch(_logits(baseline, ids), _logits(quantized, ids), ids, scored, first_window=begin))
-            begin += len(ids)
+        for begin, ids, scored in batches(baseline, windows, batch_size):
+            parts.append(score_batch(logits(baseline, ids), logits(quantized, ids), ids, scored, first_window=begin))
             if progress is not None:
-                progress(begin, len(windows))
+                progress(begin + len(ids), len(windows))
     return TokenScores(**{name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]})
 
 
@@ -131,22 +128,26 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 def score_window(model: PreTrainedModel, windows: Windows) -> None:
     """Run one model over the first window, for measurements of memory."""
     with evaluating(model), torch.inference_mode():
-        _logits(model, windows.ids[:1])
+        logits(model, windows.ids[:1])
 
 
-def _batch_size(model: PreTrainedModel, windows: Windows) -> int:
+def batches(model: PreTrainedModel, windows: Windows, size: int | None) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Windows in batches: number of the first, token ids and what is scored; sized by the vocabulary if None."""
     vocabulary = model.config.get_text_config().vocab_size
-    return max(1, _LOGIT_ELEMENTS // (windows.ids.shape[1] * vocabulary))
+    size = size or min(_MOST_WINDOWS, max(1, _LOGIT_ELEMENTS // (windows.ids.shape[1] * vocabulary)))
+    for begin in range(0, len(windows), size):
+        yield begin, windows.ids[begin : begin + size], windows.scored[begin : begin + size]
 
 
-def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """(windows, length - 1, vocabulary): the last position predicts nothing that is scored."""
     return model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1]
 
 
-def _score_batch(
+def score_batch(
     baseline: Tensor, quantized: Tensor, ids: Tensor, scored: Tensor, *, first_window: int
 ) -> dict[str, Tensor]:
+    """Numbers of each scored token (the fields of `TokenScores`) from logits (windows, length - 1, vocabulary)."""
     vocabulary = baseline.shape[-1]
     if quantized.shape[-1] != vocabulary:
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from llmquant.eval.budget import check_budget, check_limits
 from llmquant.eval.divergence import Progress, compare, score_window
+from llmquant.eval.dtypes import Wanted, choose, in_float32, is_narrow
 from llmquant.eval.kernels import in_accuracy
 from llmquant.eval.machine import machine, versions
 from llmquant.eval.memory import CheckpointSize, checkpoint_size, measure_memory
-from llmquant.eval.noise import measure_noise_floor
+from llmquant.eval.noise import check_noise_floor, measure_noise_floor
 from llmquant.eval.result import AnatomyPart, EvalReport, Memory, ModelSection, Speed
 from llmquant.eval.statistics import Estimate
 from llmquant.eval.throughput import ThroughputOptions, check_prompt, measure_throughput
@@ -64,6 +66,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int | None = None,
     throughput: ThroughputOptions | None = None,
+    loss_dtype: Wanted = "auto",
     noise_floor: bool = False,
     accuracy: Accuracy = "exact",
     seed: int = 0,
@@ -79,9 +82,11 @@ def evaluate(
         tokenizer: decodes the worst tokens.
         batch_size: windows at once; chosen from the vocabulary if None.
         throughput: what to time; None leaves speed out.
-        noise_floor: also measure how far the baseline is from itself in a wider dtype (holds a wider copy of it).
+        loss_dtype: "auto" measures the loss in float32 over the stored weights if that fits into memory (see
+            `llmquant.eval.dtypes`), "checkpoint" in the dtype of the models, packed layers on their kernels.
+        noise_floor: where the loss is measured in 16 bits, also measure how much of it is rounding (slow).
         accuracy: in which packed layers run while losses and memory are measured; the speed is that of the model as it
-            was given.
+            was given. "fast" keeps them on their kernels also in float32.
         seed: of the bootstrap.
         progress: called with (stage, done, in all) for the stages "noise floor", "divergence" and "speed".
 
@@ -95,17 +100,24 @@ def evaluate(
     check_limits(subject.limits, sized=sizes[1] is not None)
     if throughput is not None:
         check_prompt(windows.ids.shape[1], throughput)
+    loss = choose((baseline, quantized), loss_dtype, kernels=accuracy == "fast")
+    noise_floor = noise_floor and not loss.wide and is_narrow(baseline)
+    if noise_floor:
+        check_noise_floor(baseline, quantized)
     with in_accuracy(baseline, accuracy), in_accuracy(quantized, accuracy):
         score_window(baseline, windows)  # the first forward of a process also pays for the libraries it loads
         memory = [measure_memory(model, partial(score_window, model, windows)) for model in (baseline, quantized)]
         floor = None
         if noise_floor:
-            floor = measure_noise_floor(baseline, windows, progress=_stage(progress, "noise floor"))
-        comparison = compare(
-            baseline, quantized, windows,
-            batch_size=batch_size, noise_floor=floor, seed=seed, progress=_stage(progress, "divergence"),
-        )  # fmt: skip
-        scored_by = kernels_used(quantized), accuracy_of(quantized)
+            floor = measure_noise_floor(baseline, quantized, windows, progress=_stage(progress, "noise floor"))
+        with ExitStack() as stack:
+            for model in (baseline, quantized) if loss.wide else ():
+                stack.enter_context(in_float32(model, keep_kernels=accuracy == "fast"))
+            comparison = compare(
+                baseline, quantized, windows,
+                batch_size=batch_size, noise_floor=floor, seed=seed, progress=_stage(progress, "divergence"),
+            )  # fmt: skip
+            scored_by = kernels_used(quantized), accuracy_of(quantized)
     timed = None
     if throughput is not None:
         prompt = windows.ids[0]
@@ -126,6 +138,8 @@ def evaluate(
         ),
         quantized=after,
         comparison=comparison.section,
+        loss_dtype=loss.dtype,
+        loss_note=loss.note,
         speed_protocol=timed and timed.protocol,
         kernels=scored_by[0],
         accuracy=scored_by[1],

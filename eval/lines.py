@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from llmquant.eval.result import EvalReport
+from llmquant.eval.result import ComparisonSection, EvalReport, KlSection
 from llmquant.eval.statistics import Estimate, Spread
 from llmquant.readable import bytes_text as bytes_text
 
@@ -23,10 +24,40 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def interval(estimate: Estimate, digits: int = 3) -> str:
-    """ "[low, high]", or a dash where one window gives none."""
+    """ "[low, high]", or why there is none."""
     if estimate.low is None or estimate.high is None:
-        return "no interval"
+        return short_note(estimate.note)
     return f"[{number(estimate.low, digits)}, {number(estimate.high, digits)}]"
+
+
+def short_note(note: str | None) -> str:
+    """Why there is no interval, in the words that fit under a number."""
+    return (note or "no interval").partition(":")[0]
+
+
+def plus_minus(kl: KlSection) -> str:
+    """The standard error of a KL, such as "± 0.0002", or why there is none."""
+    return short_note(kl.note) if kl.standard_error is None else f"± {number(kl.standard_error, 2)}"
+
+
+def verdict_text(comparison: ComparisonSection) -> str:
+    """The verdict with the size that it goes by, such as "small loss +0.8 %"."""
+    ratio, word = comparison.perplexity_ratio, comparison.verdict
+    if word in ("negligible loss", "small loss", "loss", "large loss"):
+        return f"{word} {signed_percent(ratio.value)}"
+    if word in ("no measurable loss", "unclear") and ratio.high is not None and ratio.high > 1:
+        return f"{word}, at most {signed_percent(ratio.high)}"
+    return word
+
+
+def signed_percent(ratio: float) -> str:
+    """A ratio as a signed percentage, such as "+2.1 %"."""
+    return f"{100 * (ratio - 1):+.{_digits(ratio)}f} %"
+
+
+def _digits(ratio: float) -> int:
+    size = abs(ratio - 1)
+    return 0 if size >= 1 else 1 if size >= 0.01 else 2 if size >= 0.001 or size == 0 else 3
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -36,8 +67,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 def change(ratio: Estimate) -> str:
     """A ratio as a signed percentage with its interval, such as "+2.1 % [+1.9, +2.4]"."""
-    digits = 1 if abs(ratio.value - 1) >= 0.01 else 2 if abs(ratio.value - 1) >= 0.001 else 3
-    text = f"{100 * (ratio.value - 1):+.{digits}f} %"
+    text, digits = signed_percent(ratio.value), _digits(ratio.value)
     if ratio.low is None or ratio.high is None:
         return text
     return f"{text} [{100 * (ratio.low - 1):+.{digits}f}, {100 * (ratio.high - 1):+.{digits}f}]"
@@ -49,14 +79,54 @@ def speed_text(speed: Spread | None) -> str:
 
 
 def quartiles(speed: Spread | None) -> str:
-    """The quartiles, such as "412–430"."""
-    return "" if speed is None else f"{number(speed.q25)}–{number(speed.q75)}"
+    """The quartiles, such as "412–430"; nothing where too few rounds give none."""
+    if speed is None or speed.q25 is None or speed.q75 is None:
+        return ""
+    return f"{number(speed.q25)}–{number(speed.q75)}"
 
 
 def speedup(ratio: Spread) -> tuple[str, str]:
-    """Quantized over baseline with its quartiles, and "faster", "slower" or, where the quartiles hold 1, "equal"."""
+    """Quantized over baseline with its quartiles, and "faster", "slower" or, where they do not tell, "equal"."""
+    if ratio.q25 is None or ratio.q75 is None:
+        return f"{ratio.median:.2f}x", "equal"
     kind = "slower" if ratio.q75 < 1 else "faster" if ratio.q25 > 1 else "equal"
     return f"{ratio.median:.2f}x ({ratio.q25:.2f}–{ratio.q75:.2f})", kind
+
+
+def rounds_text(ratio: Spread) -> str:
+    """How many rounds a ratio comes from."""
+    return f"{ratio.runs} round{'' if ratio.runs == 1 else 's'}"
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedLine:
+    """One phase of the speed against the baseline in one dtype, ready to print."""
+
+    phase: str
+    against: str
+    ratio: str
+    kind: str
+    speeds: str
+    rounds: str
+
+
+def speed_comparisons(report: EvalReport) -> list[SpeedLine]:
+    """Prefill and decode, each against the baseline in its own dtype and, where that is another, the fastest one."""
+    protocol, quantized = report.speed_protocol, report.quantized.speed
+    if protocol is None or quantized is None:
+        return []
+    found = []
+    for phase, fastest in (("prefill", protocol.fastest_prefill), ("decode", protocol.fastest_decode)):
+        own = protocol.dense[0].dtype
+        for dense in protocol.dense:
+            if dense.dtype not in (own, fastest):
+                continue
+            ratio = getattr(dense, f"{phase}_speedup")
+            words = [dense.dtype, *(["the checkpoint's"] if dense.dtype == own else [])]
+            words += ["the fastest"] if dense.dtype == fastest and len(protocol.dense) > 1 else []
+            speeds = f"{speed_text(getattr(dense, phase))} → {speed_text(getattr(quantized, phase))}"
+            found.append(SpeedLine(phase, ", ".join(words), *speedup(ratio), speeds, rounds_text(ratio)))
+    return found
 
 
 def kernels_text(kernels: Mapping[str, int]) -> str:
@@ -80,12 +150,12 @@ def verdict_line(report: EvalReport) -> str:
         parts.append(f"{number(report.quantized.bits_per_weight)} bits per weight")
     if report.size_ratio is not None:
         parts.append(f"{number(report.size_ratio)}x smaller")
-    parts.append(f"perplexity {change(comparison.perplexity_ratio)} ({comparison.verdict})")
-    error = comparison.kl.standard_error
-    parts.append(f"KL {number(comparison.kl.mean)}" + (f" ± {number(error, 2)}" if error is not None else ""))
+    parts.append(f"perplexity {change(comparison.perplexity_ratio)} ({verdict_text(comparison)})")
+    parts.append(f"KL {number(comparison.kl.mean)} {plus_minus(comparison.kl)} in {report.loss_dtype}")
     parts.append(f"top-1 agreement {percent(comparison.top1_agreement.value)}")
-    if report.speed_protocol is not None:
-        parts.append(f"decode {speedup(report.speed_protocol.decode_speedup)[0]}")
+    parts += [
+        f"{each.phase} {each.ratio} of {each.against}" for each in speed_comparisons(report) if each.phase == "decode"
+    ]
     if comparison.nonfinite:
         parts.append(f"{comparison.nonfinite} positions not finite")
     if report.budget:

@@ -1,41 +1,71 @@
-"""The noise floor: how far the baseline is from itself in the next wider dtype.
+"""The noise floor: what rounding of activations in 16 bits adds to a KL, on both sides of it.
 
-A KL below this says nothing about quantization: rounding of the baseline's own activations causes as much.
+It matters only where the loss is measured in a 16-bit dtype. The roundings of the two models are independent of each
+other and of the change of the weights, so for small divergences they add up: the floor is the mean of
+KL(float32 baseline||baseline) + KL(float32 quantized||quantized), on the same windows as the loss.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 
 from llmquant.errors import DataError
-from llmquant.eval.divergence import Progress, score_tokens
+from llmquant.eval.divergence import Progress, batches, evaluating, logits, score_batch
+from llmquant.eval.dtypes import fits_float32, in_float32, is_narrow
 from llmquant.eval.windows import Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
+
+def check_noise_floor(baseline: PreTrainedModel, quantized: PreTrainedModel) -> None:
+    """Refuse what `measure_noise_floor` could not hold in memory.
+
+    Raises:
+        DataError: if one of the models does not fit in float32.
+    """
+    for model in (baseline, quantized):
+        if not fits_float32([model], model.device):
+            raise DataError(
+                "the noise floor needs one model at a time in float32, and memory is too small; leave it out"
+            )
 
 
 def measure_noise_floor(
-    baseline: PreTrainedModel, windows: Windows, *, max_windows: int = 16, progress: Progress | None = None
+    baseline: PreTrainedModel, quantized: PreTrainedModel, windows: Windows, *, progress: Progress | None = None
 ) -> float:
-    """Mean KL(wide baseline||baseline) per token over the first windows.
+    """Mean KL per token that both models have against themselves in float32, added.
 
-    Holds a second, wider copy of the baseline in memory.
+    One model at a time is in float32, batch by batch, and as it was afterwards.
+
+    Args:
+        baseline: computes in 16 bits; what computes in float32 adds nothing.
+        quantized: as `baseline`.
+        windows: those that the loss is measured on.
+        progress: called with (windows done, windows in all), each window once for each model.
 
     Raises:
-        DataError: if no position is finite, or the dtype has no wider one.
+        DataError: if no position is finite.
     """
-    if baseline.dtype not in _WIDER:
-        raise DataError(f"no wider dtype than {baseline.dtype} to measure the noise floor with; leave it out")
-    wide = copy.deepcopy(baseline)
-    torch.nn.Module.to(wide, _WIDER[baseline.dtype])
-    few = Windows(windows.ids[:max_windows], windows.scored[:max_windows], windows.protocol)
-    scores = score_tokens(wide, baseline, few, batch_size=1, progress=progress)
-    if not scores.finite.any():
-        raise DataError("the baseline gives NaN or Inf at every position; evaluate it in a wider dtype")
-    return float(scores.kl[scores.finite].mean())
+    models = [model for model in (baseline, quantized) if is_narrow(model)]
+    parts = list(batches(baseline, windows, None))
+    total, done = 0.0, 0
+    if progress is not None:
+        progress(0, len(models) * len(windows))
+    for model in models:
+        sums = tokens = 0
+        for begin, ids, scored in parts:
+            with evaluating(model), torch.inference_mode():
+                narrow = logits(model, ids)
+                with in_float32(model):
+                    kl = score_batch(logits(model, ids), narrow, ids, scored, first_window=begin)["kl"]
+            finite = kl[kl.isfinite()]
+            sums, tokens, done = sums + float(finite.sum()), tokens + len(finite), done + len(ids)
+            if progress is not None:
+                progress(done, len(models) * len(windows))
+        if not tokens:
+            raise DataError("a model gives NaN or Inf at every position in 16 bits; evaluate in float32")
+        total += sums / tokens
+    return total

@@ -15,15 +15,16 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llmquant.errors import DataError
-from llmquant.eval.statistics import Estimate, Spread, Verdict
+from llmquant.eval.statistics import Estimate, Spread
+from llmquant.eval.verdict import Verdict
 from llmquant.eval.windows import Protocol
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class KlSection:
-    """KL(baseline||quantized) per token, in nats; the mean has a 95 % interval and a standard error by window."""
+    """KL(baseline||quantized) per token, in nats; the mean has an interval as in `Estimate`."""
 
     mean: float
     low: float | None
@@ -34,6 +35,7 @@ class KlSection:
     p99: float
     p999: float
     max: float
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +109,23 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseSpeed:
+    """The baseline in one dtype: tokens per second, and the quantized model over it, round by round."""
+
+    dtype: str
+    prefill: Spread
+    decode: Spread
+    prefill_speedup: Spread
+    decode_speedup: Spread
+
+
+@dataclass(frozen=True, slots=True)
 class SpeedProtocol:
     """How speed was measured, and quantized over baseline round by round (above 1 is faster).
 
-    `kernels` and `accuracy` are those of the quantized model while it was timed, which is how it runs by default.
+    `prefill_speedup` and `decode_speedup` are over the baseline in its own dtype, `dense` over it in every dtype that
+    was timed, its own first; `fastest_prefill` and `fastest_decode` name the fastest of them. `kernels` and `accuracy`
+    are those of the quantized model while it was timed, which is how it runs by default.
     """
 
     batch_size: int
@@ -120,8 +135,12 @@ class SpeedProtocol:
     device: str
     prefill_speedup: Spread
     decode_speedup: Spread
+    dense: tuple[DenseSpeed, ...]
+    fastest_prefill: str
+    fastest_decode: str
     kernels: dict[str, int] = field(default_factory=dict)
     accuracy: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +194,10 @@ class WorstToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
-    """One quantized model against its baseline; `kernels` and `accuracy` are those of the quantized while scored."""
+    """One quantized model against its baseline.
+
+    `loss_dtype`, `loss_note`, `kernels` and `accuracy` say how the models computed while they were scored.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
@@ -188,6 +210,8 @@ class EvalReport:
     baseline: ModelSection
     quantized: ModelSection
     comparison: ComparisonSection
+    loss_dtype: str
+    loss_note: str
     speed_protocol: SpeedProtocol | None = None
     kernels: dict[str, int] = field(default_factory=dict)
     accuracy: str | None = None

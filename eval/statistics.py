@@ -2,7 +2,7 @@
 
 Tokens of one window are not independent, so the window is the unit: standard errors are clustered by window, and the
 bootstrap resamples windows. A mean over tokens is a ratio of two sums over windows (values, tokens), resampled
-together.
+together. Below `MIN_WINDOWS` windows there is no interval: none that is worth its name covers the truth there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,33 +21,38 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 _CHUNK_ELEMENTS = 4_000_000  # resampling weights held at once
 
-Verdict = Literal["indistinguishable", "same perplexity", "worse", "better", "too little text"]
+MIN_WINDOWS = 8
+MIN_RUNS = 3
+_STEEPEST = 4.0  # t statistics of resamples are cut at this many Student quantiles: some have no spread at all
+_LONG_TAIL = 2.0  # widening of the long tail's side, times skewness / sqrt(windows); chosen by simulation
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its 95 % interval; `low` and `high` are None where one window gives no interval."""
+    """A value with its 95 % interval; too few windows give none, and `note` says so."""
 
     value: float
     low: float | None = None
     high: float | None = None
     standard_error: float | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Median and quartiles of repeated timings."""
+    """Median and quartiles of repeated timings; fewer than three give no quartiles."""
 
     median: float
-    q25: float
-    q75: float
+    q25: float | None
+    q75: float | None
     runs: int
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles (linear interpolation) of at least one value."""
-    q25, median, q75 = np.quantile(np.asarray(values, dtype=np.float64), [0.25, 0.5, 0.75])
-    return Spread(float(median), float(q25), float(q75), len(values))
+    """Median and quartiles (linear interpolation) of at least one value; no quartiles below `MIN_RUNS`."""
+    numbers = np.asarray(values, dtype=np.float64)
+    q25, median, q75 = map(float, np.quantile(numbers, [0.25, 0.5, 0.75]))
+    return Spread(median, q25, q75, len(values)) if len(values) >= MIN_RUNS else Spread(median, None, None, len(values))
 
 
 def cluster_sums(values: NDArray[Any], clusters: NDArray[Any]) -> tuple[Floats, Floats]:
@@ -69,31 +74,100 @@ def clustered_standard_error(sums: Floats, counts: Floats) -> float | None:
     return float(np.sqrt(n / (n - 1) * np.square(residuals).sum()) / counts.sum())
 
 
-def cluster_bootstrap(sums: Floats, counts: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Mean over tokens with a 95 % interval from resampling whole clusters.
+def cluster_bootstrap(
+    sums: Floats,
+    counts: Floats,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    least: float = -math.inf,
+) -> Estimate:
+    """Mean over tokens with a 95 % interval.
 
-    Percentiles are widened for few clusters (the expanded percentile interval of Hesterberg 2015, doi
-    10.1080/00031305.2015.1089789, section 5.3), because plain percentiles are too narrow there.
+    The bootstrap-t interval (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 12), which follows
+    the skewness that Student's ignores. With few windows it is still too short on the side of the long tail, by an
+    amount of order skewness / sqrt(windows), as in the first term of the Edgeworth expansion; that side is at least
+    Student's and longer by so much. docs/evaluation.md has the coverage.
 
     Args:
         sums: (clusters,) sum of values.
         counts: (clusters,) number of values.
         seed: of the resampling.
         resamples: number of bootstrap samples.
+        least: what the mean cannot fall below, such as 0 for a divergence.
     """
     n = len(sums)
     value = float(sums.sum() / counts.sum())
-    if n < 2:
-        return Estimate(value)
+    error = clustered_standard_error(sums, counts)
+    if n < MIN_WINDOWS or error is None:
+        return Estimate(value, note=too_little_text(n))
+    residuals = sums - value * counts
+    student = student_quantile((1 + LEVEL) / 2, n - 1)
+    ratios = np.clip(_studentized(residuals, counts, seed, resamples), -_STEEPEST * student, _STEEPEST * student)
+    short, long = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    skewness = _skewness(residuals) / math.sqrt(n)
+    below, above = float(long), -float(short)  # a steep ratio stands for a low truth, and the other way round
+    if skewness > 0:
+        above = max(above, student) * (1 + _LONG_TAIL * skewness)
+    else:
+        below = max(below, student) * (1 - _LONG_TAIL * skewness)
+    return Estimate(value, max(least, value - below * error), value + above * error, error)
+
+
+def too_little_text(windows: int) -> str:
+    """Why there is no interval."""
+    return f"too little text: {windows} window{'' if windows == 1 else 's'}, an interval needs {MIN_WINDOWS}"
+
+
+def _studentized(residuals: Floats, counts: Floats, seed: int, resamples: int) -> Floats:
+    """(resamples,) deviation of each resampled mean over its own standard error."""
+    n = len(residuals)
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
+    found = np.empty(resamples)
     step = max(1, _CHUNK_ELEMENTS // n)
     for begin in range(0, resamples, step):
         weights = rng.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - begin)).astype(np.float64)
-        means[begin : begin + step] = (weights @ sums) / (weights @ counts)
-    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * student_quantile((1 + LEVEL) / 2, n - 1))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Estimate(value, float(low), float(high), clustered_standard_error(sums, counts))
+        tokens = weights @ counts
+        shift = (weights @ residuals) / tokens
+        # Sum of the squared residuals about the resample's own mean, expanded.
+        squares = (
+            weights @ residuals**2 - 2 * shift * (weights @ (residuals * counts)) + shift**2 * (weights @ counts**2)
+        )
+        spread_of = np.sqrt(np.maximum(squares, 0.0) * n / (n - 1)) / tokens
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found[begin : begin + step] = np.nan_to_num(shift / spread_of, nan=0.0)
+    return found
+
+
+def _skewness(residuals: Floats) -> float:
+    """Sample skewness (the unbiased ratio of k-statistics); 0 where nothing varies."""
+    n, second = len(residuals), float(np.square(residuals).sum())
+    if second == 0:
+        return 0.0
+    deviation = math.sqrt(second / (n - 1))
+    return n / ((n - 1) * (n - 2)) * float((residuals**3).sum()) / deviation**3
+
+
+def cluster_share(hits: NDArray[np.bool_], clusters: NDArray[Any]) -> Estimate:
+    """Share of tokens with a 95 % interval, clusters as the unit.
+
+    Wilson's score interval with the number of independent tokens that would have the clustered standard error, and
+    Student's quantile (Korn and Graubard 1998, Survey Methodology 24, for proportions of clustered samples). It stays
+    within 0 and 1. Where all windows agree in all tokens nothing can be said of their spread; each token then counts.
+
+    Args:
+        hits: (tokens,).
+        clusters: (tokens,) number of the window.
+    """
+    sums, counts = cluster_sums(hits, clusters)
+    n, share = len(sums), float(sums.sum() / counts.sum())
+    error = clustered_standard_error(sums, counts)
+    if n < MIN_WINDOWS or error is None:
+        return Estimate(share, note=too_little_text(n))
+    tokens = float(counts.sum())
+    independent = min(tokens, share * (1 - share) / error**2) if error else tokens
+    low, high = _score_interval(share, independent, student_quantile((1 + LEVEL) / 2, n - 1))
+    return Estimate(share, low, high, error)
 
 
 def student_quantile(probability: float, freedom: int) -> float:
@@ -110,19 +184,13 @@ def student_quantile(probability: float, freedom: int) -> float:
     return z + g1 / freedom + g2 / freedom**2 + g3 / freedom**3 + g4 / freedom**4
 
 
-def wilson(successes: int, trials: int) -> Estimate:
-    """Share of successes with the 95 % score interval of Wilson 1927 (valid near 0 and 1, unlike the normal one)."""
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"wanted 0 <= successes <= trials and a trial, got {successes} of {trials}")
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    share = successes / trials
+def _score_interval(share: float, trials: float, z: float) -> tuple[float, float]:
+    """The score interval of Wilson 1927, valid near 0 and 1, unlike the normal one."""
     scale = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     # the bounds are exactly 0 and 1 at the ends; rounding must not push them inside
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == trials else centre + half
-    return Estimate(share, low, high, math.sqrt(share * (1 - share) / trials))
+    return 0.0 if share == 0 else centre - half, 1.0 if share == 1 else centre + half
 
 
 def exponential(estimate: Estimate) -> Estimate:
@@ -133,24 +201,5 @@ def exponential(estimate: Estimate) -> Estimate:
         None if estimate.low is None else math.exp(estimate.low),
         None if estimate.high is None else math.exp(estimate.high),
         None if estimate.standard_error is None else value * estimate.standard_error,
+        estimate.note,
     )
-
-
-def verdict(difference: Estimate, kl: float, noise_floor: float | None) -> Verdict:
-    """What the paired difference of log-perplexity and the KL allow one to say.
-
-    Near the baseline neither number ranks models (arXiv 2606.19558), so both within noise is "indistinguishable".
-    Without a measured noise floor, models that differ at all have at most the "same perplexity".
-
-    Args:
-        difference: log-perplexity of the quantized model less the baseline's.
-        kl: mean KL(baseline||quantized).
-        noise_floor: mean KL that the baseline's own rounding causes, if it was measured.
-    """
-    if difference.low is None or difference.high is None:
-        return "too little text"
-    if difference.low > 0:
-        return "worse"
-    if difference.high < 0:
-        return "better"
-    return "indistinguishable" if kl <= (noise_floor or 0.0) else "same perplexity"

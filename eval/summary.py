@@ -9,7 +9,8 @@ import numpy as np
 
 from llmquant.eval.result import ComparisonSection, ConfidenceBucket, Flips, Histogram, KlSection, ProbabilityShift
 from llmquant.eval.scores import TokenScores
-from llmquant.eval.statistics import Floats, cluster_bootstrap, cluster_sums, exponential, verdict, wilson
+from llmquant.eval.statistics import Floats, cluster_bootstrap, cluster_share, cluster_sums, exponential
+from llmquant.eval.verdict import verdict
 
 _BUCKETS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 _LOG10_KL = (-8.0, 2.0)
@@ -22,7 +23,7 @@ def summarize(scores: TokenScores, *, nonfinite: int, noise_floor: float | None,
     Args:
         scores: finite positions only.
         nonfinite: positions left out because a model gave NaN or Inf.
-        noise_floor: mean KL caused by the baseline's own rounding, if measured.
+        noise_floor: KL caused by the rounding of both models' activations, if measured.
         seed: of the bootstrap.
     """
     kl = _kl_section(scores, seed)
@@ -31,7 +32,7 @@ def summarize(scores: TokenScores, *, nonfinite: int, noise_floor: float | None,
         tokens=len(scores.kl),
         nonfinite=nonfinite,
         kl=kl,
-        top1_agreement=wilson(int((scores.top_baseline == scores.top_quantized).sum()), len(scores.kl)),
+        top1_agreement=cluster_share(scores.top_baseline == scores.top_quantized, scores.window),
         log_perplexity_difference=difference,
         perplexity_ratio=exponential(difference),
         probability_shift=_shift(scores),
@@ -44,9 +45,9 @@ def summarize(scores: TokenScores, *, nonfinite: int, noise_floor: float | None,
 
 
 def _kl_section(scores: TokenScores, seed: int) -> KlSection:
-    mean = cluster_bootstrap(*cluster_sums(scores.kl, scores.window), seed=seed)
+    mean = cluster_bootstrap(*cluster_sums(scores.kl, scores.window), seed=seed, least=0.0)
     median, p90, p99, p999, top = (float(x) for x in np.quantile(scores.kl, [0.5, 0.9, 0.99, 0.999, 1.0]))
-    return KlSection(mean.value, mean.low, mean.high, mean.standard_error, median, p90, p99, p999, top)
+    return KlSection(mean.value, mean.low, mean.high, mean.standard_error, median, p90, p99, p999, top, mean.note)
 
 
 def _shift(scores: TokenScores) -> ProbabilityShift:

@@ -7,6 +7,7 @@ sampling, no stopping rule, the same fixed tokens for all models.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,14 +20,19 @@ from torch import Tensor
 
 from llmquant.errors import DataError
 from llmquant.eval.divergence import Progress, evaluating
+from llmquant.eval.dtypes import free_bytes
 from llmquant.eval.machine import device_name
-from llmquant.eval.result import Speed, SpeedProtocol
+from llmquant.eval.result import DenseSpeed, Speed, SpeedProtocol
 from llmquant.eval.statistics import Spread, spread
 from llmquant.layers.accuracy import accuracy_of, kernels_used
+from llmquant.layers.counting import is_packed, weight_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Dense dtypes that may be the fastest, on a CPU and on a GPU: CPUs multiply float16 slowly, GPUs float32.
+_FAST = ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float16))
+_SPARE = 0.7  # share of the free memory that one more version of the baseline may take
 _MAX_ROUNDS = 200
 _PATIENCE = 3  # a crawling machine gets fewer rounds than min_rounds after this many times the planned seconds
 
@@ -76,7 +82,7 @@ def measure_throughput(
     *,
     progress: Progress | None = None,
 ) -> Throughput:
-    """Time prefill and decode of both models.
+    """Time prefill and decode of the quantized model and of the baseline, in its own dtype and in others.
 
     Args:
         baseline: the reference.
@@ -90,20 +96,54 @@ def measure_throughput(
     """
     check_prompt(len(prompt), options)
     ids = prompt[: options.prompt_tokens + options.decode_tokens].expand(options.batch_size, -1)
-    models = (baseline, quantized)
+    dense, left_out = dense_versions(baseline)
+    own, *others = dense.values()
+    models = [own, quantized, *others]
     rounds = take_turns(models, [partial(time_once, model, ids, options) for model in models], options, progress)
+    places = (0, *range(2, len(models)))
+    timed = tuple(_dense_speed(rounds, place, name) for place, name in zip(places, dense, strict=True))
     protocol = SpeedProtocol(
         batch_size=options.batch_size,
         prompt_tokens=options.prompt_tokens,
         decode_tokens=options.decode_tokens,
         threads=torch.get_num_threads(),
         device=device_name(baseline.device),
-        prefill_speedup=ratio(rounds, 1, 0, "prefill"),
-        decode_speedup=ratio(rounds, 1, 0, "decode"),
+        prefill_speedup=timed[0].prefill_speedup,
+        decode_speedup=timed[0].decode_speedup,
+        dense=timed,
+        fastest_prefill=max(timed, key=lambda each: each.prefill.median).dtype,
+        fastest_decode=max(timed, key=lambda each: each.decode.median).dtype,
         kernels=kernels_used(quantized),
         accuracy=accuracy_of(quantized),
+        note=left_out,
     )
     return Throughput(speed(rounds, 0), speed(rounds, 1), protocol)
+
+
+def dense_versions(model: PreTrainedModel) -> tuple[dict[str, PreTrainedModel], str | None]:
+    """The model in every dtype that may be the fastest where it lies, its own first; and what memory left out.
+
+    A packed model has one version, itself.
+    """
+    own = str(model.dtype).removeprefix("torch.")
+    if is_packed(model):
+        return {f"packed {own}": model}, None
+    others = [dtype for dtype in _FAST[model.device.type == "cuda"] if dtype != model.dtype]
+    found, left_out = {own: model}, []
+    for dtype in others:
+        name = str(dtype).removeprefix("torch.")
+        free = free_bytes(model.device)
+        if free is not None and weight_count(model) * dtype.itemsize > _SPARE * free:
+            left_out.append(name)
+            continue
+        found[name] = torch.nn.Module.to(copy.deepcopy(model), dtype)  # transformers' own `to` wants no dtype of some
+    return found, f"too little memory to time the baseline in {', '.join(left_out)}" if left_out else None
+
+
+def _dense_speed(rounds: Sequence[Sequence[Timing]], place: int, name: str) -> DenseSpeed:
+    timed = speed(rounds, place)
+    ratios = (ratio(rounds, 1, place, phase) for phase in Timing._fields)
+    return DenseSpeed(name, timed.prefill, timed.decode, *ratios)
 
 
 def check_prompt(length: int, options: ThroughputOptions) -> None:

@@ -124,9 +124,12 @@ def evaluate(
         length: tokens in a window; 512, or the model's context where that is smaller.
         stride: text tokens from one window to the next; without it windows do not overlap.
         max_windows: use only the first windows.
-        dtype: in which both models compute; "auto" is that of the checkpoint.
+        dtype: "auto" measures losses in float32 over the stored weights if that fits into memory, and speed in the
+            dtype of the checkpoint, against the baseline in that dtype and in the fastest one. "checkpoint" measures
+            losses as the models run by default. A name such as "float32" loads both models in that dtype for
+            everything, which rounds scales anew where it is narrower.
         speed: seconds to spend on prefill and decode throughput; 0 leaves it out.
-        noise_floor: also measure how far the baseline is from itself in float32.
+        noise_floor: where losses are measured in 16 bits, also measure how much of them is rounding.
         accuracy: of the CPU kernels while losses are measured: "exact", or "fast" to see what that mode costs. The
             speed is that of the model's own default.
         kernel: "reference" runs packed layers by plain torch, for comparison; slow.
@@ -151,7 +154,8 @@ def evaluate(
     with no_progress_bar(), loading_for(kernel):
         for done, folder in enumerate((baseline, model)):
             told("loading", done, 2)
-            models.append(load(folder, dtype=dtype, trust_remote_code=trust_remote_code))
+            named = "auto" if dtype == "checkpoint" else dtype
+            models.append(load(folder, dtype=named, trust_remote_code=trust_remote_code))
         told("loading", 2, 2)
     before, after = models
     check_vocabulary(prepared.windows.ids, before)
@@ -162,6 +166,7 @@ def evaluate(
         prepared.subject,
         tokenizer=prepared.tokenizer,
         throughput=prepared.throughput,
+        loss_dtype="auto" if dtype == "auto" else "checkpoint",
         noise_floor=noise_floor,
         accuracy=accuracy,
         progress=progress,

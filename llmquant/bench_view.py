@@ -68,7 +68,8 @@ def _kernels(row: BenchRow) -> str:
 
 
 def _cell(speed: Spread, against_first: Spread | None) -> str:
-    text = f"{number(speed.median)} [dim]({quartiles(speed)})[/]"
+    spread_of = quartiles(speed)
+    text = number(speed.median) + (f" [dim]({spread_of})[/]" if spread_of else "")
     if against_first is None:
         return text
     ratio, kind = speedup(against_first)

@@ -90,10 +90,19 @@ def test_progress_has_totals_from_the_start(model: Path, packed: Path) -> None:
     def progress(stage: str, done: int, total: int) -> None:
         seen.setdefault(stage, []).append((done, total))
 
-    report = evaluate(packed, model, progress=progress, noise_floor=True)
+    report = evaluate(packed, model, progress=progress, noise_floor=True, dtype="checkpoint")
     assert list(seen) == ["loading", "noise floor", "divergence"]
     for steps in seen.values():
         assert steps[0][0] == 0
         assert len({total for _, total in steps}) == 1
         assert steps[-1][0] == steps[-1][1]
     assert seen["divergence"][0][1] == report.protocol.windows
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loss", "computed"),
+    [("auto", "float32", "bfloat16"), ("checkpoint", "bfloat16", "bfloat16"), ("float32", "float32", "float32")],
+)
+def test_dtype_is_that_of_the_loss(model: Path, packed: Path, dtype: str, loss: str, computed: str) -> None:
+    report = evaluate(packed, model, dtype=dtype)
+    assert (report.loss_dtype, report.baseline.dtype, report.quantized.dtype) == (loss, computed, computed)

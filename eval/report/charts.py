@@ -21,8 +21,8 @@ def tradeoff_chart(reports: Sequence[EvalReport]) -> Markup | None:
     ]
     if not points:
         return None
-    lows = [max(report.comparison.kl.low or report.comparison.kl.mean, _SMALLEST) for _, report in points]
-    highs = [max(report.comparison.kl.high or report.comparison.kl.mean, _SMALLEST) for _, report in points]
+    lows = [_on_log_axis(report.comparison.kl.low, report) for _, report in points]
+    highs = [_on_log_axis(report.comparison.kl.high, report) for _, report in points]
     bottom, top = math.floor(math.log10(min(lows)) - 0.1), math.ceil(math.log10(max(highs)) + 0.1)
     left, right = _bits_range([bits for bits, _ in points])
 
@@ -50,6 +50,12 @@ def tradeoff_chart(reports: Sequence[EvalReport]) -> Markup | None:
         f"{report.name} {number(bits)} bits, KL {number(report.comparison.kl.mean)}" for bits, report in points
     )
     return svg(_WIDTH, _HEIGHT, title, *parts)
+
+
+def _on_log_axis(bound: float | None, report: EvalReport) -> float:
+    """A bound of the interval, the mean where there is none; one of zero goes two decades below the mean."""
+    mean = report.comparison.kl.mean
+    return max(mean if bound is None else bound, mean / 100, _SMALLEST)
 
 
 def _bits_range(bits: Sequence[float]) -> tuple[float, float]:
@@ -87,12 +93,15 @@ def _axis_titles(below: str, beside: str) -> Markup:
 
 def _floor(y: float, value: float) -> Markup:
     line = element("line", class_="floor", x1=float(_LEFT), x2=float(_WIDTH - _RIGHT), y1=y, y2=y)
-    text = f"noise floor of the baseline, {number(value, 2)}"
+    text = f"noise floor (rounding of activations), {number(value, 2)}"
     return join(line, element("text", text, class_="tick", x=float(_WIDTH - _RIGHT), y=y - 6, text_anchor="end"))
 
 
 def _point(x: float, y: float, low: float, high: float, report: EvalReport) -> Markup:
     kl = report.comparison.kl
+    if kl.low is None or kl.high is None:
+        tip = element("title", f"{report.name}: KL {number(kl.mean)}; {kl.note}")
+        return element("g", tip, element("circle", class_="point", cx=x, cy=y, r=5.5))
     tip = f"{report.name}: KL {number(kl.mean)}, 95 % interval {number(kl.low)} to {number(kl.high)}"
     return element(
         "g",

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmquant.eval.lines import bytes_text, change, interval, number, percent, quartiles, speed_text, speedup
+from llmquant.eval.lines import (
+    SpeedLine,
+    bytes_text,
+    change,
+    interval,
+    number,
+    percent,
+    plus_minus,
+    short_note,
+    speed_comparisons,
+    verdict_text,
+)
 from llmquant.eval.report.markup import Markup, element
-from llmquant.eval.result import BudgetVerdict, EvalReport, ModelSection, Speed, SpeedProtocol
-from llmquant.eval.statistics import Estimate, Spread
+from llmquant.eval.result import BudgetVerdict, EvalReport, ModelSection
+from llmquant.eval.statistics import Estimate
 
 _HEAD = (("model", None), ("size", "1"), ("bits/weight", "1"), ("perplexity", "2"), ("KL", "3"), ("top-1", "4"))
-_SPEED_HEAD = (("prefill tok/s", "5"), ("decode tok/s", "5"))
+_SPEED_HEAD = (("prefill", "5"), ("decode", "5"))
 
 
 def overview_table(reports: Sequence[EvalReport]) -> Markup:
     """Small print under each number is its interval, error or quartiles; superscripts lead to the footnotes."""
     timed = any(report.speed_protocol for report in reports)
-    heads = [*_HEAD, *(_SPEED_HEAD if timed else ()), ("verdict", "6")]
+    heads = [*_HEAD, *(_SPEED_HEAD if timed else ()), ("loss of perplexity", "6")]
     head = element("tr", *(_head(text, note) for text, note in heads))
     rows = [_baseline_row(reports[0], timed), *(_row(report, timed) for report in reports)]
     table = element("table", element("thead", head), element("tbody", *rows), class_="overview")
@@ -53,50 +64,48 @@ def _change_lines(ratio: Estimate) -> list[str]:
 
 def _baseline_row(report: EvalReport, timed: bool) -> Markup:
     section = report.baseline
-    cells = [*_model_cells(section, None, ()), _cell("–"), _cell("–")]
-    if timed:
-        cells += _speed_cells(section.speed, None)
+    cells = [*_model_cells(section, None, ()), _cell("–"), _cell("–"), *([_cell("1×"), _cell("1×")] if timed else [])]
     return element("tr", element("th", section.name, scope="row"), *cells, element("td", "baseline"), class_="baseline")
 
 
 def _row(report: EvalReport, timed: bool) -> Markup:
     comparison, kl = report.comparison, report.comparison.kl
     top1 = comparison.top1_agreement
-    shares = "" if top1.low is None or top1.high is None else f"[{100 * top1.low:.1f}, {100 * top1.high:.1f}]"
+    shares = short_note(top1.note)
+    if top1.low is not None and top1.high is not None:
+        shares = f"[{100 * top1.low:.1f}, {100 * top1.high:.1f}]"
     cells = [
         *_model_cells(report.quantized, report.size_ratio, _change_lines(comparison.perplexity_ratio)),
-        _cell(number(kl.mean), f"± {number(kl.standard_error, 2)}" if kl.standard_error is not None else ""),
+        _cell(number(kl.mean), plus_minus(kl)),
         _cell(percent(top1.value), shares),
     ]
     if timed:
-        cells += _speed_cells(report.quantized.speed, report.speed_protocol)
+        cells += [_speed_cell(report, phase) for phase in ("prefill", "decode")]
     return element("tr", element("th", report.name, scope="row"), *cells, _verdict_cell(report))
 
 
-def _speed_cells(speed: Speed | None, protocol: SpeedProtocol | None) -> list[Markup]:
-    if speed is None:
-        return [_cell("–"), _cell("–")]
-    ratios = (None, None) if protocol is None else (protocol.prefill_speedup, protocol.decode_speedup)
+def _speed_cell(report: EvalReport, phase: str) -> Markup:
+    """Each ratio with the dense dtype, the speeds and the rounds that it comes from."""
+    lines = [each for each in speed_comparisons(report) if each.phase == phase]
+    if not lines:
+        return _cell("–")
+    return element("td", *(part for each in lines for part in _speed_lines(each)), class_="num")
+
+
+def _speed_lines(each: SpeedLine) -> list[Markup]:
+    sign, style = {"slower": ("▼ slower, ", "bad"), "faster": ("▲ ", "good"), "equal": ("", None)}[each.kind]
+    ratio, _, spread_of = each.ratio.replace("x", "×", 1).partition(" ")
     return [
-        _cell(speed_text(each), quartiles(each), _ratio(ratio))
-        for each, ratio in zip((speed.prefill, speed.decode), ratios, strict=True)
+        element("div", element("span", f"{sign}{ratio}", class_=style), element("small", f"of {each.against}")),
+        element("small", f"{spread_of + ', ' if spread_of else ''}{each.rounds}"),
+        element("small", f"{each.speeds} tok/s"),
     ]
-
-
-def _ratio(ratio: Spread | None) -> Markup | str:
-    if ratio is None:
-        return ""
-    text, kind = speedup(ratio)
-    sign, style = {"slower": ("▼ slower, ", "bad"), "faster": ("▲ ", "good"), "equal": ("", None)}[kind]
-    return element(
-        "span", f"{sign}{ratio.median:.2f}×", class_=style, title=f"ratio of each round, median and quartiles: {text}"
-    )
 
 
 def _verdict_cell(report: EvalReport) -> Markup:
     comparison = report.comparison
-    mood = "good" if comparison.verdict in ("indistinguishable", "same perplexity", "better") else ""
-    badges = [element("span", comparison.verdict, class_=f"badge {mood}")]
+    mood = "bad" if comparison.verdict in ("loss", "large loss") else ""  # and no colour that praises
+    badges = [element("span", verdict_text(comparison), class_=f"badge {mood}")]
     if comparison.nonfinite:
         badges.append(element("span", f"{comparison.nonfinite} positions not finite", class_="badge bad"))
     return element("td", *badges, *(_budget_badge(each) for each in report.budget))

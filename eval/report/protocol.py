@@ -5,6 +5,8 @@ from __future__ import annotations
 from llmquant.eval.lines import number
 from llmquant.eval.report.markup import Markup, element, join
 from llmquant.eval.result import EvalReport
+from llmquant.eval.statistics import MIN_WINDOWS
+from llmquant.eval.verdict import LARGE, NEGLIGIBLE, SMALL
 
 
 def protocol_notes(report: EvalReport) -> Markup:
@@ -16,11 +18,14 @@ def protocol_notes(report: EvalReport) -> Markup:
     return join(element("ol", *notes, class_="notes"), element("dl", *machine))
 
 
-_TOP1 = "Share of positions where both models hold the same token most likely; Wilson 95 % interval."
+_TOP1 = "Share of positions where both models hold the same token most likely; score interval, clustered by window."
 _VERDICT = (
-    "“worse” or “better”: the paired 95 % interval of log-perplexity excludes zero. “same perplexity”: it holds zero. "
-    "“indistinguishable”: it holds zero and KL does not exceed the noise floor. Near the baseline neither number ranks "
-    "models. “within error” beside a budget: the limit lies inside the interval of the measurement."
+    "By the change of perplexity and its paired 95 % interval. “no measurable loss”: the interval reaches zero, "
+    f"and ends below +{100 * SMALL:g} %; “unclear”: it reaches zero and ends above that, so more text is needed. Else "
+    f"the loss is real, and its size gives the word: below {100 * NEGLIGIBLE:g} % negligible, below {100 * SMALL:g} % "
+    f"small, from {100 * LARGE:g} % large. “identical”: KL is zero. “within the noise floor”: KL does not exceed what "
+    "rounding of activations adds. A model that is ahead by chance is not called better. “within error” beside a "
+    "budget: the limit lies inside the interval of the measurement."
 )
 
 
@@ -40,18 +45,19 @@ def _perplexity(report: EvalReport) -> str:
     return (
         f"exp of the mean negative log-likelihood of {text.scored_tokens:,} tokens of {text.source} ({documents}): "
         f"{text.windows} windows of {text.length} tokens, stride {text.stride}, {bos}, each token scored once. "
-        f"Token ids {text.data_hash}. 95 % intervals by resampling windows (seed {report.seed}); the change in percent "
-        "is paired, token by token."
+        f"Token ids {text.data_hash}. 95 % intervals with the window as the unit (bootstrap-t, seed {report.seed}), "
+        f"none below {MIN_WINDOWS} windows; the change in percent is paired, token by token. Measured in "
+        f"{report.loss_note}."
     )
 
 
 def _kl(report: EvalReport) -> str:
     floor = report.comparison.noise_floor
-    known = "was not measured" if floor is None else f"(itself against a wider dtype) is {number(floor, 2)}"
+    known = "" if floor is None else f" Rounding in {report.loss_dtype} adds {number(floor, 2)} to it (noise floor)."
     return (
-        "Mean KL(baseline‖quantized) per token in nats over the whole vocabulary, in float64, ± standard error "
-        "clustered by window. Positions that are not finite are counted, not averaged. "
-        f"The baseline's noise floor {known}.{_accuracy(report.accuracy)}"
+        "Mean KL(baseline‖quantized) per token in nats over the whole vocabulary, ± standard error "
+        f"clustered by window. Both models computed in {report.loss_note}; the divergence is summed in float64. "
+        f"Positions that are not finite are counted, not averaged.{known}{_accuracy(report.accuracy)}"
     )
 
 
@@ -66,9 +72,11 @@ def _speed(report: EvalReport) -> str:
     speed = report.speed_protocol
     if speed is None:
         return "Speed was not measured."
+    dtypes = ", ".join(each.dtype for each in speed.dense)
     return (
         f"Forward passes with a cache, batch {speed.batch_size}: {speed.prompt_tokens} tokens of prompt, then "
-        f"{speed.decode_tokens} single tokens; {speed.threads} threads on {speed.device}. Both models in turn within "
-        f"each of {speed.decode_speedup.runs} rounds. Median and quartiles; the ratios are of each round. "
-        f"The baseline's row shows its speed in the first evaluation.{_accuracy(speed.accuracy)}"
+        f"{speed.decode_tokens} single tokens; {speed.threads} threads on {speed.device}. The baseline in {dtypes} and "
+        "the quantized model take turns within each round; the ratios are of each round, median and quartiles, against "
+        "the checkpoint's own dtype and against the fastest. Below each ratio: its own baseline and rounds."
+        f"{_accuracy(speed.accuracy)}{f' {speed.note}.' if speed.note else ''}"
     )

@@ -28,9 +28,11 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument("--length", type=int, help="tokens in a window (512, or the model's context)")
     parser.add_argument("--stride", type=int, help="tokens between windows (no overlap)")
     parser.add_argument("--max-windows", type=int, help="use only the first windows")
-    parser.add_argument("--dtype", default="auto", help="compute dtype of both models (that of the checkpoint)")
+    parser.add_argument(
+        "--dtype", default="auto", help="auto: loss in float32 if it fits, speed as stored; checkpoint; or a dtype"
+    )
     parser.add_argument("--speed", type=float, default=20, metavar="S", help="seconds for throughput (20; 0: none)")
-    parser.add_argument("--noise-floor", action="store_true", help="measure the baseline against itself in float32")
+    parser.add_argument("--noise-floor", action="store_true", help="of a loss in 16 bits: how much is rounding")
     parser.add_argument(
         "--accuracy", choices=("exact", "fast"), default="exact", help="CPU kernels' accuracy while losses are measured"
     )

@@ -108,7 +108,7 @@ def report(baseline, perturbed, tokenizer, text, tmp_path_factory) -> EvalReport
         recipe_yaml="version: 1\nname: <script>alert(1)</script>\n",
     )
     windows = make_windows([text], tokenizer, source="noise.txt", length=40, context=64)
-    options = ThroughputOptions(prompt_tokens=16, decode_tokens=4, seconds=0.5, min_rounds=3)
+    options = ThroughputOptions(prompt_tokens=16, decode_tokens=4, seconds=2.0, min_rounds=3)
     found = evaluate(baseline, perturbed, windows, subject, tokenizer=tokenizer, throughput=options, noise_floor=True)
     assert found.speed_protocol is not None
     # A dense model has no kernels of ours; the report shows those of a packed one.

@@ -89,7 +89,7 @@ def test_one_object_differs_from_itself_by_nothing(baseline, windows) -> None:
     found = compare(baseline, baseline, windows).section
     assert (found.kl.mean, found.kl.max, found.top1_agreement.value) == (0.0, 0.0, 1.0)
     assert (found.log_perplexity_difference.low, found.log_perplexity_difference.high) == (0.0, 0.0)
-    assert found.verdict == "indistinguishable"
+    assert found.verdict == "identical"
 
 
 def test_a_tiny_change_is_seen_in_float64(baseline, windows) -> None:

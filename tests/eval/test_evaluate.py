@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from llmquant.errors import CheckpointError, DataError, RecipeError
+from llmquant.eval import throughput
 from llmquant.eval.budget import check_budget
 from llmquant.eval.divergence import compare
+from llmquant.eval.evaluate import Subject, evaluate
 from llmquant.eval.machine import machine, versions
 from llmquant.eval.memory import checkpoint_size, parameter_bytes, peak_rss_of
-from llmquant.eval.noise import measure_noise_floor
+from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
-from llmquant.eval.throughput import ThroughputOptions, measure_throughput
+from llmquant.eval.table import render_table
+from llmquant.eval.throughput import ThroughputOptions, Timing, measure_throughput
 from llmquant.eval.windows import make_windows
 
 
@@ -30,8 +34,7 @@ def test_report_holds_what_was_measured(report: EvalReport, baseline) -> None:
     assert report.quantized.memory.parameter_bytes >= 4 * parameters
     assert [each.passed for each in report.budget] == [False, True, True]
     assert not report.budget_passed
-    assert report.comparison.noise_floor is not None
-    assert 0 < report.comparison.noise_floor < 1e-9
+    assert (report.loss_dtype, report.comparison.noise_floor) == ("float32", None)  # nothing to measure there
     assert [token.kl for token in report.worst_tokens] == sorted(
         (token.kl for token in report.worst_tokens), reverse=True
     )
@@ -39,9 +42,10 @@ def test_report_holds_what_was_measured(report: EvalReport, baseline) -> None:
     assert report.speed_protocol is not None
     assert report.speed_protocol.decode_speedup.runs >= 3
     assert report.baseline.speed is not None
-    assert (
-        0 < report.baseline.speed.decode.q25 <= report.baseline.speed.decode.median <= report.baseline.speed.decode.q75
-    )
+    decode = report.baseline.speed.decode
+    assert decode.q25 is not None
+    assert decode.q75 is not None
+    assert 0 < decode.q25 <= decode.median <= decode.q75
 
 
 def test_worst_tokens_are_decoded_in_context(report: EvalReport, text) -> None:
@@ -51,14 +55,15 @@ def test_worst_tokens_are_decoded_in_context(report: EvalReport, text) -> None:
         assert (text + "\n\n")[:begin].endswith(token.context)
 
 
-def test_throughput_alternates_the_models(baseline, perturbed) -> None:
+def test_throughput_alternates_the_models(baseline, perturbed, monkeypatch) -> None:
     order: list[str] = []
     models = [copy.deepcopy(model) for model in (baseline, perturbed)]
     hooks = [
         model.register_forward_pre_hook(lambda *_, name=name: order.append(name))
         for model, name in zip(models, "AB", strict=True)
     ]
-    options = ThroughputOptions(prompt_tokens=8, decode_tokens=2, warmup=0, min_rounds=4, seconds=0.3)
+    monkeypatch.setattr(throughput, "dense_versions", lambda model: ({"float32": model}, None))
+    options = ThroughputOptions(prompt_tokens=8, decode_tokens=2, warmup=0, min_rounds=4, seconds=2.0)
     found = measure_throughput(models[0], models[1], torch.arange(10), options)
     for hook in hooks:
         hook.remove()
@@ -67,6 +72,31 @@ def test_throughput_alternates_the_models(baseline, perturbed) -> None:
     assert found.protocol.prefill_speedup.runs == len(rounds)
     with pytest.raises(DataError, match="needs 10 tokens"):
         measure_throughput(models[0], models[1], torch.arange(9), options)
+
+
+def test_speed_is_against_the_own_dtype_and_the_fastest(baseline, perturbed, monkeypatch) -> None:
+    """Fixed times for each model: the ratios and names follow from them."""
+    seconds = {"float32": (1.0, 8.0), "bfloat16": (2.0, 4.0), "quantized": (0.5, 2.0)}
+
+    def time_once(model, ids, options) -> Timing:
+        name = "quantized" if model is perturbed else str(model.dtype).removeprefix("torch.")
+        return Timing(*(1 / each for each in seconds[name]))
+
+    monkeypatch.setattr(throughput, "time_once", time_once)
+    options = ThroughputOptions(prompt_tokens=8, decode_tokens=2, seconds=0.0)
+    protocol = measure_throughput(baseline, perturbed, torch.arange(10), options).protocol
+    assert [each.dtype for each in protocol.dense] == ["float32", "bfloat16"]
+    assert (protocol.fastest_prefill, protocol.fastest_decode) == ("float32", "bfloat16")
+    assert (protocol.prefill_speedup.median, protocol.decode_speedup.median) == (2.0, 4.0)
+    assert (protocol.dense[1].prefill_speedup.median, protocol.dense[1].decode_speedup.median) == (4.0, 2.0)
+    assert baseline.dtype == torch.float32
+
+
+def test_a_dense_dtype_that_does_not_fit_is_named(baseline, monkeypatch) -> None:
+    monkeypatch.setattr(throughput, "free_bytes", lambda _: 100)
+    versions_of, note = throughput.dense_versions(baseline)
+    assert list(versions_of) == ["float32"]
+    assert "bfloat16" in (note or "")
 
 
 def test_decode_uses_the_cache(baseline) -> None:
@@ -134,16 +164,35 @@ def test_peak_memory_of_a_call() -> None:
     assert (64 << 20) <= peak.rise_bytes < (256 << 20)
 
 
-def test_noise_floor_is_the_kl_to_the_wider_dtype(baseline, tokenizer, text) -> None:
-    windows = make_windows([text], tokenizer, source="t", length=40, max_windows=4)
-    half = copy.deepcopy(baseline).to(torch.bfloat16)
-    floor = measure_noise_floor(half, windows, max_windows=2)
-    wide = copy.deepcopy(half).to(torch.float32)
-    few = make_windows([text], tokenizer, source="t", length=40, max_windows=2)
-    assert floor == pytest.approx(compare(wide, half, few).section.kl.mean, rel=1e-6)
-    assert 1e-7 < floor < 0.1
-    with pytest.raises(DataError, match="no wider dtype"):
-        measure_noise_floor(copy.deepcopy(baseline).to(torch.float64), windows)
+def test_a_few_windows_give_no_interval_anywhere(baseline, perturbed, tokenizer, text) -> None:
+    windows = make_windows([text], tokenizer, source="t", length=40, max_windows=7)
+    found = evaluate(baseline, perturbed, windows, Subject(name="q", baseline_name="b"), tokenizer=tokenizer)
+    assert found.comparison.verdict == "too little text"
+    data = json.loads(found.to_json())
+    sections = [data["comparison"]["kl"], data["comparison"]["top1_agreement"], data["comparison"]["perplexity_ratio"]]
+    for section in (*sections, data["baseline"]["perplexity"], data["quantized"]["perplexity"]):
+        assert (section["low"], section["high"], section["standard_error"]) == (None, None, None)
+        assert section["note"] == "too little text: 7 windows, an interval needs 8"
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(render_table([found]))
+    for shown in (capture.get(), render_page([found])):
+        assert shown.count("too little text") >= 4
+        assert "±" not in shown.split("Loss by token")[0].split("How it was")[0]
+
+
+def test_a_loss_in_16_bits_says_so_and_has_a_floor(baseline, perturbed, tokenizer, text) -> None:
+    windows = make_windows([text], tokenizer, source="t", length=40, max_windows=8)
+    pair = [copy.deepcopy(model).to(torch.bfloat16) for model in (baseline, perturbed)]
+    subject = Subject(name="q", baseline_name="b")
+    narrow = evaluate(*pair, windows, subject, tokenizer=tokenizer, loss_dtype="checkpoint", noise_floor=True)
+    wide = evaluate(*pair, windows, subject, tokenizer=tokenizer, noise_floor=True)
+    assert (narrow.loss_dtype, wide.loss_dtype) == ("bfloat16", "float32")
+    assert narrow.comparison.noise_floor is not None
+    assert 1e-7 < narrow.comparison.noise_floor < 0.1
+    assert wide.comparison.noise_floor is None
+    assert all(model.dtype == torch.bfloat16 for model in pair)
+    assert "computed in float32" in render_page([wide])
 
 
 def test_facts_name_no_host() -> None:

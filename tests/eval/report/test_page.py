@@ -19,6 +19,7 @@ from llmquant.eval.report.worst import visible
 from llmquant.eval.result import EvalReport
 from llmquant.eval.statistics import Estimate, Spread
 from llmquant.eval.table import render_table
+from llmquant.readable import printable
 
 VOID = {"meta"}
 
@@ -56,7 +57,7 @@ def _parsed(page: str) -> _Checker:
 @pytest.fixture(scope="module")
 def other(report: EvalReport) -> EvalReport:
     kl = dataclasses.replace(report.comparison.kl, mean=0.0, low=0.0, high=0.0, standard_error=0.0)
-    comparison = dataclasses.replace(report.comparison, kl=kl, verdict="indistinguishable")
+    comparison = dataclasses.replace(report.comparison, kl=kl, verdict="identical")
     return dataclasses.replace(report, name="int8", comparison=comparison)
 
 
@@ -64,6 +65,8 @@ def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
     text = _parsed(render_page([report, other])).text
     kl, comparison, speed = report.comparison.kl, report.comparison, report.quantized.speed
     assert speed is not None
+    assert report.baseline.speed is not None
+    assert report.speed_protocol is not None
     expected = [
         bytes_text(report.quantized.checkpoint_bytes),
         number(report.quantized.bits_per_weight),
@@ -81,7 +84,10 @@ def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
         percent(comparison.top1_agreement.value),
         number(speed.prefill.median),
         number(speed.decode.median),
-        number(speed.decode.q25),
+        f"{number(report.baseline.speed.decode.median)} → {number(speed.decode.median)} tok/s",
+        f"{report.speed_protocol.decode_speedup.runs} rounds",
+        "of float32, the checkpoint's",
+        "the fastest",
         str(comparison.flips.right_to_wrong),
         report.protocol.data_hash,
         report.machine["cpu"],
@@ -97,7 +103,8 @@ def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
         "✗",
         "✓",
         "noise.txt",
-        "indistinguishable",
+        "identical",
+        "computed in float32",
         f"{report.protocol.windows} windows of 40 tokens",
     ]
     assert [value for value in expected if str(value) not in text] == []
@@ -142,11 +149,86 @@ def test_page_of_a_bare_report(report: EvalReport) -> None:
 
 def test_slower_models_get_a_flag(report: EvalReport) -> None:
     assert report.speed_protocol is not None
-    slow = dataclasses.replace(report.speed_protocol, decode_speedup=Spread(0.8, 0.7, 0.9, 5))
-    page = render_page([dataclasses.replace(report, speed_protocol=slow)])
+    slow = dataclasses.replace(report.speed_protocol.dense[0], decode_speedup=Spread(0.8, 0.7, 0.9, 5))
+    protocol = dataclasses.replace(report.speed_protocol, dense=(slow,), fastest_decode="float32")
+    page = render_page([dataclasses.replace(report, speed_protocol=protocol)])
     assert "▼ slower, 0.80×" in _parsed(page).text
     assert speedup(Spread(0.98, 0.9, 1.1, 5))[1] == "equal"
     assert speedup(Spread(1.2, 1.1, 1.3, 5))[1] == "faster"
+    assert speedup(Spread(1.2, None, None, 1)) == ("1.20x", "equal")
+
+
+def test_no_praise_and_no_colour_for_noise(report: EvalReport) -> None:
+    ahead = Estimate(0.999, 0.9985, 0.9995, 0.0003)
+    comparison = dataclasses.replace(report.comparison, perplexity_ratio=ahead, verdict="no measurable loss")
+    page = render_page([dataclasses.replace(report, comparison=comparison, budget=())])
+    assert ">no measurable loss<" in page
+    assert "badge good" not in page
+
+
+def test_one_round_gives_no_interval(report: EvalReport) -> None:
+    assert report.speed_protocol is not None
+    once = dataclasses.replace(
+        report.speed_protocol.dense[0],
+        prefill_speedup=Spread(3.54, None, None, 1),
+        decode_speedup=Spread(2.73, None, None, 1),
+    )
+    protocol = dataclasses.replace(
+        report.speed_protocol, dense=(once,), fastest_prefill="float32", fastest_decode="float32"
+    )
+    bare = dataclasses.replace(report, speed_protocol=protocol)
+    for shown in (_printed([bare]), _parsed(render_page([bare])).text):
+        assert "1 round" in shown
+        assert "3.54x (" not in shown
+        assert "3.54× (" not in shown
+
+
+def test_each_row_has_the_baseline_of_its_own_run(report: EvalReport) -> None:
+    """Two runs on a machine that was busy in one: each ratio stands beside the speeds it comes from."""
+    assert report.speed_protocol is not None
+    assert report.quantized.speed is not None
+    rows = []
+    for name, dense, quantized in (("first", 235.0, 470.0), ("second", 60.0, 180.0)):
+        ratio = Spread(quantized / dense, 1.0, 9.0, 7)
+        speeds = (Spread(dense, 1.0, 2.0, 7),) * 2
+        own = dataclasses.replace(
+            report.speed_protocol.dense[0],
+            prefill=speeds[0],
+            decode=speeds[1],
+            prefill_speedup=ratio,
+            decode_speedup=ratio,
+        )
+        protocol = dataclasses.replace(
+            report.speed_protocol, dense=(own,), fastest_prefill=own.dtype, fastest_decode=own.dtype
+        )
+        timed = dataclasses.replace(report.quantized.speed, decode=Spread(quantized, 1.0, 2.0, 7))
+        section = dataclasses.replace(report.quantized, speed=timed)
+        rows.append(dataclasses.replace(report, name=name, quantized=section, speed_protocol=protocol))
+    for shown in (_printed(rows), _parsed(render_page(rows)).text):
+        assert "235 → 470" in shown
+        assert "60.0 → 180" in shown
+        assert "7 rounds" in shown
+
+
+NASTY = ["[/x]", "[red]x[/red]", "a\\", "[link=file:///x]y", ":smile:", "\x1b[2J", "[bold", "\ud800"]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_names_from_outside_are_plain_text(report: EvalReport, name: str) -> None:
+    protocol = dataclasses.replace(report.protocol, source=name)
+    baseline = dataclasses.replace(report.baseline, name=name)
+    nasty = dataclasses.replace(report, name=name, protocol=protocol, baseline=baseline, loss_note=name)
+    shown = _printed([nasty])
+    assert printable(name) in shown
+    assert "\x1b[2J" not in shown
+    assert "<main>" in render_page([nasty])
+
+
+def _printed(reports: list[EvalReport]) -> str:
+    console = Console(width=200, force_terminal=False)
+    with console.capture() as capture:
+        console.print(render_table(reports))
+    return capture.get()
 
 
 def test_reports_of_other_texts_do_not_mix(report: EvalReport) -> None:
@@ -173,7 +255,9 @@ def test_verdict_line(report: EvalReport) -> None:
     for part in (
         "32.0 bits per weight",
         "1.00x smaller",
-        f"KL {number(report.comparison.kl.mean)}",
+        f"KL {number(report.comparison.kl.mean)} ± ",
+        "in float32",
+        "of float32, the checkpoint's",
         "budget FAILED (kl)",
     ):
         assert part in line

@@ -1,0 +1,157 @@
+"""In which dtype a model computes while its loss is measured: float32 over exactly the stored weights, where it fits.
+
+In bfloat16 the rounding of activations alone moves an 8-bit model as far as its weights do, so a loss measured there is
+half noise. `in_float32` takes that noise away and leaves the weights alone: what is stored in 16 bits becomes float32
+without rounding; packed weights keep their scales, and are what plain readers make of them: `scale * (code - zero)` in
+the dtype of the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from llmquant.layers.packed_embedding import PackedEmbedding
+from llmquant.layers.packed_linear import PackedLinear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Wanted = Literal["auto", "checkpoint"]
+
+_SPARE = 0.85  # share of the free memory that the wider weights may take; the rest is for activations
+_MEMINFO = Path("/proc/meminfo")
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device: what the system or the container has left; None where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    known = []
+    if _MEMINFO.is_file():
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+        known += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    for limit, used in _CGROUPS:
+        if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
+            known.append(int(most) - int(used.read_text()))
+    return min(known, default=None)
+
+
+def widening_bytes(model: nn.Module) -> int:
+    """Memory that a model takes on top in float32; its packed weights stay packed, but for tables of embeddings."""
+    rows = sum(4 * table.num_embeddings * table.embedding_dim for _, _, table in _tables(model))
+    return rows + sum((4 - tensor.itemsize) * tensor.numel() for tensor in _narrow_tensors(model))
+
+
+def is_narrow(model: nn.Module) -> bool:
+    """Whether a model computes in less than float32 anywhere."""
+    return bool(_narrow_tensors(model) or _tables(model))
+
+
+def fits_float32(models: Iterable[nn.Module], device: torch.device) -> bool:
+    """Whether all models fit into memory at once in float32; True where nothing tells how much there is."""
+    free = free_bytes(device)
+    return free is None or sum(map(widening_bytes, models)) <= _SPARE * free
+
+
+@dataclass(frozen=True, slots=True)
+class LossDtype:
+    """In which dtype a loss is measured, and why, in words for the reader of the report."""
+
+    wide: bool
+    dtype: str
+    note: str
+
+
+def choose(models: Sequence[PreTrainedModel], wanted: Wanted, *, kernels: bool) -> LossDtype:
+    """Settle how the loss of a pair is measured.
+
+    Args:
+        models: baseline and quantized.
+        wanted: "auto" for float32 where it fits; "checkpoint" for the dtype that the models have.
+        kernels: whether packed layers stay on their kernels in float32.
+    """
+    name = str(models[0].dtype).removeprefix("torch.")
+    weights = "packed layers on their kernels" if kernels else "the exact stored weights, dequantized as readers do"
+    if wanted == "checkpoint":
+        return LossDtype(False, name, f"as the models are loaded: {name}")
+    device = models[0].device
+    if fits_float32(models, device):
+        return LossDtype(True, "float32", f"float32, {weights}")
+    needed, free = sum(map(widening_bytes, models)), free_bytes(device) or 0
+    return LossDtype(
+        False,
+        name,
+        f"{name}, because float32 needs {needed / 1e9:.2g} GB more and {free / 1e9:.2g} GB are free; its rounding is "
+        "part of the KL, see the noise floor",
+    )
+
+
+@contextmanager
+def in_float32(model: nn.Module, *, keep_kernels: bool = False) -> Iterator[None]:
+    """Let a model compute in float32 inside the block, in place; after it, it is as it was, bit for bit.
+
+    Args:
+        model: with float parameters of 16 or 32 bits.
+        keep_kernels: leave packed layers on their kernels, which quantize activations and do not round the weights;
+            else they run as plain readers do: dequantized, then multiplied by torch.
+    """
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # else float32 may multiply as bfloat16 or TF32
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    prepared = [] if keep_kernels else [layer for layer in packed if layer.weight_prepared is not None]
+    tables = _tables(model)
+    wide = [(tensor, tensor.dtype) for tensor in _narrow_tensors(model)]
+    try:
+        for layer in prepared:
+            layer.unprepare()
+        for parent, name, table in tables:
+            setattr(parent, name, table.dense().requires_grad_(False).float().train(table.training))
+        for tensor, _ in wide:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, dtype in wide:
+            tensor.data = tensor.data.to(dtype)  # what came from there goes back without rounding
+        for parent, name, table in tables:
+            setattr(parent, name, table)
+        for layer in prepared:
+            layer.prepare()
+        torch.set_float32_matmul_precision(precision)
+
+
+def _tables(model: nn.Module) -> list[tuple[nn.Module, str, PackedEmbedding]]:
+    """Packed embeddings and where they are: their rows come in the dtype of the scales, so dense ones stand in."""
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, PackedEmbedding)
+    ]
+
+
+def _narrow_tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers of 16 bits, without those that belong to a packed weight."""
+    stored = {
+        id(tensor)
+        for layer in model.modules()
+        if isinstance(layer, PackedLinear)
+        for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
+        if name != "bias"
+    }
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return [
+        tensor
+        for key, tensor in tensors.items()
+        if key not in stored and tensor.is_floating_point() and tensor.itemsize < 4
+    ]
