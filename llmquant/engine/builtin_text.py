@@ -1,15 +1,19 @@
-"""Text that every CPython carries: the source files and documentation topics of the standard library.
+"""Texts that need no network: a mixture that is shipped, and what every CPython carries.
 
-The demo must work without a network, so its texts are read from the user's own Python. Nothing is shipped. Whole
-modules (and whole documentation topics) are dealt to one of three splits by a hash of their name, so the splits are
-disjoint and the same module lands in the same split under every Python version.
+`builtin:mixed` is prose, other languages, code, mathematics, tables and dialogue for calibration; SOURCES.md beside it
+says where it comes from. `builtin:python` is the source files and documentation topics of the user's own Python. Whole
+modules (and whole topics) are dealt to one of three splits by a hash of their name, so the splits are disjoint and the
+same module lands in the same split under every Python version.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import sysconfig
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,6 +27,18 @@ _SKIPPED_FOLDERS = {
     "pydoc_data", "site-packages", "test", "tests", "turtledemo",
 }  # fmt: skip
 _MIN_CHARS = 400
+
+
+def mixed_documents(split: str) -> list[str]:
+    """The documents of the mixture, in an order of which each part holds every kind.
+
+    Raises:
+        DataError: for another split than "calibration", the only one: nothing of it is for evaluation.
+    """
+    if split != "calibration":
+        raise DataError(f"builtin:mixed has no {split!r} split: it is for calibration; evaluate on other text")
+    packed = files("llmquant").joinpath("calibration_text", "mixed.jsonl.gz").read_bytes()
+    return [json.loads(line)["text"] for line in gzip.decompress(packed).decode().splitlines()]
 
 
 def split_of(name: str) -> Split:

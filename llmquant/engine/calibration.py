@@ -29,7 +29,7 @@ class CalibrationData:
     """Attributes:
     windows: (samples, length) int64 token ids.
     sha256: hash of the token ids, which goes into the report and guards a resumed run.
-    note: what had to be changed against the recipe, or "".
+    note: what the user should know: that the text is a built-in one, what had to be changed against the recipe; or "".
     """
 
     windows: Tensor
@@ -54,7 +54,11 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
         DataError: if the text is too short for the windows that were asked, or the context for any text.
     """
     length = min(spec.length, context) if context else spec.length
-    note = "" if length == spec.length else f"windows cut from {spec.length} to the model's context of {length} tokens"
+    notes = []
+    if spec.dataset.startswith("builtin:"):
+        notes.append(f"calibrating on the built-in text {spec.dataset}; text like the model will see is better")
+    if length != spec.length:
+        notes.append(f"windows cut from {spec.length} to the model's context of {length} tokens")
     bos = bos_tokens(tokenizer)
     body = length - len(bos)
     if body < 1:
@@ -77,7 +81,7 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
     rows = torch.tensor(tokens[:wanted], dtype=torch.int64, device="cpu").view(spec.samples, body)
     start = torch.tensor(bos, dtype=torch.int64, device="cpu").expand(spec.samples, -1)
     windows = torch.cat([start, rows], 1)
-    return CalibrationData(windows, tokens_hash(windows), note)
+    return CalibrationData(windows, tokens_hash(windows), "; ".join(notes))
 
 
 def context_limit(config: PretrainedConfig) -> int | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from llmquant.engine.builtin_text import python_documents
+from llmquant.engine.builtin_text import mixed_documents, python_documents
 from llmquant.errors import DataError
 
 _HUB_DOCUMENTS = 20_000  # a streamed data set can be endless
@@ -17,18 +17,20 @@ def read_documents(dataset: str, *, split: str | None = None, column: str = "tex
     """Documents of a data set, in a fixed order.
 
     Args:
-        dataset: a .txt, .jsonl or .json file; "builtin:python" (the standard library's own sources); or "hub:NAME", a
-            data set of the `datasets` library, streamed.
+        dataset: a .txt, .jsonl or .json file; "builtin:mixed" (shipped, for calibration) or "builtin:python" (the
+            standard library's own sources); or "hub:NAME", a data set of the `datasets` library, streamed.
         split: split of a built-in or hub data set; calibration or train by default.
         column: key of the text in jsonl rows, json rows and hub data sets.
 
     Raises:
         DataError: if there is no such data set, or it holds no text.
     """
+    if dataset == "builtin:mixed":
+        return mixed_documents(split or "calibration")
     if dataset == "builtin:python":
         return python_documents(split or "calibration")  # pyright: ignore[reportArgumentType]  # checked there
     if dataset.startswith("builtin:"):
-        raise DataError(f"unknown built-in data set {dataset!r}; there is one: builtin:python")
+        raise DataError(f"unknown built-in data set {dataset!r}; there are builtin:mixed and builtin:python")
     source = _hub_rows(dataset[4:], split, column) if dataset.startswith("hub:") else _file_rows(Path(dataset), column)
     documents = [text for text in source if text.strip()]
     if not documents:

@@ -159,7 +159,8 @@ class Calibration(_Model):
     """The text that calibrated methods see.
 
     Attributes:
-        dataset: "builtin:python" (the sources of the running Python), a .txt, .jsonl or .json file, or "hub:<name>".
+        dataset: "builtin:mixed" (a shipped mixture of prose, languages, code, mathematics and tables), "builtin:python"
+            (the sources of the running Python), a .txt, .jsonl or .json file, or "hub:<name>".
         split: of a hub data set; None means its training split.
         column: of a hub data set or a JSON file.
         samples: number of windows.
@@ -167,7 +168,7 @@ class Calibration(_Model):
         seed: draws the windows.
     """
 
-    dataset: str = Field(default="builtin:python", min_length=1)
+    dataset: str = Field(default="builtin:mixed", min_length=1)
     split: str | None = None
     column: str = "text"
     samples: int = Field(default=128, ge=1)
@@ -178,13 +179,13 @@ class Calibration(_Model):
     @classmethod
     def _check_dataset(cls, name: str) -> str:
         prefix, _, rest = name.partition(":")
-        if prefix == "builtin" and rest != "python":
-            raise ValueError(f"unknown built-in data set {name!r}; the only one is 'builtin:python'")
+        if prefix == "builtin" and rest not in ("mixed", "python"):
+            raise ValueError(f"unknown built-in data set {name!r}; there are 'builtin:mixed' and 'builtin:python'")
         if prefix == "hub" and not rest:
             raise ValueError("'hub:' lacks the data set's name, as in 'hub:org/name'")
         if prefix not in ("builtin", "hub") and not name.endswith((".txt", ".jsonl", ".json")):
             raise ValueError(
-                f"cannot tell what {name!r} is; write 'builtin:python', a .txt, .jsonl or .json file, or 'hub:{name}'"
+                f"cannot tell what {name!r} is; write 'builtin:mixed', a .txt, .jsonl or .json file, or 'hub:{name}'"
             )
         return name
 
@@ -249,7 +250,7 @@ class Recipe(_Model):
             methods = sorted({rounding.method for rounding in self.roundings if rounding.algorithm.NEEDS})
             raise _at_key(
                 "calibration",
-                f"{listed(methods)} needs calibration text; add `calibration: {{dataset: builtin:python}}`",
+                f"{listed(methods)} needs calibration text; add `calibration: {{dataset: builtin:mixed}}`",
             )
         return self
 

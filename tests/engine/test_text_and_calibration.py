@@ -1,8 +1,11 @@
 """Texts and calibration windows: every kind of file, every way to be wrong, and windows that can be reproduced."""
 
+import gzip
 import json
 import re
 import sys
+from collections import Counter
+from importlib.resources import files
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +59,53 @@ def test_missing_binary_and_unknown_sources(tmp_path):
         read_documents("builtin:wiki")
 
 
+def mixed() -> list[dict[str, str]]:
+    packed = files("llmquant").joinpath("calibration_text", "mixed.jsonl.gz").read_bytes()
+    return [json.loads(line) for line in gzip.decompress(packed).decode().splitlines()]
+
+
+def test_the_mixture_is_mixed_everywhere():
+    """1 to 2 MB; any tenth of it has prose and other languages and code, and no kind is more than half."""
+    rows = mixed()
+    assert [row["text"] for row in rows] == read_documents("builtin:mixed")
+    assert 1e6 < sum(len(row["text"].encode()) for row in rows) < 2e6
+    sizes = Counter()
+    for row in rows:
+        sizes[row["kind"]] += len(row["text"].encode())
+    assert set(sizes) == {"prose", "languages", "code", "mathematics", "tables", "dialogue"}
+    assert max(sizes.values()) < 0.5 * sizes.total()
+    tenth = len(rows) // 10
+    for start in range(0, len(rows) - tenth, tenth):
+        assert {"prose", "languages", "code"} <= {row["kind"] for row in rows[start : start + tenth]}
+    with pytest.raises(DataError, match="evaluate on other text"):
+        read_documents("builtin:mixed", split="eval")
+
+
+def test_every_source_of_the_mixture_is_named():
+    """Each book by its title, each other kind with its licence."""
+    said = files("llmquant").joinpath("calibration_text", "SOURCES.md").read_text(encoding="utf-8").lower()
+    said = " ".join(said.split())
+    titles = {row["source"].split(",")[0].lower() for row in mixed() if row["kind"] == "prose"}
+    assert len(titles) == 14
+    known = {"a romance of the south seas": "typee", "the tragedy of hamlet": "hamlet"}
+    known |= {"jane eyre an autobiography": "jane eyre"}
+    for title in titles:
+        assert known.get(title, title) in said
+    assert {kind for kind in {row["kind"] for row in mixed()} if f"| {kind} |" in said} == {
+        "prose", "languages", "code", "mathematics", "tables", "dialogue",
+    }  # fmt: skip
+
+
+def test_evaluation_text_is_not_in_the_mixture(shared_data):
+    """No sentence of the texts that evaluations use."""
+    held_out = (shared_data / "text" / "gutenberg.valid.txt").read_text() + (
+        shared_data / "text" / "wiki.test.hfjoin.txt"
+    ).read_text()
+    for row in mixed():
+        middle = len(row["text"]) // 2
+        assert row["text"][middle : middle + 60] not in held_out
+
+
 def test_builtin_splits_are_disjoint_and_deal_by_name_alone():
     train, calibration, evaluation = (set(python_documents(s)) for s in ("train", "calibration", "eval"))
     assert len(train) > len(calibration) > 5
@@ -69,6 +119,13 @@ def test_builtin_splits_are_disjoint_and_deal_by_name_alone():
 
 def spec(text_file, **changes):
     return Calibration(**({"dataset": str(text_file), "samples": 6, "length": 40} | changes))
+
+
+def test_a_built_in_text_is_told():
+    """Not a file of the user's."""
+    tokenizer = byte_tokenizer()
+    for name in ("builtin:mixed", "builtin:python"):
+        assert f"the built-in text {name}" in load_calibration(spec(name), tokenizer).note
 
 
 def test_windows_are_reproducible_begin_with_bos_and_follow_the_seed(text_file):

@@ -119,7 +119,7 @@ def test_presets_load_and_explain_themselves() -> None:
         assert preset_text(name).startswith("# ")
         assert (recipe.calibration is not None) == name.endswith("-gptq")
         if recipe.calibration:
-            assert (recipe.calibration.dataset, recipe.calibration.samples) == ("builtin:python", 128)
+            assert (recipe.calibration.dataset, recipe.calibration.samples) == ("builtin:mixed", 128)
 
 
 RULES = "version: 1\nrules:\n  - match: linear\n    scheme: int4-g128\n"
@@ -194,7 +194,7 @@ RULES = "version: 1\nrules:\n  - match: linear\n    scheme: int4-g128\n"
         (RULES + "calibration: {sample: 3}\n", "calibration.sample: unknown key; did you mean 'samples'?"),
         (RULES + "calibration: {zzz: 3}\n", "calibration.zzz: unknown key; the keys here are dataset, split, column"),
         (RULES + "calibration: {dataset: wikitext}\n", "or 'hub:wikitext'"),
-        (RULES + "calibration: {dataset: 'builtin:c'}\n", "the only one is 'builtin:python'"),
+        (RULES + "calibration: {dataset: 'builtin:c'}\n", "there are 'builtin:mixed' and 'builtin:python'"),
         (RULES + "calibration: {dataset: 'hub:'}\n", "'hub:' lacks the data set's name"),
         (RULES + "budget: {kl: x}\n", "r.yaml:5: budget.kl: expected a number, got 'x'"),
         (RULES + "budget: {kl: 0}\n", "budget.kl: should be greater than 0, got 0"),
