@@ -88,6 +88,11 @@ def test_long_tail_is_on_the_side_of_the_skewness() -> None:
     assert up.high is not None
     assert down.low is not None
     assert up.high - up.value > 1.5 * (up.value - up.low)
+    assert up.standard_error is not None
+    deviations = (sums - sums.mean()) / sums.std(ddof=1)
+    skewness = 16 / (15 * 14) * float((deviations**3).sum())  # the sample's, by k-statistics
+    least = student_quantile(0.975, 15) * (1 + 2 * skewness / math.sqrt(16))
+    assert up.high - up.value >= least * up.standard_error
     assert down.value - down.low == pytest.approx(up.high - up.value, rel=0.1)
     assert cluster_bootstrap(sums, np.ones(16), least=up.value).low == up.value
 
