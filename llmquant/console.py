@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +34,7 @@ def print_result(console: Console, result: RunResult) -> None:
         console.print(f"[yellow]note:[/] {shown(name.replace('_', ' '))}: {count}")
 
 
-def _worst_layers(layers: dict[str, dict[str, object]]) -> Table:
+def _worst_layers(layers: dict[str, dict[str, Any]]) -> Table:
     table = Table(title="Layers with the largest error", title_justify="left", box=None, header_style="dim")
     table.add_column("layer", overflow="fold")
     table.add_column("scheme")

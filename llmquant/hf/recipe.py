@@ -144,7 +144,7 @@ class RecipeQuantizer(HfQuantizer):
         assert plan.recipe.calibration is not None
         tokenizer = self.quantization_config.tokenizer
         if tokenizer is None:  # whoever trusts the model's code trusts that of the tokenizer beside it
-            tokenizer = load_tokenizer(model.name_or_path, trust_remote_code=runs_remote_code(model))
+            tokenizer = load_tokenizer(str(model.name_or_path), trust_remote_code=runs_remote_code(model))
         elif isinstance(tokenizer, (str, Path)):
             tokenizer = load_tokenizer(tokenizer)
         with torch.device("cpu"):  # transformers is building the model on meta
