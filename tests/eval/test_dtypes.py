@@ -71,6 +71,14 @@ def test_float32_is_that_of_the_dequantized_model(model: Path, windows: Windows,
     assert compare(baseline, packed, windows).section == narrow
 
 
+@pytest.mark.usefixtures("reference_kernels")
+def test_scales_of_layers_without_kernels_stay_as_stored(model: Path, windows: Windows, tmp_path: Path) -> None:
+    folder = llmquant.quantize(model, RECIPES["int8"], tmp_path / "out").folder
+    packed, dense = llmquant.load(folder), llmquant.load(folder, packed=False).float()
+    with in_float32(packed):
+        assert compare(dense, packed, windows).section.kl.mean == 0.0
+
+
 def test_models_are_as_they_were_after_an_error(model: Path) -> None:
     loaded = llmquant.load(model)
     before = snapshot(loaded)
