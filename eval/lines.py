@@ -115,15 +115,14 @@ def speed_comparisons(report: EvalReport) -> list[SpeedLine]:
     protocol, quantized = report.speed_protocol, report.quantized.speed
     if protocol is None or quantized is None:
         return []
-    found = []
+    found, dtypes = [], [each.dtype for each in protocol.dense]
     for phase, fastest in (("prefill", protocol.fastest_prefill), ("decode", protocol.fastest_decode)):
-        own = protocol.dense[0].dtype
         for dense in protocol.dense:
-            if dense.dtype not in (own, fastest):
+            if dense.dtype not in (dtypes[0], fastest):
                 continue
             ratio = getattr(dense, f"{phase}_speedup")
-            words = [dense.dtype, *(["the checkpoint's"] if dense.dtype == own else [])]
-            words += ["the fastest"] if dense.dtype == fastest and len(protocol.dense) > 1 else []
+            words = [dense.dtype, *(["the checkpoint's"] if dense.dtype == dtypes[0] else [])]
+            words += ["the fastest"] if dense.dtype == fastest and len(dtypes) > 1 else []
             speeds = f"{speed_text(getattr(dense, phase))} → {speed_text(getattr(quantized, phase))}"
             found.append(SpeedLine(phase, ", ".join(words), *speedup(ratio), speeds, rounds_text(ratio)))
     return found

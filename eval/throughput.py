@@ -136,7 +136,8 @@ def dense_versions(model: PreTrainedModel) -> tuple[dict[str, PreTrainedModel], 
         if free is not None and weight_count(model) * dtype.itemsize > _SPARE * free:
             left_out.append(name)
             continue
-        found[name] = torch.nn.Module.to(copy.deepcopy(model), dtype)  # transformers' own `to` wants no dtype of some
+        found[name] = copy.deepcopy(model)
+        torch.nn.Module.to(found[name], dtype)  # in place; transformers' own `to` takes no dtype for some models
     return found, f"too little memory to time the baseline in {', '.join(left_out)}" if left_out else None
 
 

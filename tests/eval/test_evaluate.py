@@ -183,10 +183,11 @@ def test_a_few_windows_give_no_interval_anywhere(baseline, perturbed, tokenizer,
 
 def test_a_loss_in_16_bits_says_so_and_has_a_floor(baseline, perturbed, tokenizer, text) -> None:
     windows = make_windows([text], tokenizer, source="t", length=40, max_windows=8)
-    pair = [copy.deepcopy(model).to(torch.bfloat16) for model in (baseline, perturbed)]
+    pair = tuple(copy.deepcopy(model).to(torch.bfloat16) for model in (baseline, perturbed))
+    one, other = pair
     subject = Subject(name="q", baseline_name="b")
-    narrow = evaluate(*pair, windows, subject, tokenizer=tokenizer, loss_dtype="checkpoint", noise_floor=True)
-    wide = evaluate(*pair, windows, subject, tokenizer=tokenizer, noise_floor=True)
+    narrow = evaluate(one, other, windows, subject, tokenizer=tokenizer, loss_dtype="checkpoint", noise_floor=True)
+    wide = evaluate(one, other, windows, subject, tokenizer=tokenizer, noise_floor=True)
     assert (narrow.loss_dtype, wide.loss_dtype) == ("bfloat16", "float32")
     assert narrow.comparison.noise_floor is not None
     assert 1e-7 < narrow.comparison.noise_floor < 0.1
