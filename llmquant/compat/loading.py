@@ -70,6 +70,16 @@ def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
     return KeyMap(parameter, frozenset(merged), splits, frozenset(reached))
 
 
+def assembled(model: PreTrainedModel) -> set[str]:
+    """The parameters that transformers merges from, or splits off, checkpoint tensors; no tensor is one of them alone.
+
+    It is what a checkpoint that `save_pretrained` writes holds, known without one.
+    """
+    converters = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightConverter)]
+    targets = [re.compile(f"{target}$") for converter in converters for target in converter._original_target_patterns]
+    return {name for name, _ in model.named_parameters() if any(target.search(name) for target in targets)}
+
+
 def expected(model: PreTrainedModel) -> set[str]:
     """The parameters and buffers that transformers wants to find in a checkpoint; of tied ones the owner."""
     exempt = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]

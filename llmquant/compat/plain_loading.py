@@ -19,6 +19,7 @@ from transformers.utils.quantization_config import QuantizationMethod
 
 _METHOD = QuantizationMethod.COMPRESSED_TENSORS
 _REPLACED = "it replaces the experts of this class by others, and leaves those random"
+_SPLIT = "it cannot split a stored tensor into this one and others where anything is packed"
 _MERGED = "it looks for packed tensors where it merges this one from several, and drops what is not packed"
 
 
@@ -33,10 +34,12 @@ def lost_parameters(model: PreTrainedModel) -> dict[str, str]:
         patch = MODULES_TO_PATCH_FOR_QUANTIZATION.get(type(module).__name__)
         if patch and _METHOD in patch["quantization_methods"]:
             found |= {f"{name}.{key}": _REPLACED for key, _ in module.named_parameters()}
-    targets = [target for converter in _dequantizing(model) for target in converter._original_target_patterns]
-    for name, _ in model.named_parameters():
-        if any(re.search(f"{target}$", name) for target in targets):
-            found.setdefault(name, _MERGED)
+    for converter in _dequantizing(model):
+        targets = [re.compile(f"{target}$") for target in converter._original_target_patterns]
+        reason = _MERGED if len(targets) == 1 else _SPLIT
+        for name, _ in model.named_parameters():
+            if any(target.search(name) for target in targets):
+                found.setdefault(name, reason)
     return found
 
 

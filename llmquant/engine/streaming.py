@@ -49,10 +49,22 @@ class StreamedWeights:
         """Load decoder block `index`."""
         prefix = f"{self._path}{index}."
         self._load({name for name in self._names if name.startswith(prefix)})
+        self._share(prefix)
 
     def release(self, index: int) -> None:
         """Free decoder block `index`."""
         release(self._model.get_submodule(f"{self._path}{index}"))
+
+    def _share(self, prefix: str) -> None:
+        """Load what runs in this block with the weight of an earlier one, which has gone by now."""
+        shared = {name: owner for name, owner in self._model.all_tied_weights_keys.items() if name.startswith(prefix)}
+        gone = {owner for owner in shared.values() if self._model.get_parameter(owner).is_meta}
+        self._load(gone)
+        for name, owner in shared.items():
+            module, _, leaf = name.rpartition(".")
+            setattr(self._model.get_submodule(module), leaf, self._model.get_parameter(owner))
+        for owner in gone:
+            release(self._model.get_submodule(owner.rpartition(".")[0]), recurse=False)
 
     def _load(self, names: set[str]) -> None:
         keys = [key for key, name in self._keys.items() if name in names]

@@ -149,11 +149,18 @@ def _plain_loading(plan: Plan) -> Reason:
     dense = len(_schemes(plan)) == 1 and _dense_at_load(plan)
     reasons: dict[str, list[str]] = {}
     for row in plan.rows:
-        packable = row.module.kind in ("linear", "embedding")
+        packable = row.module.kind in ("linear", "embedding") and not row.module.obstacle
         hinders = row.scheme.is_keep if not packable else not row.scheme.is_keep and not dense
         if row.module.plain_obstacle and hinders:
             reasons.setdefault(row.module.plain_obstacle, []).append(row.module.name)
     return "; ".join(f"{reason} ({_listed(names)})" for reason, names in reasons.items()) or None
+
+
+def _recast(plan: Plan) -> Reason:
+    """From the first forward on compressed-tensors holds all tensors, and copies what is assigned into those it has."""
+    if not plan.inventory.recast or (len(_schemes(plan)) == 1 and _dense_at_load(plan)):
+        return None
+    return f"model code gives {plan.inventory.recast} another dtype, which compressed-tensors undoes"
 
 
 def _one_scheme_if_embeddings(plan: Plan) -> Reason:
@@ -247,7 +254,7 @@ _READERS = {
     LLMQUANT: _Reader(remarks=(_packed,)),
     TRANSFORMERS: _Reader(
         (_only_linear,),
-        (_one_scheme_if_asymmetric, _one_scheme_if_embeddings, _plain_loading),
+        (_one_scheme_if_asymmetric, _one_scheme_if_embeddings, _plain_loading, _recast),
         (_dense_in_memory, _new_three_bit_layout, _quantized_activations),
     ),
     VLLM_GPU: _Reader(

@@ -10,16 +10,18 @@ from torch import nn
 
 from llmquant.compat.linears import why_not_linear
 from llmquant.models import families
-from llmquant.models.trial import try_packed
+from llmquant.models.trial import Trial, try_packed
 from llmquant.recipe.inventory import ModuleInfo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_ASSEMBLED = "the checkpoint stores it merged with others, or in parts"
+
 
 def with_obstacles(
     model: PreTrainedModel, modules: Sequence[ModuleInfo], blocks: Sequence[nn.Module] = ()
-) -> tuple[tuple[ModuleInfo, ...], str]:
+) -> tuple[tuple[ModuleInfo, ...], Trial]:
     """Add to each entry of an inventory what stands in the way of packing it.
 
     Args:
@@ -28,7 +30,7 @@ def with_obstacles(
         blocks: its decoder blocks.
 
     Returns:
-        the entries, and why model code could not be tried, "" if it could.
+        the entries, and what trying model code showed.
     """
     parts = dict(model.named_modules())
     packable = {module.name: parts[module.name] for module in modules if _may_be_packed(module)}
@@ -37,12 +39,31 @@ def with_obstacles(
         for name, part in packable.items()
         if not isinstance(part, nn.Embedding) and (reason := why_not_linear(part))
     }
+    reasons |= dict.fromkeys(_assembled(model, packable), _ASSEMBLED)
+    reasons |= _sharing(modules)
     hidden = {name: part for name, part in packable.items() if name not in reasons}
     trial = try_packed(model, hidden, _experts(parts, modules), blocks)
     reasons |= {name: f"model code reads its weight ({where})" for name, where in trial.readers.items()}
     found = (replace(_as_found(m, reasons, trial.routers), idle=m.name in trial.idle) for m in modules)
     plain = {name: f"its own initialisation reads the weight ({where})" for name, where in trial.initialised.items()}
-    return tuple(_for_plain_transformers(model, tuple(found), plain)), trial.failure
+    return tuple(_for_plain_transformers(model, tuple(found), plain)), trial
+
+
+def _assembled(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    from llmquant.compat.loading import assembled  # which imports transformers
+
+    parameters = assembled(model) if hasattr(model, "config") else set()
+    return [name for name in names if f"{name}.weight" in parameters]
+
+
+def _sharing(modules: Sequence[ModuleInfo]) -> dict[str, str]:
+    """Layers that run in several places with one weight; only an output layer may share that of an embedding."""
+    reasons: dict[str, str] = {}
+    for module in modules:
+        if module.tied_to and "linear" in module.sets:
+            reasons.setdefault(module.tied_to, f"{module.name} shares its weight")
+            reasons[module.name] = f"it shares the weight of {module.tied_to}"
+    return reasons
 
 
 def _for_plain_transformers(
@@ -52,7 +73,8 @@ def _for_plain_transformers(
 
     lost = lost_parameters(model) if hasattr(model, "config") else {}
     for module in modules:
-        reason = reasons.get(module.name) or lost.get(module.name) or lost.get(f"{module.name}.weight")
+        packed = "" if module.obstacle else reasons.get(module.name)  # what has an obstacle never is
+        reason = packed or lost.get(module.name) or lost.get(f"{module.name}.weight")
         yield replace(module, plain_obstacle=reason) if reason else module
 
 

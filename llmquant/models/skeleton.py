@@ -137,7 +137,7 @@ def take_inventory(model: PreTrainedModel) -> Inventory:
         CheckpointError: if the model has no list of decoder blocks.
     """
     prefix, blocks = decoder_blocks(model)
-    modules, untried = with_obstacles(model, list_modules(model, prefix, len(blocks)), list(blocks))
+    modules, trial = with_obstacles(model, list_modules(model, prefix, len(blocks)), list(blocks))
     return Inventory(
         architecture=type(model).__name__,
         model_type=model.config.model_type,
@@ -145,7 +145,8 @@ def take_inventory(model: PreTrainedModel) -> Inventory:
         modules=modules,
         blocks=len(blocks),
         head_sizes=_head_sizes(model.config),
-        untried=untried,
+        untried=trial.failure,
+        recast=trial.recast,
     )
 
 

@@ -39,6 +39,7 @@ class Trial:
         routers: the linear layers whose output goes into a top-k over all of it.
         failure: why the model does not run on the meta device, so that nothing is known; "" if it ran.
         initialised: for each layer whose weight the model asks for when it initialises what no file holds, where.
+        recast: the first buffer that model code replaced by one of another dtype; "" if it replaced none.
         idle: the layers that did not run: tokens alone do not reach them.
     """
 
@@ -47,6 +48,7 @@ class Trial:
     failure: str = ""
     initialised: dict[str, str] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
+    recast: str = ""
 
 
 def try_packed(
@@ -67,14 +69,14 @@ def try_packed(
     trial = Trial()
     with _on_meta(model), _passing(experts), _repeating(blocks), _hiding(layers) as hidden:
         asked = _Reads()
-        trial.failure = _run(model, hidden, asked, trial.routers)
+        trial.failure = _run(model, hidden, asked, trial)
         if not trial.failure:
             ran = {_template(name) for name in asked.ran}
             trial.idle = frozenset(name for name in layers if _template(name) not in ran)
         # Asking is not yet needing: `hasattr`, say. So those that were asked refuse, until the model runs.
         while not trial.failure and asked.where and trial.readers.keys() != asked.where.keys():
             refusing = _Reads(frozenset(asked.where.keys() - trial.readers.keys()))
-            if not _run(model, hidden, refusing, set()) or refusing.last is None:
+            if not _run(model, hidden, refusing, Trial()) or refusing.last is None:
                 break
             trial.readers |= {name: asked.where[name] for name in _alike(refusing.last, asked.where)}
         with _forgetting(model):
@@ -104,13 +106,16 @@ def _template(name: str) -> str:
     return ".".join("#" if part.isdigit() else part for part in name.split("."))
 
 
-def _run(model: PreTrainedModel, hidden: Mapping[int, str], reads: _Reads, routers: set[str]) -> str:
-    """One forward; why it failed, or ""."""
+def _run(model: PreTrainedModel, hidden: Mapping[int, str], reads: _Reads, found: Trial) -> str:
+    """One forward, which adds what it shows to `found`; why it failed, or ""."""
     tokens = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     try:
-        with _forgetting(model), _as_packed(hidden, reads), _Watch(routers):
+        with _forgetting(model), _as_packed(hidden, reads), _Watch(found.routers):
+            before = {name: buffer.dtype for name, buffer in model.named_buffers()}
             model(input_ids=tokens, **options)
+            after = {name: buffer.dtype for name, buffer in model.named_buffers()}
+            found.recast = next((name for name in before if after.get(name, before[name]) != before[name]), "")
     except Exception as error:  # noqa: BLE001 - other people's code on a device it was not written for
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}: {lines[0] if lines else ''}"
@@ -130,17 +135,18 @@ def _as_packed(hidden: Mapping[int, str], reads: _Reads) -> Iterator[None]:
 @contextmanager
 def _forgetting(model: nn.Module) -> Iterator[None]:
     """Undo what modules set in themselves: some remember that they have run."""
-    before = [
-        (holder, dict(holder))
-        for module in model.modules()
-        for holder in (module.__dict__, module._parameters, module._buffers)
-    ]
+    before = [(holder, dict(holder)) for module in model.modules() for holder in _holders(module)]
     try:
         yield
     finally:
         for holder, content in before:
             holder.clear()
             holder.update(content)
+
+
+def _holders(module: nn.Module) -> tuple[Any, ...]:
+    """The dicts of all that a module has."""
+    return module.__dict__, module._parameters, module._buffers
 
 
 def _initialise(model: PreTrainedModel, hidden: Mapping[int, str]) -> dict[str, str]:
@@ -277,7 +283,7 @@ def _on_meta(model: nn.Module) -> Iterator[None]:
     """Move buffers, and tensors that are plain attributes, to meta for a while; parameters are there already."""
     with ExitStack() as stack:
         for module in model.modules():
-            for holder in (module._buffers, module._parameters, module.__dict__):
+            for holder in _holders(module):
                 real = {k: v for k, v in holder.items() if isinstance(v, Tensor) and not v.is_meta}
                 stack.callback(holder.update, real)
                 holder.update({name: _meta(tensor) for name, tensor in real.items()})

@@ -43,7 +43,7 @@ class ModuleInfo:
         tied_to: name of the module that owns its weight, or None.
         bias: whether it has a bias.
         obstacle: why its weight cannot be packed though it looks as if it could; "" where nothing stands in the way.
-        plain_obstacle: why plain transformers cannot load it: linear layers and embeddings if packed, others if kept.
+        plain_obstacle: why plain transformers cannot load it: what may be packed if it is, all else if it stays.
         idle: text alone does not run it, as with attention to an encoder, so nothing can be calibrated on text.
     """
 
@@ -77,6 +77,7 @@ class Inventory:
         modules: every parameter of the model belongs to exactly one.
         blocks: number of decoder blocks.
         head_sizes: of attention; several where they differ by layer, none where the config does not say.
+        recast: the buffer that model code replaces by one of another dtype while it runs; "" where it does not.
         untried: why it is not known whether model code reads weights that could be packed; "" where it is known.
     """
 
@@ -87,6 +88,7 @@ class Inventory:
     blocks: int
     head_sizes: tuple[int, ...] = ()
     untried: str = ""
+    recast: str = ""
 
     @property
     def parameters(self) -> int:

@@ -211,7 +211,7 @@ def _with_fused(decisions: list[Decision]) -> list[Decision]:
     stays = {decision.module.fused: decision.module.name for decision in kept if decision.module.fused}
     return [
         replace(decision, scheme=KEEP, note=f"vLLM loads it as one with {stays[decision.module.fused]}")
-        if decision.module.fused in stays and not decision.scheme.is_keep
+        if decision.module.fused in stays and not decision.scheme.is_keep and not decision.module.obstacle
         else decision
         for decision in decisions
     ]

@@ -25,6 +25,8 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 
+CTRL: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 2, "dff": 64, "dtype": "bfloat16"}
+
 
 class Block(nn.Module):
     """A block whose parts can be made to read weights."""
@@ -61,11 +63,14 @@ class Model(nn.Module):
         self.table = torch.ones(4, 8)
         self.layers = nn.ModuleList(Block(word) for word in reads)
         self.has_run = False
+        self.recasts = False
 
     def forward(self, input_ids: Tensor) -> Tensor:
         assert isinstance(self.positions, Tensor)
         x = self.embed(input_ids) + self.table[self.positions]
         self.has_run = True
+        if self.recasts:
+            self.register_buffer("positions", self.positions.int(), persistent=False)
         for block in self.layers:
             x = block(x)
         return x
@@ -108,6 +113,14 @@ def test_the_model_is_as_it_was() -> None:
     assert "forward" not in vars(model.layers[0])
     assert torch.equal(model.positions, torch.arange(4))  # pyright: ignore[reportArgumentType]
     assert torch.equal(model.table, torch.ones(4, 8))
+
+
+def test_a_buffer_that_gets_another_dtype_is_found_and_put_back() -> None:
+    with torch.device("meta"):
+        model = Model("")
+    model.recasts = True
+    assert try_packed(model, {}, {}).recast == "positions"  # pyright: ignore[reportArgumentType]
+    assert model.positions.dtype == torch.long  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_failure_is_told() -> None:
@@ -214,10 +227,13 @@ def test_a_layer_that_computes_something_else_stays() -> None:
         ("gpt_bigcode", {"n_embd": 64, "n_layer": 2, "n_head": 2}, "its own initialisation reads the weight"),
         ("mixtral", {"num_local_experts": 2, "head_dim": 32}, "merges this one from several"),
         ("llama4_text", {"num_local_experts": 2, "head_dim": 32, "intermediate_size_mlp": 64}, "replaces the experts"),
+        ("ctrl", CTRL, "model code gives transformer.pos_encoding another dtype"),
+        ("ctrl", CTRL | {"dtype": "float32"}, ""),
+        ("hrm_text", {}, "cannot split a stored tensor"),
     ],
 )
 def test_what_plain_transformers_does(kind: str, sizes: dict[str, Any], said: str) -> None:
-    """Each was loaded in plain transformers 5.23 when this was written, and ended as is said here."""
+    """What the plan says; tests/architectures loads models of these types in plain transformers, which agrees."""
     inventory = inventory_of(kind, **sizes)
     recipe = load_recipe({"version": 1, "rules": [{"match": "linear", "scheme": "int8"}], "portable": False})
     verdict = readers(make_plan(recipe, inventory))[TRANSFORMERS]
@@ -235,6 +251,42 @@ def test_only_packed_layers_hinder_an_initialisation() -> None:
     for dense_at_load in ("int4-g32-asym", "int8-asym"):
         rules = [{"match": "linear", "scheme": dense_at_load}]
         assert readers(make_plan(load_recipe({"version": 1, "rules": rules}), inventory))[TRANSFORMERS].ok
+
+
+def test_a_file_that_is_dense_at_load_may_give_buffers_another_dtype() -> None:
+    rules: list[dict[str, Any]] = [{"match": "linear", "scheme": "int8-asym"}]
+    plan = make_plan(load_recipe({"version": 1, "rules": rules}), inventory_of("ctrl", **CTRL))
+    assert readers(plan)[TRANSFORMERS].ok
+
+
+def test_what_the_checkpoint_stores_merged_stays() -> None:
+    inventory = inventory_of("hrm_text")
+    rules: list[dict[str, Any]] = [{"match": "linear", "scheme": "int8"}]
+    plan = make_plan(load_recipe({"version": 1, "rules": rules}), inventory)
+    assert {row.module.name.rpartition(".")[2] for row in plan.quantized} == {"o_proj", "down_proj"}
+    merged = next(
+        row for row in plan.rows if row.module.name.endswith("layers.0.mlp.up_proj") and row.rule != "no rule"
+    )
+    assert merged.note == "the checkpoint stores it merged with others, or in parts"
+    with pytest.raises(PlanError, match=r"cannot be packed: the checkpoint stores it merged .*; keep it"):
+        make_plan(load_recipe({"version": 1, "rules": [{"match": merged.module.name, "scheme": "int8"}]}), inventory)
+
+
+def test_what_runs_in_several_blocks_with_one_weight_stays() -> None:
+    kinds = ["mamba", "hybrid", "mamba", "hybrid"]
+    inventory = inventory_of(
+        "zamba", num_hidden_layers=4, layers_block_type=kinds, n_mamba_heads=2, mamba_d_state=8, mamba_dt_rank=8
+    )
+    rules: list[dict[str, Any]] = [{"match": "linear", "scheme": "int8"}]
+    rows = {row.module.name: row for row in make_plan(load_recipe({"version": 1, "rules": rules}), inventory).rows}
+    first, second = (f"model.layers.{i}.shared_transf.self_attn.q_proj" for i in (1, 3))
+    assert rows[first].note == f"{second} shares its weight"
+    assert rows[second].note == f"it shares the weight of {first}"
+    assert rows[first].scheme.is_keep
+    assert rows[second].scheme.is_keep
+    assert rows["model.layers.3.mamba_decoder.mamba.out_proj"].scheme.name == "int8"
+    with pytest.raises(PlanError, match=r"shared_transf.*share its weight; keep it"):
+        make_plan(load_recipe({"version": 1, "rules": [*rules, {"match": first, "scheme": "int8"}]}), inventory)
 
 
 def test_plan_of_a_model_that_reads_weights() -> None:
@@ -264,4 +316,4 @@ def test_a_trial_changes_no_logits(config: PreTrainedConfig) -> None:
 def test_rwkv_is_not_rescaled_by_a_trial() -> None:
     model = build_skeleton(RwkvConfig(vocab_size=64, hidden_size=64, attention_hidden_size=64, num_hidden_layers=2))
     take_inventory(model)
-    assert not model.rwkv.layers_are_rescaled
+    assert not model.rwkv.layers_are_rescaled  # pyright: ignore[reportAttributeAccessIssue]
