@@ -156,6 +156,19 @@ def load_keys(
         raise CheckpointError(f"transformers could not convert {name}: {message}")
 
 
+def check_fits(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Check that a checkpoint's tensors have the shapes that `model` wants, merged ones after merging.
+
+    Args:
+        model: on the meta device; its parameters are replaced.
+        tensors: by key of the checkpoint, on the meta device: nothing is read.
+
+    Raises:
+        CheckpointError: naming the first that does not fit.
+    """
+    load_keys(model, tensors, tensors.__getitem__, "meta")
+
+
 def release(module: nn.Module, *, recurse: bool = True) -> None:
     """Put the parameters of `module` back on the meta device, freeing their memory; buffers stay."""
     for submodule in module.modules() if recurse else (module,):

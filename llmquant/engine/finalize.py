@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from llmquant.engine.calibration import CalibrationData
 from llmquant.engine.journal import Journal
 from llmquant.engine.memory import peak_resident_bytes
 from llmquant.engine.output import PROVENANCE, OutputFolder
-from llmquant.engine.prepare import Prepared
+from llmquant.engine.prepare import Prepared, small_files
 from llmquant.engine.progress import Progress
 from llmquant.engine.units import Unit
 from llmquant.engine.verify import verify
@@ -23,9 +22,6 @@ from llmquant.models.safetensors_header import TensorInfo, read_header
 from llmquant.recipe.inventory import ModuleInfo
 from llmquant.recipe.plan import Plan
 from llmquant.recipe.schema import recipe_to_dict
-
-_NOT_COPIED = {"config.json", PROVENANCE, "training.json"}
-_COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 
 
 def finalize(
@@ -54,8 +50,12 @@ def finalize(
     weight_map = {name: shard.file for shard in journal.shards.values() for name in shard.tensors}
     total = sum(tensor.bytes for file in journal.shards for tensor in read_header(folder / file).values())
     write_index(folder, weight_map, total)
-    _copy_small_files(prepared.checkpoint.folder, folder, code=prepared.trust_remote_code)
-    config = json.loads((prepared.checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+    for path in small_files(prepared.checkpoint.folder, code=prepared.trust_remote_code):
+        copy_file(path, folder / path.name)
+    assert prepared.checkpoint.config is not None  # `prepare` needs it
+    config = copy.deepcopy(prepared.checkpoint.config.data)
+    if not prepared.trust_remote_code:
+        config.pop("auto_map", None)  # its files do not come along
     if config.get("dtype") is None and config.get("torch_dtype") is None:
         config["dtype"] = str(prepared.plan.inventory.dtype).removeprefix("torch.")
     config["quantization_config"] = model_quantization_config(prepared.plan, units, prepared.checkpoint.tensors)
@@ -103,15 +103,6 @@ def model_quantization_config(
 
 def _is_matrix(module: ModuleInfo) -> bool:
     return module.kind in ("linear", "conv1d", "embedding", "router") or "lm_head" in module.sets
-
-
-def _copy_small_files(source: Path, folder: Path, *, code: bool) -> None:
-    suffixes = _COPIED_SUFFIXES | {".py"} if code else _COPIED_SUFFIXES
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in suffixes and path.name not in _NOT_COPIED:
-            if path.name.endswith(".index.json"):
-                continue
-            copy_file(path, folder / path.name)
 
 
 def _describe(calibration: CalibrationData | None) -> dict[str, Any] | None:

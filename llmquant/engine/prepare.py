@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmquant.compat.border import foreign
 from llmquant.compat.remote_code import remote_code_of
+from llmquant.engine.output import PROVENANCE
 from llmquant.errors import CheckpointError, DataError
 from llmquant.models.checkpoint import Checkpoint
-from llmquant.models.skeleton import build_skeleton, load_config, take_inventory
+from llmquant.models.config_file import NAME as CONFIG
+from llmquant.models.config_file import leads_outside
+from llmquant.models.skeleton import build_skeleton, config_from, load_config, take_inventory
 from llmquant.recipe.plan import Plan, make_plan
 from llmquant.recipe.schema import Recipe
 
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _TOKENIZER_FILE = re.compile(r"token|vocab|spiece|sentencepiece|tekken|merges")
+
+
+_NOT_COPIED = {CONFIG, PROVENANCE, "training.json"}
+_COPIED_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,7 @@ def prepare(
     checkpoint = Checkpoint.open(source, revision=revision, code=trust_remote_code)
     if recipe.calibration is not None:
         require_tokenizer_files(checkpoint.folder)
-    config = load_config(checkpoint.folder, trust_remote_code=trust_remote_code)
+    config = _config_of(checkpoint, trust_remote_code=trust_remote_code)
     if config.dtype is None:
         _settle_dtype(config, checkpoint)
     plan = make_plan(recipe, take_inventory(build_skeleton(config, trust_remote_code=trust_remote_code)))
@@ -72,9 +80,32 @@ def prepare(
     return Prepared(str(source), checkpoint, model, plan, trust_remote_code)
 
 
+def _config_of(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PretrainedConfig:
+    if checkpoint.config is None:
+        raise CheckpointError(f"{checkpoint.folder} has no config.json; a Hugging Face model folder has one")
+    copied = (checkpoint.config.file, *small_files(checkpoint.folder, code=trust_remote_code))
+    linked = [path.name for path in copied if leads_outside(path)]
+    if linked:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {', '.join(linked[:5])}: links to files elsewhere, which would be copied into the "
+            "result; put copies there, or remove the links"
+        )
+    return config_from(checkpoint.config, trust_remote_code=trust_remote_code)
+
+
+def small_files(folder: Path, *, code: bool = False) -> list[Path]:
+    """What goes into the result beside weights and config.json: tokenizer files and, if wanted, Python code; sorted."""
+    suffixes = _COPIED_SUFFIXES | {".py"} if code else _COPIED_SUFFIXES
+    names = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.is_file())
+    return [path for path in names if path.name not in _NOT_COPIED and not path.name.endswith(".index.json")]
+
+
 def _settle_dtype(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
     # Old configs do not say; transformers then takes the dtype of the weights.
-    config.dtype = next(t.dtype for t in checkpoint.tensors.values() if t.dtype.is_floating_point)
+    dtypes = [tensor.dtype for tensor in checkpoint.tensors.values() if tensor.dtype.is_floating_point]
+    if not dtypes:
+        raise CheckpointError(f"{checkpoint.folder}: none of its tensors holds floating-point numbers")
+    config.dtype = dtypes[0]
 
 
 def require_tokenizer_files(folder: Path) -> None:
@@ -101,18 +132,10 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> An
 
     if Path(folder).is_dir():
         require_tokenizer_files(Path(folder))
-    try:
-        with remote_code_of(folder):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{folder} has no tokenizer that transformers can load ({str(error).split(chr(10), 1)[0]}); copy its "
-            "tokenizer files there, or use a recipe that needs no calibration"
-        ) from error
-    if not tokenizer("text", add_special_tokens=False)[
-        "input_ids"
-    ]:  # transformers made an empty one of the model's class
-        raise DataError(f"{folder} has no tokenizer files; copy them there, or use a recipe that needs no calibration")
+    advice = "copy its tokenizer files there, or use a recipe that needs no calibration"
+    with foreign(f"{folder} has no tokenizer that transformers can load; {advice}", DataError), remote_code_of(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        found = tokenizer("text", add_special_tokens=False)["input_ids"]
+    if not found:  # transformers made an empty one of the model's class
+        raise DataError(f"{folder} has no tokenizer files; {advice}")
     return tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmquant.algorithms.base import LayerResult
-from llmquant.compat.loading import KeyMap, check_complete, map_keys
+from llmquant.compat.loading import KeyMap, check_complete, check_fits, map_keys
 from llmquant.engine.blocks import quantize_blocks, replace_weight
 from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
 from llmquant.engine.finalize import finalize
@@ -121,6 +122,8 @@ def _units(prepared: Prepared) -> list[Unit]:
     path, _ = decoder_blocks(prepared.model)
     key_map = _key_map(prepared)
     check_complete(prepared.model, key_map)
+    tensors = prepared.checkpoint.tensors
+    check_fits(copy.deepcopy(prepared.model), {key: tensors[key].on_meta() for key in key_map.parameter})
     _check_copies(prepared, key_map)
     return split_into_units(prepared.plan, prepared.checkpoint.tensors, key_map, path)
 

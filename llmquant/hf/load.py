@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llmquant.compat.border import foreign
 from llmquant.compat.remote_code import remote_code_of
 from llmquant.engine.check_folder import verify_folder
 from llmquant.engine.output import JOURNAL, is_finished
 from llmquant.errors import CheckpointError
 from llmquant.hf import register
+from llmquant.hf.shapes import check_shapes
 from llmquant.layers.accuracy import Accuracy, set_accuracy
 from llmquant.models.checkpoint import Checkpoint
+from llmquant.models.skeleton import config_from
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +52,18 @@ def load(
     register()
     _refuse_unfinished(Path(source).absolute())
     # Checks every header, and refuses pickles.
-    folder = Checkpoint.open(source, allow_quantized=True, code=trust_remote_code).folder
+    checkpoint = Checkpoint.open(source, allow_quantized=True, code=trust_remote_code)
+    folder = checkpoint.folder
+    if checkpoint.config is None:
+        raise CheckpointError(f"{folder} has no config.json; a Hugging Face model folder has one")
     if verify and (note := verify_folder(folder).note):
         log.warning("%s: %s", folder, note)
-    with remote_code_of(source):
+    config = config_from(checkpoint.config, trust_remote_code=trust_remote_code)
+    check_shapes(checkpoint, config, trust_remote_code=trust_remote_code)
+    advice = "its files are damaged or do not belong together"
+    with foreign(f"{folder}: transformers cannot load it; {advice}"), remote_code_of(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True,
+            folder, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
     model, info = loaded

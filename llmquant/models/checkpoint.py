@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -18,12 +19,15 @@ import torch
 from torch import Tensor
 
 from llmquant.errors import CheckpointError
-from llmquant.files import open_plain, read_json, read_plain
+from llmquant.files import open_plain, read_json
+from llmquant.models.config_file import NAME as CONFIG
+from llmquant.models.config_file import ConfigFile
 from llmquant.models.hub import PICKLES, locate, pickle_refusal
 from llmquant.models.safetensors_header import TensorInfo, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 # Files up to this size are hashed whole by `Checkpoint.fingerprint`; of larger ones, samples.
 HASHED_WHOLE = 64 << 20
 FILE_SAMPLE = 1 << 20
@@ -38,11 +42,13 @@ class Checkpoint:
         folder: the local folder.
         tensors: every tensor by name.
         total_bytes: sum of the tensors' sizes.
+        config: what config.json said when the checkpoint was opened; None where there is none.
     """
 
     folder: Path
     tensors: dict[str, TensorInfo]
     total_bytes: int
+    config: ConfigFile | None = None
 
     @classmethod
     def open(
@@ -60,8 +66,10 @@ class Checkpoint:
             CheckpointError: names the file and what is wrong with it.
         """
         folder = locate(source, revision=revision, code=code)
-        if not allow_quantized:
-            _refuse_quantized(folder)
+        _refuse_adapter(folder)
+        config = ConfigFile.read(folder / CONFIG) if (folder / CONFIG).exists() else None
+        if config and not allow_quantized:
+            _refuse_quantized(folder, config)
         if (folder / SINGLE).exists():
             tensors = read_header(folder / SINGLE)
         elif (folder / INDEX).exists():
@@ -70,7 +78,7 @@ class Checkpoint:
             raise _no_weights(folder)
         if not tensors:
             raise CheckpointError(f"{folder}: its safetensors hold no tensor")
-        return cls(folder, tensors, sum(tensor.bytes for tensor in tensors.values()))
+        return cls(folder, tensors, sum(tensor.bytes for tensor in tensors.values()), config)
 
     def read(self, name: str) -> Tensor:
         """Read one tensor into fresh memory on the CPU.
@@ -112,8 +120,7 @@ class Checkpoint:
         noticed; a few flipped bits deep inside a large tensor may not be.
         """
         digest = hashlib.sha256()
-        config = self.folder / "config.json"
-        digest.update(hashlib.sha256(read_plain(config) if config.exists() else b"").digest())
+        digest.update(hashlib.sha256(self.config.text if self.config else b"").digest())
         for name, info in sorted(self.tensors.items()):
             place = [name, str(info.dtype), list(info.shape), info.file.name, info.begin]
             digest.update(json.dumps(place).encode() + b"\n")
@@ -136,15 +143,24 @@ class Checkpoint:
                 digest.update(stream.read(length))
 
 
-def _refuse_quantized(folder: Path) -> None:
-    if not (folder / "config.json").exists():
+def _refuse_adapter(folder: Path) -> None:
+    if not (folder / ADAPTER).exists():
         return
-    config = read_json(folder / "config.json").get("quantization_config")
+    base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    raise CheckpointError(
+        f"{folder}: is an adapter ({ADAPTER}) of {reprlib.repr(base)}, not a whole model. Merge the two with the peft "
+        "package: AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(new_folder), and "
+        f"give the new folder; if this folder holds merged weights already, remove {ADAPTER}"
+    )
+
+
+def _refuse_quantized(folder: Path, file: ConfigFile) -> None:
+    config = file.data.get("quantization_config")
     if config is None:
         return
     method = config.get("quant_method", "unknown") if isinstance(config, Mapping) else config
     raise CheckpointError(
-        f"{folder}: is already quantized (config.json has a quantization_config, quant_method {method!r}); "
+        f"{folder}: is already quantized (config.json has a quantization_config, quant_method {reprlib.repr(method)}); "
         "give the 16-bit model that it was made from"
     )
 
@@ -196,6 +212,8 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(f"{index}: has no weight_map that names the shard of each tensor; fetch it again")
     for name, shard in weight_map.items():
         # A name with a folder in it could lead outside the checkpoint.
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise CheckpointError(f"{index}: the shard of {name!r} is {shard!r}, which is not a plain file name")
+        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
+            raise CheckpointError(
+                f"{index}: the shard of {name!r} is {reprlib.repr(shard)}, which is not a plain file name"
+            )
     return weight_map

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
@@ -41,6 +42,7 @@ DTYPES = {
 }
 # The limit of the safetensors library: a longer header would be refused by every other reader.
 MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,10 @@ class TensorInfo:
     def bytes(self) -> int:
         """Size of the tensor in bytes."""
         return self.end - self.begin
+
+    def on_meta(self) -> torch.Tensor:
+        """A tensor of its dtype and shape that holds no data."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -136,16 +142,22 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _is_addressable(shape: list[int]) -> bool:
+    """Whether torch can have the shape; [0, 2**80] has no byte, but a stride that no integer holds."""
+    return len(shape) <= MAX_DIMENSIONS and prod(max(size, 1) for size in shape) < 1 << 62
+
+
 def _entry(file: Path, name: str, entry: object, data: int) -> TensorInfo:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise _damaged(file, f"the header entry of {name!r} lacks dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{file}: {name!r} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
-    if not isinstance(shape, list) or not all(map(_is_size, shape)):
-        raise _damaged(file, f"{name!r} has the impossible shape {shape!r}")
+        known = ", ".join(DTYPES)
+        raise CheckpointError(f"{file}: {name!r} has the unknown dtype {reprlib.repr(dtype)}; known are {known}")
+    if not isinstance(shape, list) or not all(map(_is_size, shape)) or not _is_addressable(shape):
+        raise _damaged(file, f"{name!r} has the impossible shape {reprlib.repr(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise _damaged(file, f"{name!r} has the impossible data_offsets {offsets!r}")
+        raise _damaged(file, f"{name!r} has the impossible data_offsets {reprlib.repr(offsets)}")
     begin, end = offsets
     wanted = prod(shape) * DTYPES[dtype].itemsize
     if end - begin != wanted:

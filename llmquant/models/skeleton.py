@@ -6,16 +6,21 @@ from its config.json.
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from llmquant.compat.border import foreign
 from llmquant.compat.config import layer_configs, stored_dtype, whole_number
 from llmquant.compat.remote_code import remote_code_of
 from llmquant.errors import CheckpointError
+from llmquant.models.config_file import NAME as CONFIG
+from llmquant.models.config_file import ConfigFile
 from llmquant.models.families import ATTENTION
 from llmquant.models.hub import check_kind
 from llmquant.models.inventory import list_modules
@@ -25,7 +30,9 @@ from llmquant.recipe.inventory import Inventory
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_BAD_CONFIG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what wrong values make code raise
+MAX_PARAMETERS = 150_000
+MAX_BUFFER = 1 << 28
+_FILLED = {torch.arange, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
 
 
 def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -38,26 +45,47 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
     Raises:
         CheckpointError: if there is none, it is not valid, or it needs code from the checkpoint that is not trusted.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
     path = Path(source).expanduser()
     check_kind(path)
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not (path / CONFIG).is_file():
         raise CheckpointError(f"{path} has no config.json; a Hugging Face model folder has one")
-    if not path.exists() and (isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "~"))):
+    if path.exists():
+        file = ConfigFile.read(path / CONFIG if path.is_dir() else path)
+        return config_from(file, trust_remote_code=trust_remote_code)
+    if isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "~")):
         raise CheckpointError(f"{source} does not exist; give a model folder, a config.json or a hub id (org/name)")
-    if trust_remote_code and path.is_file() and path.name == "config.json":
-        path = path.parent  # where its code is
-    where = str(path) if path.exists() else str(source)
-    try:
-        with remote_code_of(source):
-            return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
-    except CheckpointError:
-        raise
-    except (*_BAD_CONFIG, OSError, StrictDataclassError) as error:
-        advice = "" if path.exists() else " It is no folder here; check the path, or the hub id and the connection."
-        raise CheckpointError(f"cannot read the configuration of {source}: {_reason(error)}{advice}") from error
+    from transformers import AutoConfig
+
+    advice = "it is no folder here; check the path, or the hub id and the connection"
+    with foreign(f"cannot read the configuration of {source}: {advice}"), remote_code_of(source):
+        return AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+
+
+def config_from(file: ConfigFile, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration that a reading of config.json describes; the file itself is not looked at again.
+
+    Args:
+        file: the reading.
+        trust_remote_code: run code that lies beside it, if its architecture needs it; the file is read again then.
+
+    Raises:
+        CheckpointError: if it is not valid, or needs code from the checkpoint that is not trusted.
+    """
+    from transformers import AutoConfig
+
+    source = file.file.parent
+    if not isinstance(file.data.get("model_type"), str):
+        raise CheckpointError(f"cannot read the configuration of {source}: config.json names no model_type")
+    with (
+        foreign(f"cannot read the configuration of {source}"),
+        remote_code_of(source),
+        TemporaryDirectory() as copy,
+    ):
+        (Path(copy) / CONFIG).write_bytes(file.text)
+        with_code = trust_remote_code and "auto_map" in file.data
+        config = AutoConfig.from_pretrained(source if with_code else copy, trust_remote_code=trust_remote_code)
+    config.name_or_path = str(source)
+    return config
 
 
 def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -73,26 +101,19 @@ def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False)
         CheckpointError: if transformers has no causal language model for it, or its code is not trusted.
     """
     from accelerate import init_empty_weights
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
     source = config.name_or_path or config.model_type
-    try:
-        with init_empty_weights(include_buffers=False), _EmptyOnMeta(), remote_code_of(source):
+    with foreign(f"cannot build a causal language model of type {config.model_type!r}"), remote_code_of(source):
+        with init_empty_weights(include_buffers=False), _EmptyOnMeta():
             dtype = stored_dtype(config)
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype)
-    except CheckpointError:
-        raise
-    except (*_BAD_CONFIG, ImportError, StrictDataclassError) as error:
-        raise CheckpointError(
-            f"cannot build a causal language model of type {config.model_type!r}: {_reason(error)}"
-        ) from error
+        model.tie_weights()
     lost = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if lost:
         raise CheckpointError(
             f"{type(model).__name__} leaves its buffers uninitialised ({lost[0]}); it is not supported"
         )
-    model.tie_weights()
     return model.eval()
 
 
@@ -165,8 +186,13 @@ class _EmptyOnMeta(TorchFunctionMode):
     """`torch.empty` without a device makes meta tensors.
 
     accelerate alone allocates each parameter before it moves it to meta, and the experts of one layer of a large
-    mixture exceed the memory of most machines.
+    mixture exceed the memory of most machines. It is also where numbers that no model has are noticed: a config.json
+    may ask for 10**9 layers or for a table of angles of gigabytes, and building would never end.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -174,7 +200,28 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
+            self._made += 1
+            if self._made > MAX_PARAMETERS:
+                raise CheckpointError(
+                    f"config.json describes more than {MAX_PARAMETERS} tensors; a number in it is wrong"
+                )
+        elif func in _FILLED and _elements(func, args, kwargs) > MAX_BUFFER:
+            raise CheckpointError(
+                f"config.json makes the model compute a table of more than {MAX_BUFFER} numbers; that cannot be right"
+            )
         return func(*args, **kwargs)
+
+
+def _elements(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """How many elements a call of one of `_FILLED` makes; 0 on meta."""
+    if kwargs.get("device") == "meta":
+        return 0
+    if func is torch.arange:
+        start, end = (0, *args)[-2:] if len(args) < 3 else args[:2]
+        step = args[2] if len(args) > 2 else kwargs.get("step", 1)
+        return abs(kwargs.get("end", end) - kwargs.get("start", start)) / (abs(step) or 1)
+    sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
+    return prod(size for size in sizes if isinstance(size, int))
 
 
 def _has_attention(item: nn.Module) -> bool:
@@ -184,8 +231,3 @@ def _has_attention(item: nn.Module) -> bool:
         for text in (name, type(module).__name__)
         for word in ATTENTION
     )
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

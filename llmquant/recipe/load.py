@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llmquant.errors import RecipeError
+from llmquant.files import read_plain
 from llmquant.recipe.presets import preset_names, preset_text
 from llmquant.recipe.schema import VERSION, Budget, Calibration, Recipe, Rounding, Rule, recipe_to_dict
-from llmquant.recipe.words import did_you_mean, listed
-from llmquant.recipe.yaml_nodes import Document, RecipeDumper, parse_yaml
+from llmquant.recipe.words import did_you_mean, listed, shown
+from llmquant.recipe.yaml_nodes import MAX_CHARACTERS, Document, RecipeDumper, parse_yaml
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _EXPECTED = {
@@ -63,14 +63,13 @@ def _looks_like_path(source: str) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        hint = did_you_mean(path.stem, preset_names())
-        raise RecipeError(f"no recipe file {path}{hint}") from error
+        return read_plain(path, RecipeError, limit=4 * MAX_CHARACTERS).decode("utf-8")
+    except RecipeError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise RecipeError(f"no recipe file {path}{did_you_mean(path.stem, preset_names())}") from error
+        raise
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a text file in UTF-8 (byte {error.start}); a recipe is YAML") from error
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
 
 
 def _named(recipe: Recipe, name: str) -> Recipe:
@@ -83,7 +82,7 @@ def _validate(document: Document, source: str) -> Recipe:
         raise RecipeError(f"{source}: expected keys such as `version: 1` and `rules:`, got {type(data).__name__}")
     version = data.get("version")
     if type(version) is not int or version != VERSION:
-        got = "no version" if version is None else f"version {version!r}"
+        got = "no version" if version is None else f"version {shown(version)}"
         where = _where(document, source, ("version",))
         raise RecipeError(f"{where}: {got}; this llmquant reads recipes with `version: {VERSION}`")
     try:
@@ -106,9 +105,9 @@ def _problem(details: ErrorDetails, document: Document, source: str) -> str:
     elif kind == "missing":
         message = "missing"
     elif kind in _EXPECTED:
-        message = f"{_EXPECTED[kind]}, got {reprlib.repr(got)}"
+        message = f"{_EXPECTED[kind]}, got {shown(got)}"
     else:
-        message = f"{details['msg'].replace('Input should be', 'should be')}, got {reprlib.repr(got)}"
+        message = f"{details['msg'].replace('Input should be', 'should be')}, got {shown(got)}"
     return f"{_where(document, source, path)}: {message}"
 
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 import yaml
 
 from llmquant.errors import RecipeError
-from llmquant.recipe.words import did_you_mean, listed
+from llmquant.recipe.words import did_you_mean, listed, shown
 
 
 def preset_names() -> list[str]:
@@ -23,7 +23,7 @@ def preset_text(name: str) -> str:
     """
     if name not in preset_names():
         hint = did_you_mean(name, preset_names()) or f"; presets are {listed(preset_names())}"
-        raise RecipeError(f"unknown preset {name!r} (a file is named with its ending, such as my.yaml){hint}")
+        raise RecipeError(f"unknown preset {shown(name)} (a file is named with its ending, such as my.yaml){hint}")
     return (files("llmquant.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 

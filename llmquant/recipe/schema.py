@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from llmquant.recipe.match import Pattern
-from llmquant.recipe.words import did_you_mean, listed, shortened
+from llmquant.recipe.words import did_you_mean, listed, shortened, shown
 from llmquant.spec import BITS, EXAMPLES, KEEP, Scheme
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Rounding(_Model):
             try:
                 TypeAdapter(hints[key], config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
             except ValidationError as error:
-                raise _at_key(key, f"{_first_message(error)}; got {value!r}") from error
+                raise _at_key(key, f"{_first_message(error)}; got {shown(value)}") from error
         try:
             options(**self.options)
         except ValueError as error:
@@ -171,9 +171,9 @@ class Calibration(_Model):
     dataset: str = Field(default="builtin:mixed", min_length=1)
     split: str | None = None
     column: str = "text"
-    samples: int = Field(default=128, ge=1)
-    length: int = Field(default=512, ge=2)
-    seed: int = Field(default=0, ge=0)
+    samples: int = Field(default=128, ge=1, le=1_000_000)
+    length: int = Field(default=512, ge=2, le=10_000_000)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
 
     @field_validator("dataset")
     @classmethod

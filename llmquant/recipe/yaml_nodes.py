@@ -7,6 +7,7 @@ resolves aliases without a bound (a few lines of them can stand for billions of 
 from __future__ import annotations
 
 import re
+import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,12 @@ from llmquant.errors import RecipeError
 MAX_CHARACTERS = 256 * 1024
 MAX_VALUES = 10_000
 
+MAX_INTEGER = 1 << 63
+
 Path = tuple[str | int, ...]
+
+# What PyYAML raises of its own, and what its code runs into: int("") of `!!int ''`, chr(0xffffffff) of "\\Uffffffff".
+_PARSER_ERRORS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError)
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -68,10 +74,10 @@ def parse_yaml(text: str, source: str) -> Document:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
         raise RecipeError(f"{where}: not valid YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise RecipeError(f"{source}: nested too deeply for a recipe") from error
+    except _PARSER_ERRORS as error:
+        raise RecipeError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     if node is None:
         raise RecipeError(f"{source}: empty; a recipe holds at least `version: 1` and `rules:`")
     return _Walk(loader, source).document(node)
@@ -109,14 +115,18 @@ class _Walk:
             key = str(key_node.value)
             if key in data:
                 first = self.lines[(*path, key)]
-                raise RecipeError(f"{self.source}:{line}: the key {key!r} is given twice; first on line {first}")
+                key = reprlib.repr(key)
+                raise RecipeError(f"{self.source}:{line}: the key {key} is given twice; first on line {first}")
             self.lines[(*path, key)] = line
             data[key] = self.value(value_node, (*path, key))
         return data
 
     def scalar(self, node: yaml.Node) -> Any:
+        line = node.start_mark.line + 1
         try:
-            return self.loader.construct_object(node)
-        except (yaml.YAMLError, ValueError, OverflowError) as error:  # !!python/object, 2026-99-99 and the like
-            line = node.start_mark.line + 1
-            raise RecipeError(f"{self.source}:{line}: cannot read the value {node.value!r}") from error
+            value = self.loader.construct_object(node)
+        except _PARSER_ERRORS as error:  # !!python/object, 2026-99-99 and the like
+            raise RecipeError(f"{self.source}:{line}: cannot read the value {reprlib.repr(node.value)}") from error
+        if isinstance(value, int) and abs(value) >= MAX_INTEGER:
+            raise RecipeError(f"{self.source}:{line}: a number of {value.bit_length()} bits is too large")
+        return value

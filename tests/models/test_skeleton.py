@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Gemma4TextConfig
+from transformers import Gemma4TextConfig, LlamaConfig
 
 from llmquant.errors import CheckpointError, PlanError
 from llmquant.formats.profile import VLLM_CPU, readers
+from llmquant.models import skeleton
 from llmquant.models.inventory import list_modules
 from llmquant.models.skeleton import build_skeleton, decoder_blocks, load_config, take_inventory
 from llmquant.recipe.inventory import Inventory, ModuleInfo
@@ -326,3 +327,18 @@ def test_70b_is_planned_in_little_time_and_memory() -> None:
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert seconds < 10  # processor time: the same on a busy machine
     assert after.ru_maxrss < 1e6  # KiB
+
+
+def test_a_model_of_too_many_tensors_or_too_large_tables_is_not_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    monkeypatch.setattr(skeleton, "MAX_PARAMETERS", 10)
+    with pytest.raises(CheckpointError, match="more than 10 tensors"):
+        skeleton.build_skeleton(config)
+    monkeypatch.undo()
+    config.head_dim = 10**10
+    with pytest.raises(CheckpointError, match="a table of more than"):
+        skeleton.build_skeleton(config)

@@ -1,0 +1,56 @@
+"""One reading of config.json; keys that lead elsewhere, and links that do."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmquant.errors import CheckpointError
+from llmquant.models.config_file import ConfigFile, leads_outside
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"transformers_weights": "../other.safetensors"},
+            "transformers_weights is '../other.safetensors', which makes",
+        ),
+        ({"transformers_weights": "adapter_model.bin"}, "other weights"),
+        ({"text_config": {"transformers_weights": "x.safetensors"}}, r"text_config\.transformers_weights"),
+        ({"configuration_files": ["config.4.0.0.json"]}, "another configuration"),
+        ({"attn_implementation": "org/kernel"}, "code of the hub"),
+        ({"vision_config": {"_attn_implementation": {"": "org/kernel@main"}}}, "code of the hub"),
+        ({"experts_implementation": "org/kernel"}, "code of the hub"),
+    ],
+)
+def test_keys_that_lead_elsewhere_are_refused(tmp_path: Path, more: dict, message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **more}))
+    with pytest.raises(CheckpointError, match=message):
+        ConfigFile.read(tmp_path / "config.json")
+
+
+def test_harmless_keys_pass(tmp_path: Path) -> None:
+    data = {"model_type": "llama", "attn_implementation": "eager", "transformers_weights": None, "_name_or_path": "a/b"}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    assert ConfigFile.read(tmp_path / "config.json").data == data
+
+
+def test_links(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "123", tmp_path / "models--a--b" / "blobs"
+    for folder in (snapshot, blobs, tmp_path / "other"):
+        folder.mkdir(parents=True)
+    for file in (blobs / "hash", tmp_path / "other" / "secret", snapshot / "own"):
+        file.write_text("{}")
+    targets = {"cached": "../../blobs/hash", "near": "own", "far": "../../../other/secret", "lost": "../../../nothing"}
+    for name, target in targets.items():
+        (snapshot / name).symlink_to(target)
+    assert [name for name in (*targets, "own") if leads_outside(snapshot / name)] == ["far", "lost"]
+    # A folder that only looks like the cache: its blobs are not beside it.
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "cached").symlink_to(blobs / "hash")
+    assert leads_outside(plain / "cached")
+    # The whole folder may be a link.
+    (tmp_path / "alias").symlink_to(snapshot)
+    assert not leads_outside(tmp_path / "alias" / "cached")
