@@ -18,6 +18,7 @@ from llmquant.eval.budget import check_limits
 from llmquant.eval.evaluate import Subject
 from llmquant.eval.result import AnatomyPart, EvalReport
 from llmquant.eval.windows import Windows, make_windows
+from llmquant.files import check_name
 from llmquant.models.skeleton import load_config
 from llmquant.recipe.load import dump_recipe, load_recipe
 from llmquant.recipe.schema import recipe_to_dict
@@ -213,6 +214,8 @@ def _prepare_evaluation(
 
 
 def _subject(folder: Path, baseline: Path, budget: Mapping[str, float | None], trust: bool) -> Subject:
+    check_name(folder)
+    check_name(baseline)
     subject = Subject(
         name=folder.name,
         baseline_name=baseline.name,

@@ -6,6 +6,7 @@ nested a million deep or a number of a million digits. Each of these ends here, 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -16,6 +17,21 @@ from llmquant.errors import CheckpointError, LlmquantError
 
 MAX_JSON_BYTES = 256 << 20
 MAX_DEPTH = 64
+
+
+def check_name(path: Path, kind: type[LlmquantError] = CheckpointError) -> None:
+    """Refuse a path that no file can have, before `Path.exists` stumbles over it.
+
+    Raises:
+        LlmquantError: of `kind`, if it holds a NUL or a name that is too long.
+    """
+    try:
+        path.lstat()
+    except ValueError as error:
+        raise kind(f"{str(path)!r}: no file can have this name ({error})") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise kind(f"{str(path)[:300]!r}...: no file can have this name ({error.strerror})") from error
 
 
 def open_plain(file: Path, kind: type[LlmquantError] = CheckpointError, *, buffering: int = -1) -> BinaryIO:

@@ -201,11 +201,20 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """What llmquant.json says about a finished folder.
 
     Raises:
-        OutputError: if the folder is not a finished result of llmquant.
+        OutputError: if the folder is not a finished result of llmquant, or the file is damaged.
     """
     try:
-        return read_json(folder / PROVENANCE, OutputError)
+        facts = read_json(folder / PROVENANCE, OutputError)
     except OutputError as error:
         raise OutputError(
             f"{folder} has no readable {PROVENANCE}; it is not a finished result of llmquant ({error})"
         ) from error
+    layers = facts.get("layers")
+    losses = [layer.get("loss") if isinstance(layer, dict) else None for layer in _values(layers)]
+    if not isinstance(facts.get("recipe"), dict) or not losses or not all(isinstance(loss, float) for loss in losses):
+        raise OutputError(f"{folder / PROVENANCE} is damaged: it lacks the recipe or the loss of a layer")
+    return facts
+
+
+def _values(mapping: object) -> list[Any]:
+    return list(mapping.values()) if isinstance(mapping, dict) else []

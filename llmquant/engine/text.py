@@ -9,8 +9,10 @@ from pathlib import Path
 
 from llmquant.engine.builtin_text import mixed_documents, python_documents
 from llmquant.errors import DataError
+from llmquant.files import check_name, read_plain
 
 _HUB_DOCUMENTS = 20_000  # a streamed data set can be endless
+_MAX_BYTES = 16 << 30
 
 
 def read_documents(dataset: str, *, split: str | None = None, column: str = "text") -> list[str]:
@@ -39,10 +41,11 @@ def read_documents(dataset: str, *, split: str | None = None, column: str = "tex
 
 
 def _file_rows(path: Path, column: str) -> Iterator[str]:
+    check_name(path, DataError)
     if not path.is_file():
         raise DataError(f"no text file at {path}; give a .txt, .jsonl or .json file, builtin:python, or hub:NAME")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_plain(path, DataError, limit=_MAX_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
     if path.suffix == ".jsonl":
@@ -62,8 +65,8 @@ def _file_rows(path: Path, column: str) -> Iterator[str]:
 def _parse_json(text: str, where: str) -> object:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of 4,301 digits is a ValueError
+        raise DataError(f"{where} is not JSON: {error}") from error
 
 
 def _row_text(row: object, column: str, where: str) -> str:

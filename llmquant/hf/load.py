@@ -14,6 +14,7 @@ from llmquant.compat.remote_code import remote_code_of
 from llmquant.engine.check_folder import verify_folder
 from llmquant.engine.output import JOURNAL, is_finished
 from llmquant.errors import CheckpointError
+from llmquant.files import check_name
 from llmquant.hf import register
 from llmquant.hf.shapes import check_shapes
 from llmquant.layers.accuracy import Accuracy, set_accuracy
@@ -50,6 +51,7 @@ def load(
             not trusted.
     """
     register()
+    check_name(Path(source))
     _refuse_unfinished(Path(source).absolute())
     # Checks every header, and refuses pickles.
     checkpoint = Checkpoint.open(source, allow_quantized=True, code=trust_remote_code)

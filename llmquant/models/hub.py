@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from llmquant.errors import CheckpointError
+from llmquant.files import check_name
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # No pickle ever; "consolidated*" repeats all weights of some models under other names; subfolders hold other formats.
@@ -29,6 +30,7 @@ def locate(source: str | Path, *, revision: str | None = None, code: bool = Fals
         CheckpointError: if it is neither, or the hub cannot give it.
     """
     path = Path(source).expanduser()
+    check_name(path)
     if source != "":
         check_kind(path)
     if source != "" and path.is_dir():

@@ -19,6 +19,7 @@ from llmquant.compat.border import foreign
 from llmquant.compat.config import layer_configs, stored_dtype, whole_number
 from llmquant.compat.remote_code import remote_code_of
 from llmquant.errors import CheckpointError
+from llmquant.files import check_name
 from llmquant.models.config_file import NAME as CONFIG
 from llmquant.models.config_file import ConfigFile
 from llmquant.models.families import ATTENTION
@@ -46,6 +47,7 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
         CheckpointError: if there is none, it is not valid, or it needs code from the checkpoint that is not trusted.
     """
     path = Path(source).expanduser()
+    check_name(path)
     check_kind(path)
     if path.is_dir() and not (path / CONFIG).is_file():
         raise CheckpointError(f"{path} has no config.json; a Hugging Face model folder has one")
