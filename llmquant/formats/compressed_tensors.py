@@ -14,6 +14,7 @@ cannot read. Only keys that both versions know are written inside a group, since
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -210,7 +211,9 @@ def schemes_of(config: Mapping[str, Any]) -> SchemeTable:
         )
     found = config.get("config_groups") or {}
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"config_groups of the quantization_config is {found!r}, an object was expected")
+        raise CheckpointError(
+            f"config_groups of the quantization_config is {reprlib.repr(found)}, an object was expected"
+        )
     groups: list[tuple[tuple[str, ...], Scheme | None]] = []
     for name, group in found.items():
         # A group may be a list: the name is then a preset of compressed-tensors, which our files never use.
@@ -219,7 +222,10 @@ def schemes_of(config: Mapping[str, Any]) -> SchemeTable:
             raise CheckpointError(f"group {name!r} of the quantization_config has no list of targets")
         scheme = _scheme_of(group, config) if isinstance(group, Mapping) else None
         groups.append((tuple(targets), scheme))
-    return SchemeTable(tuple(groups), tuple(config.get("ignore") or ()))
+    ignore = config.get("ignore") or []
+    if not isinstance(ignore, Sequence) or not all(isinstance(target, str) for target in ignore):
+        raise CheckpointError(f"ignore of the quantization_config is {reprlib.repr(ignore)}, wanted a list of names")
+    return SchemeTable(tuple(groups), tuple(ignore))
 
 
 def _check_parts(name: str, quantized: QuantizedTensor, scheme: Scheme) -> None:

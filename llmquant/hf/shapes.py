@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from llmquant.compat.loading import check_fits
 from llmquant.compat.quantizers import METHOD
-from llmquant.hf.swap import NotPackable, find_packed, place_empty
+from llmquant.hf.find import NotPackable, find_packed
+from llmquant.hf.place import place_empty
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import build_skeleton
 

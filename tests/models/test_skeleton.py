@@ -282,7 +282,10 @@ def test_load_config_from_folder_and_file(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "has no config.json"),
-        ("{", "cannot read the configuration"),
+        ("{", "is not JSON"),
+        ("[]", "an object was expected"),
+        ('{"model_type": ["llama"]}', "cannot read the configuration"),
+        ('{"model_type": "llama", "num_hidden_layers": "many"}', "cannot read the configuration"),
         ("{}", "cannot read the configuration"),
         ('{"model_type": "no_such_model"}', "cannot read the configuration"),
         ('{"model_type": "x", "auto_map": {"AutoConfig": "evil.Config"}}', "needs code that comes with"),
