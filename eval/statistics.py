@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmquant.errors import DataError
+
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
+_LARGEST = 700.0  # of what exp() takes
 LEVEL = 0.95
 _CHUNK_ELEMENTS = 4_000_000  # resampling weights held at once
 
@@ -194,7 +197,16 @@ def _score_interval(share: float, trials: float, z: float) -> tuple[float, float
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    """The estimate of exp(x): bounds transformed, standard error by the delta method."""
+    """The estimate of exp(x): bounds transformed, standard error by the delta method.
+
+    Raises:
+        DataError: if exp(x) is beyond all numbers, as for the losses of a damaged model.
+    """
+    if max(estimate.value, estimate.high or 0.0) > _LARGEST:
+        raise DataError(
+            f"a perplexity of exp({estimate.value:.4g}) is beyond all numbers: one of the models is damaged; fetch or "
+            "write it again"
+        )
     value = math.exp(estimate.value)
     return Estimate(
         value,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from llmquant.errors import DataError
 from llmquant.eval.statistics import (
     MIN_WINDOWS,
     Estimate,
@@ -183,3 +184,9 @@ def test_spread_gives_quartiles() -> None:
     assert (found.median, found.q25, found.q75, found.runs) == (3.0, 2.0, 4.0, 5)
     assert spread([2.0]) == Spread(2.0, None, None, 1)
     assert spread([1.0, 3.0]) == Spread(2.0, None, None, 2)
+
+
+@pytest.mark.parametrize("estimate", [Estimate(800.0), Estimate(1.0, 0.5, 710.0)])
+def test_a_loss_beyond_all_perplexities_is_an_error_of_ours(estimate: Estimate) -> None:
+    with pytest.raises(DataError, match="beyond all numbers"):
+        exponential(estimate)

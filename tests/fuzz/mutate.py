@@ -180,7 +180,7 @@ def _fill(make: Callable[[random.Random, bytes], bytes]) -> Callable[[random.Ran
     return action
 
 
-_FILE_DAMAGE: list[tuple[str, Callable[[random.Random, Path, bytes, Path], None]]] = [
+_FILE_DAMAGE: list[tuple[str, Callable[[random.Random, Path, bytes, Path], object]]] = [
     ("gone", lambda _rng, _file, _raw, _other: None),
     ("empty", _fill(lambda _rng, _raw: b"")),
     ("cut", _fill(lambda rng, raw: raw[: rng.randrange(len(raw) + 1)])),
