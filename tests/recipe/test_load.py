@@ -220,7 +220,7 @@ def test_empty_and_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="not a text file in UTF-8"):
         load_recipe(tmp_path / "b.yaml")
-    with pytest.raises(RecipeError, match="cannot read the recipe"):
+    with pytest.raises(RecipeError, match="is not a plain file but a folder"):
         load_recipe(tmp_path)
     with pytest.raises(RecipeError, match=r"no recipe file .*int4-g32\.yaml; did you mean 'int4-g32'"):
         load_recipe(tmp_path / "int4-g32.yaml")
