@@ -14,6 +14,12 @@ from llmquant.engine.statistics import HessianCollector
 from llmquant.errors import QuantizationError
 from llmquant.models.skeleton import decoder_blocks
 
+
+def waiting_threads() -> int:
+    """Forwards that wait in front of a block; other threads of the process are not ours."""
+    return sum(hasattr(thread, "forward") for thread in threading.enumerate())
+
+
 SMALL: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
     "mistral": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
@@ -92,7 +98,7 @@ def assert_same_as_the_forward(base, blocks, windows, monkeypatch, size=2) -> No
                 assert all(torch.equal(a, b) for a, b in zip(inputs.hidden, real[index], strict=True))
             if index and states_pass_unchanged(base):
                 assert all(torch.equal(a, b) for a, b in zip(before, real[index - 1], strict=True))
-    assert threading.active_count() == 1
+    assert not waiting_threads()
 
 
 def states_pass_unchanged(base) -> bool:
@@ -197,7 +203,7 @@ def test_blocks_out_of_order_are_refused_before_any_work(order):
     model.order = order
     with pytest.raises(QuantizationError, match="not call its 3 decoder blocks once each and in order, but \\["):
         capture(model, list(model.blocks), torch.randint(1, 96, (2, 4)))
-    assert threading.active_count() == 1
+    assert not waiting_threads()
     assert "forward" not in vars(model.blocks[0])
 
 
@@ -211,7 +217,7 @@ def test_errors_of_the_model_reach_the_caller_and_end_all_forwards():
     model = Once().eval()
     with pytest.raises(RuntimeError, match="no way on"):
         capture(model, list(model.blocks), torch.randint(1, 96, (2, 4)))
-    assert threading.active_count() == 1
+    assert not waiting_threads()
 
     class Unlike(Toy):
         def forward(self, input_ids, use_cache):
@@ -220,15 +226,15 @@ def test_errors_of_the_model_reach_the_caller_and_end_all_forwards():
     model = Unlike().eval()
     with pytest.raises(QuantizationError, match=r"Unlike cannot be run block by block: .* TypeError"):
         capture(model, list(model.blocks), torch.randint(1, 96, (2, 4)))
-    assert threading.active_count() == 1
+    assert not waiting_threads()
 
 
 def test_calibration_that_is_given_up_leaves_no_threads_and_no_stand_ins():
     model = Toy().eval()
     inputs = capture(model, list(model.blocks), torch.randint(1, 96, (2, 4)))
-    assert threading.active_count() == 2
+    assert waiting_threads() == 1
     del inputs
-    assert threading.active_count() == 1
+    assert not waiting_threads()
     assert "forward" not in vars(model.blocks[0])
 
 
