@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import _active_collector
 
 _IGNORED = {"position_ids", "use_cache", "sliding_window"}  # by sdpa
@@ -39,7 +38,9 @@ def attend(
     """
     module: Any = attention
     eager = sys.modules[type(attention).__module__].eager_attention_forward
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
+    # Imported by whoever has the module; not by us, whose import may be what the end of that import waits for.
+    functions = sys.modules["transformers.modeling_utils"].ALL_ATTENTION_FUNCTIONS
+    function = functions.get_interface(module.config._attn_implementation, eager)
     plain = kwargs.keys() <= _IGNORED and mask is None and query.shape[2] == 1 and key.shape[-1] <= _GQA_HEAD_DIM
     if plain and function is sdpa_attention_forward:
         grouped = module.num_key_value_groups > 1

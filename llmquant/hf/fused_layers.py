@@ -153,6 +153,8 @@ def _shared(parent: nn.Module, names: Sequence[str]) -> Linears | None:
         if not _untouched(layer, PackedLinear.__name__):
             return None
         assert isinstance(layer, PackedLinear)
+        if layer.lent is not None:
+            layer.settle()
         weight, scheme = layer._buffers.get("weight_prepared"), layer.scheme
         if weight is None or layer.kernels is None or scheme.activations is not None:
             return None

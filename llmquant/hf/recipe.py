@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
@@ -147,8 +146,7 @@ class RecipeQuantizer(HfQuantizer):
             tokenizer = load_tokenizer(str(model.name_or_path), trust_remote_code=runs_remote_code(model))
         elif isinstance(tokenizer, (str, Path)):
             tokenizer = load_tokenizer(tokenizer)
-        with torch.device("cpu"):  # transformers is building the model on meta
-            data = load_calibration(plan.recipe.calibration, tokenizer, context=context_limit(model.config))
+        data = load_calibration(plan.recipe.calibration, tokenizer, context=context_limit(model.config))
         check_vocabulary(data.windows, model)
         if data.note:
             log.warning("calibration: %s", data.note)

@@ -22,7 +22,7 @@ from llmquant.kernels import cpu_linear, native
 from llmquant.kernels.gpu import w8a8_op  # noqa: F401 - registers what OP runs on a GPU
 from llmquant.kernels.linear_w8a8 import OP, kernel_name
 from llmquant.layers.packed_linear import PackedLinear, frozen
-from llmquant.layers.prepared import is_plain, on_gpu_kernels
+from llmquant.layers.prepared import Stored, is_plain, on_gpu_kernels
 from llmquant.numerics.pack import pack, unpack
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
@@ -110,6 +110,8 @@ class Int8Linear(PackedLinear):
         Returns:
             (..., out_features) in the dtype of `x`.
         """
+        if self.lent is not None:
+            self.settle()
         prepared = self.weight_prepared
         if prepared is None or x.dtype not in native.FLOATS:
             weight, scale, _ = self.stored()
@@ -129,18 +131,13 @@ class Int8Linear(PackedLinear):
             return False
         return super().prepare()
 
-    def stored(self) -> tuple[Tensor, Tensor, None]:
-        """The checkpoint's tensors: weight, scale, and no zero point. Made anew if the layer is prepared."""
-        if self.weight_prepared is None:
-            return self.weight, self.weight_scale, None
-        packed, scale, _ = super().stored()
-        return unpack(packed, 8, self.in_features), scale, None
+    def _restored(self) -> dict[str, Tensor]:
+        restored = super()._restored()
+        return restored | {"weight": unpack(restored["weight"], 8, self.in_features)}
 
-    def packed(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The weight as the integer ops take it: packed, scale, and no zero point."""
-        if self.weight_prepared is None:
-            return pack(self.weight.detach(), 8), self.weight_scale, None
-        return super().stored()
+    def _as_packed(self, stored: Stored) -> Stored:
+        weight, scale, _ = stored
+        return pack(weight.detach(), 8), scale, None
 
     def kernel_name(self) -> str:
         """What runs this layer now, such as "linear_w8a8: avx512vnni"."""

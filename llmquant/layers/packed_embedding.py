@@ -57,6 +57,8 @@ class PackedEmbedding(PackedLinear):
             (*ids.shape, embedding_dim) in the dtype of the scales.
         """
         head, width = self.head, self.embedding_dim
+        if head is not None and head.lent is not None:
+            head.settle()
         if head is not None and head.weight_prepared is not None and head.kernels is not None:
             rows = head.kernels.rows(ids, head.weight_prepared, self.num_embeddings, width, self.rows_like.dtype)
         else:
@@ -80,6 +82,7 @@ class PackedEmbedding(PackedLinear):
             self.register_buffer("rows_like", self.weight_scale.detach().new_empty(0), persistent=False)
             for name in STORED:
                 delattr(self, name)
+            self.head.settle()  # of the tensors that were ours too it need not think any more
         return True
 
     def stored(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -90,9 +93,15 @@ class PackedEmbedding(PackedLinear):
         return "weight_packed" in self._parameters
 
     def __getattr__(self, name: str) -> Any:
-        if name in STORED and not self._holds_weight():
-            return self.stored()[STORED.index(name)]
+        if name in STORED and self.head is not None and not self._holds_weight():
+            return getattr(self.head, name)
         return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in STORED and self.head is not None and not self._holds_weight():
+            setattr(self.head, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         if not self._holds_weight():

@@ -18,7 +18,8 @@ dicts, casts, moves to another device. So there is never a second copy of the we
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 from llmquant.kernels import native
 from llmquant.kernels.dequantize import dequantize
 from llmquant.kernels.linear_int import OPS, kernel_name
-from llmquant.layers.prepared import Kernels, prepare, restored
+from llmquant.layers.lent import Lent, same_bytes
+from llmquant.layers.prepared import Kernels, Stored, prepare
 from llmquant.numerics.pack import pack, pack_zeros, packed_words, unpack, unpack_zeros
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
@@ -50,6 +52,7 @@ class PackedLinear(nn.Module):
         exact: accuracy of a prepared layer; accuracy.py says what it means.
         weight_prepared: (bytes,) the weight in kernel layout; None if it is not prepared.
         kernels: what runs `weight_prepared`; None if it is not prepared.
+        lent: the tensors of a prepared layer that others may change; None if there are none.
         unprepared: why `prepare` did nothing, in words; empty if it did or was not called.
     """
 
@@ -57,6 +60,7 @@ class PackedLinear(nn.Module):
     exact: bool = True
     unprepared: str = ""
     kernels: Kernels | None = None
+    lent: dict[str, Lent] | None = None
     weight_prepared: Tensor | None
     weight_packed: nn.Parameter
     weight_scale: nn.Parameter
@@ -151,6 +155,8 @@ class PackedLinear(nn.Module):
         Returns:
             (..., out_features) in the dtype of `x`.
         """
+        if self.lent is not None:
+            self.settle()
         weight, kernels, bias = self.weight_prepared, self.kernels, self.bias
         kind = x.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):  # as nn.Linear does
@@ -163,6 +169,8 @@ class PackedLinear(nn.Module):
     def prepare(self) -> bool:
         """Bring the weight into the layout of its device's kernels, if they can run it; else `unprepared` says why.
 
+        Parameters that somebody holds from before are watched like those that are handed out later.
+
         Returns:
             whether the layer is prepared now.
         """
@@ -173,35 +181,107 @@ class PackedLinear(nn.Module):
             self.unprepared = prepared
             return False
         self.unprepared = ""
+        held = {}
         for name in self.names:
             if name in self._parameters:
+                if (parameter := self._parameters[name]) is not None:
+                    held[name] = Lent(parameter)
                 delattr(self, name)
+        parameter = None
         self.weight_prepared, self.kernels = prepared
+        self.lent = held
+        self._settle()  # which keeps what somebody still holds
         return True
 
     def unprepare(self) -> None:
         """Go back to the checkpoint's tensors."""
-        stored, self.weight_prepared, self.kernels = self.stored(), None, None
+        self._keep(self.stored())
+
+    def _keep(self, stored: Stored) -> None:
+        self.weight_prepared, self.kernels, self.lent = None, None, None
         for name, tensor in zip(self.names, stored, strict=True):
             self.register_parameter(name, None if tensor is None else frozen(tensor))
 
-    def stored(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def stored(self) -> Stored:
         """The checkpoint's tensors: packed, scale, zero point. Made anew if the layer is prepared."""
-        if self.weight_prepared is None or self.kernels is None:
-            return self.weight_packed, self.weight_scale, self.weight_zero_point
-        return restored(self.weight_prepared, self.kernels, self.out_features)
+        if self.weight_prepared is None:
+            return self._parameters[self.names[0]], self._parameters[self.names[1]], self._parameters[self.names[2]]  # pyright: ignore[reportReturnType]
+        found = self._lend(self.names, by_name=False)
+        return found[self.names[0]], found[self.names[1]], found.get(self.names[2])
 
-    def packed(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def packed(self) -> Stored:
         """The weight as the integer ops take it, whatever the checkpoint's tensors are: packed, scale, zero point."""
-        return self.stored()
+        return self._as_packed(self.stored())
+
+    def _as_packed(self, stored: Stored) -> Stored:
+        return stored
+
+    def _restored(self) -> dict[str, Tensor]:
+        """The checkpoint's tensors of a prepared layer by name, without what others have done to them."""
+        assert self.weight_prepared is not None
+        assert self.kernels is not None
+        with torch.inference_mode(False):  # tensors of inference mode do not tell that they were changed
+            restored = self.kernels.restore(self.weight_prepared, self.out_features)
+        return {name: tensor for name, tensor in zip(self.names, restored, strict=True) if tensor is not None}
+
+    def _lend(self, names: Sequence[str], *, by_name: bool) -> dict[str, Tensor]:
+        """Hand out tensors of a prepared layer, and watch them from now on; those that it has."""
+        self._settle()
+        if self.weight_prepared is None:  # what was done to them cannot be prepared
+            return {name: tensor for name in names if (tensor := self._parameters[name]) is not None}
+        lent, restored = self.lent or {}, {}
+        if any(name not in lent for name in names):
+            restored = self._restored()  # held until it is handed out
+            lent = {name: Lent(restored[name]) for name in names if name in restored} | lent
+        self.lent = lent
+        return {name: lent[name].hand_out(by_name=by_name) for name in names if name in lent}
+
+    def settle(self) -> None:
+        """Take in what others did to the tensors that they were handed."""
+        if "torch._dynamo" in sys.modules:  # a decorator would import all of it
+            torch.compiler.disable(self._settle)()  # pyright: ignore[reportCallIssue]
+        else:
+            self._settle()
+
+    # A compiled model has to ask at each call, so that nothing of this may be traced.
+    settle._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
+
+    def _settle(self) -> None:
+        lent = self.lent
+        if lent is None:
+            return
+        suspects = {name: tensor.now() for name, tensor in lent.items() if tensor.is_suspect()}
+        if suspects:
+            restored = self._restored()
+            if not all(same_bytes(tensor, restored[name]) for name, tensor in suspects.items()):
+                packed, scale, zero = ((restored | suspects).get(name) for name in self.names)
+                self._prepare_again((packed, scale, zero))  # pyright: ignore[reportArgumentType]  # only zero can be None
+        suspects.clear()
+        still = {name: tensor for name, tensor in lent.items() if tensor.rest()}
+        if self.lent is not None:
+            self.lent = still or None
+
+    def _prepare_again(self, stored: Stored) -> None:
+        prepared = prepare(*self._as_packed(stored), self.scheme.bits, self.in_features)
+        if isinstance(prepared, str):
+            self._keep(stored)
+            self.unprepared = prepared
+        else:
+            self.weight_prepared, self.kernels = prepared
 
     def __getattr__(self, name: str) -> Any:
         # Reached only for what is not there: the tensors of a prepared layer.
         if name in self.names and self._buffers.get("weight_prepared") is not None:
             if name == "weight_zero_point" and self.scheme.symmetric:
                 return None
-            return self.stored()[self.names.index(name)]
+            return self._lend([name], by_name=True)[name]
         return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.names and self.__dict__.get("_buffers", {}).get("weight_prepared") is not None:
+            self._as_stored(lambda: super(PackedLinear, self).__setattr__(name, value))
+        else:
+            super().__setattr__(name, value)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         if self.weight_prepared is not None:
@@ -235,6 +315,7 @@ class PackedLinear(nn.Module):
             tensors = {name: None if tensor is None else frozen(tensor) for name, tensor in stored}
             state["_parameters"] = state["_parameters"] | tensors
             state["kernels"], state["was_prepared"] = None, True
+        state["lent"] = None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ them: the function itself if nobody watches, which saves the dispatcher's ten mi
 
 from __future__ import annotations
 
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from llmquant.kernels import cpu_linear, cpu_weight, linear_w8a8, native
 from llmquant.kernels.gpu import launch, ops, runtime  # noqa: F401 - ops registers what torch.ops finds
@@ -30,8 +28,6 @@ from llmquant.spec import Scheme
 Stored: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 
 _GROUP = 32  # what groups have to be a multiple of, on both kinds of device
-# What `restored` made of a prepared weight. Not kept on the tensor, where it would get in the way of pickle.
-_HELD: Any = WeakTensorKeyDictionary()
 
 
 class Kernels(ABC):
@@ -182,16 +178,6 @@ def prepare(
 def on_gpu_kernels(device: torch.device) -> bool:
     """Whether it is the Triton kernels that weights on a device would run on, if anything stops them or not."""
     return device.type == "cuda" or runtime.interpreting()
-
-
-def restored(weight: Tensor, kernels: Kernels, out_features: int) -> Stored:
-    """The checkpoint's tensors; the same ones as long as somebody holds them, so that tied layers stay tied."""
-    alive = tuple(reference() for reference in _HELD.get(weight, ()))
-    if not alive or any(tensor is None for tensor in alive):
-        alive = tuple(tensor for tensor in kernels.restore(weight, out_features) if tensor is not None)
-        _HELD[weight] = tuple(map(weakref.ref, alive))
-    packed, scale, *zero = alive
-    return packed, scale, zero[0] if zero else None  # pyright: ignore[reportReturnType]
 
 
 def kernel_on(scheme: Scheme, device: torch.device | str) -> str:

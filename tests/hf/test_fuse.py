@@ -350,3 +350,22 @@ def test_compiles_in_one_graph_with_a_static_cache() -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert difference(steps(compiled), wanted) < 1e-5
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+
+
+def test_edits_in_place_count_in_a_fused_layer(calls: Calls) -> None:
+    model = make()
+    twin = copy.deepcopy(model)
+    assert fuse(model) == LAYERS
+    model(TOKENS)
+    for changed in (model, twin):
+        changed.model.layers[0].mlp.down_proj.weight_scale.mul_(3)
+    assert fuse(twin) == LAYERS
+    calls.taken()
+    fused = model(TOKENS).logits
+    assert calls.taken() == 4 * LAYERS
+    assert difference(fused, unfuse_and_run(twin)) < 1e-4
+
+
+def unfuse_and_run(model: Any) -> Tensor:
+    unfuse(model)
+    return model(TOKENS).logits

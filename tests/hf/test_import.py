@@ -71,3 +71,7 @@ def test_without_the_compressed_tensors_package(
     assert "CheckpointError llmquant cannot keep this checkpoint packed" in done.stdout
     assert "kv_cache_scheme" in done.stdout
     assert "pip install compressed-tensors" in done.stdout
+
+
+def test_the_quantizer_can_be_the_very_first_import() -> None:
+    subprocess.run([sys.executable, "-c", "import llmquant.hf.packed"], check=True, timeout=300)
