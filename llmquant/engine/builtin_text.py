@@ -37,7 +37,7 @@ def mixed_documents(split: str) -> list[str]:
     """
     if split != "calibration":
         raise DataError(f"builtin:mixed has no {split!r} split: it is for calibration; evaluate on other text")
-    packed = files("llmquant").joinpath("calibration_text", "mixed.jsonl.gz").read_bytes()
+    packed = (files("llmquant") / "calibration_text" / "mixed.jsonl.gz").read_bytes()
     return [json.loads(line)["text"] for line in gzip.decompress(packed).decode().splitlines()]
 
 

@@ -25,7 +25,9 @@ ORIGINALS = {
 }
 
 # `plan` says so, before any work.
-REFUSED = dict.fromkeys(("gpt2", "gpt-sw3", "openai-gpt"), "Conv1D layers are read back by llmquant alone")
+REFUSED: dict[str, str] = dict.fromkeys(
+    ("gpt2", "gpt-sw3", "openai-gpt"), "Conv1D layers are read back by llmquant alone"
+)
 
 # Recipes with calibration are refused; rounding to nearest works.
 _ENCODER = "encoder_attn"

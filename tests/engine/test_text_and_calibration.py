@@ -60,7 +60,7 @@ def test_missing_binary_and_unknown_sources(tmp_path):
 
 
 def mixed() -> list[dict[str, str]]:
-    packed = files("llmquant").joinpath("calibration_text", "mixed.jsonl.gz").read_bytes()
+    packed = (files("llmquant") / "calibration_text" / "mixed.jsonl.gz").read_bytes()
     return [json.loads(line) for line in gzip.decompress(packed).decode().splitlines()]
 
 
@@ -83,7 +83,7 @@ def test_the_mixture_is_mixed_everywhere():
 
 def test_every_source_of_the_mixture_is_named():
     """Each book by its title, each other kind with its licence."""
-    said = files("llmquant").joinpath("calibration_text", "SOURCES.md").read_text(encoding="utf-8").lower()
+    said = (files("llmquant") / "calibration_text" / "SOURCES.md").read_text(encoding="utf-8").lower()
     said = " ".join(said.split())
     titles = {row["source"].split(",")[0].lower() for row in mixed() if row["kind"] == "prose"}
     assert len(titles) == 14

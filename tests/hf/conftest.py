@@ -144,7 +144,7 @@ def write_packed(dense: Path, out: Path, schemes: Mapping[str, Scheme]) -> Any:
     return fake
 
 
-def edit_quantization(folder: Path, change: Callable[[dict], None]) -> None:
+def edit_quantization(folder: Path, change: Callable[[dict], object]) -> None:
     config = json.loads((folder / "config.json").read_text())
     change(config["quantization_config"])
     (folder / "config.json").write_text(json.dumps(config))

@@ -64,6 +64,6 @@ def _dense_name(name: str) -> str:
 
 if __name__ == "__main__":
     places = [Path(folder) for folder in sys.argv[1:3]]
-    found = [problem for name in sys.argv[3:] for problem in misplaced(*places, name)]
+    found = [problem for name in sys.argv[3:] for problem in misplaced(places[0], places[1], name)]
     assert "llmquant" not in sys.modules
     print(json.dumps(found))

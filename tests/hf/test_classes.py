@@ -93,7 +93,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[P
         if name not in made:
             torch.manual_seed(5)
             folder = tmp_path_factory.mktemp(name)
-            model = MODELS[name][0]().to(torch.bfloat16)
+            model = MODELS[name][0]().bfloat16()
             for parameter in model.parameters():
                 torch.nn.init.normal_(parameter, std=0.1)
             model.save_pretrained(folder / "dense")

@@ -25,7 +25,7 @@ def packed(dense_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
-def changed(packed: Path, out: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
+def changed(packed: Path, out: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
     tensors = load_file(packed / "model.safetensors")
     change(tensors)
     out.mkdir()
