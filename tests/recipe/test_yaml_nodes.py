@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmquant.errors import RecipeError
-from llmquant.recipe.yaml_nodes import MAX_CHARACTERS, RecipeDumper, parse_yaml
+from llmquant.recipe.yaml_nodes import MAX_CHARACTERS, MAX_INTEGER, RecipeDumper, parse_yaml
 
 
 def test_lines_of_keys_and_items() -> None:
@@ -29,7 +29,7 @@ def test_numbers_with_exponents_are_numbers(text: str) -> None:
     assert parse_yaml(f"x: {text}", "f").data == {"x": 0.01}
 
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+scalars = st.none() | st.booleans() | st.integers(1 - MAX_INTEGER, MAX_INTEGER - 1) | st.floats(allow_nan=False) | st.text()
 
 
 @settings(max_examples=50)
