@@ -29,7 +29,8 @@ def test_numbers_with_exponents_are_numbers(text: str) -> None:
     assert parse_yaml(f"x: {text}", "f").data == {"x": 0.01}
 
 
-scalars = st.none() | st.booleans() | st.integers(1 - MAX_INTEGER, MAX_INTEGER - 1) | st.floats(allow_nan=False) | st.text()
+integers = st.integers(1 - MAX_INTEGER, MAX_INTEGER - 1)
+scalars = st.none() | st.booleans() | integers | st.floats(allow_nan=False) | st.text()
 
 
 @settings(max_examples=50)
