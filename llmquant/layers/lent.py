@@ -39,7 +39,7 @@ class Lent:
 
         def gone(_: object) -> None:
             lent = me()
-            if lent is None or lent._memory is None or lent.by_name or lent.is_suspect():
+            if lent is None or lent._memory is None or lent.is_suspect():
                 return
             if _uses(lent._memory) <= _USES_AT_DEATH:
                 lent._memory = None

@@ -158,6 +158,21 @@ def test_edits_of_a_state_dict(kind: str, edit: Edit) -> None:
         check(held, edited(kind, name, edit))
 
 
+def test_one_of_several_is_edited(kind: str) -> None:
+    layer = prepared(kind)
+    held = [getattr(layer, name) for name in layer.names]
+    mul(held[1])
+    check(layer, edited(kind, "weight_scale", mul))
+
+
+def test_a_state_dict_of_inference_mode(kind: str) -> None:
+    layer = prepared(kind)
+    with torch.inference_mode():
+        mul(layer.state_dict()["weight_scale"])
+        result = layer(X)
+    assert torch.equal(result, edited(kind, "weight_scale", mul)[0])
+
+
 def test_a_state_dict_holds_no_memory(kind: str) -> None:
     layer = prepared(kind)
     state = layer.state_dict()
