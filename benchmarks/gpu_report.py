@@ -135,7 +135,7 @@ def timing(times: list[float] | None, tokens: int, dense: list[float] | None) ->
     across = spread(times)
     row: Row = {
         "ms": {
-            name: round(1e3 * value, 4)
+            name: value if value is None else round(1e3 * value, 4)  # no quartiles of two rounds
             for name, value in zip(("median", "q25", "q75"), (across.median, across.q25, across.q75), strict=True)
         }
         | {"best": round(1e3 * min(times), 4), "rounds": across.runs},
@@ -180,9 +180,8 @@ def _speed_line(row: Row) -> str:
     ratio = "" if row["ratio_dense"] is None else f"  {row['ratio_dense']:.2f}x dense"
     memory = "" if row["memory_bytes"] is None else f"  {row['memory_bytes'] / 1e9:.1f} GB"
     ms = row["ms"]
-    return (
-        f"{head}  {ms['median']:8.3f} ms ({ms['q25']:.3f}-{ms['q75']:.3f})  {row['tokens_s']:9.1f} tok/s{ratio}{memory}"
-    )
+    quartiles = f"({ms['q25']:.3f}-{ms['q75']:.3f}) " if ms["q25"] is not None else ""
+    return f"{head}  {ms['median']:8.3f} ms {quartiles} {row['tokens_s']:9.1f} tok/s{ratio}{memory}"
 
 
 def _profile_lines(row: Row) -> list[str]:
