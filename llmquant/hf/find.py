@@ -68,6 +68,12 @@ def find_packed(model: PreTrainedModel, stored: Mapping[str, Any], keys: Sequenc
     if not packed:
         raise CheckpointError("the checkpoint is incomplete: its config describes packed weights, and it holds none")
     places = _places(model, list(packed))
+    in_blocks = [base for base in packed if any(part.isdigit() for part in base.split("."))]
+    if in_blocks and not places:
+        raise CheckpointError(
+            f"none of the {len(packed)} packed weights of the checkpoint ({in_blocks[0]}, ...) belongs to a module of "
+            f"{type(model).__name__}, which would be filled with random numbers; load it with the class it was made of"
+        )
     tied = {
         target.removesuffix(".weight"): source.removesuffix(".weight")
         for target, source in model.all_tied_weights_keys.items()
