@@ -284,12 +284,16 @@ def _scheme_of(group: Mapping[str, Any], config: Mapping[str, Any]) -> Scheme | 
         return None
     if not weights.keys() <= _INERT | _MEANINGFUL or weights.get("actorder") not in (None, False, "weight", "static"):
         return None
-    group_size = weights.get("group_size")
-    strategy = weights.get("strategy") or {None: "tensor", -1: "channel"}.get(group_size, "group")
-    bits, symmetric = weights.get("num_bits", 8), weights.get("symmetric", True)
+    group_size, bits, symmetric = weights.get("group_size"), weights.get("num_bits", 8), weights.get("symmetric", True)
+    # JSON of others: `4.0`, `true` and `"32"` are no numbers of bits or sizes of groups.
+    if type(bits) is not int or type(symmetric) is not bool or type(group_size) not in (int, type(None)):
+        return None
+    strategy = weights.get("strategy")
+    if strategy is None:
+        strategy = {None: "tensor", -1: "channel"}.get(group_size, "group")
     if weights.get("type", "int") != "int" or weights.get("dynamic") or bits not in BITS:
         return None
-    if strategy not in ("group", "channel", "tensor") or (strategy == "group" and not group_size):
+    if strategy not in ("group", "channel", "tensor") or (strategy == "group" and (group_size or 0) < 1):
         return None
     if (group.get("format") or config.get("format")) == PACKED and not inputs:
         return Scheme(bits, strategy, group_size if strategy == "group" else None, symmetric)

@@ -181,6 +181,11 @@ def test_foreign_configs() -> None:
     assert read(actorder="group") is None
     assert read(type="float") is None
     assert read(num_bits=5) is None
+    for wrong in ("128", "", 128.0, True, {}, [128], 0, -1, -128):
+        assert read(group_size=wrong) is None
+    assert all(read(num_bits=wrong) is None for wrong in ("4", 4.0, [4], None))
+    assert all(read(symmetric=wrong) is None for wrong in ("true", 1, None))
+    assert all(read(strategy=wrong) is None for wrong in ([], {"a": 1}, 1, "Group"))
     assert read(strategy="block", block_structure=[128, 128]) is None
     assert read(secret=1) is None
     assert read(group={"format": "int-quantized"}) is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections import Counter
@@ -312,24 +311,25 @@ def test_model_that_is_no_causal_language_model(tmp_path: Path) -> None:
         build_skeleton(load_config(path))
 
 
+# Importing the libraries costs whoever loads a Llama at all 4 to 10 s of processor time, which no plan can spare.
 _PLAN_70B = """
-import sys
+import resource, sys, time
+import accelerate, transformers.models.llama.modeling_llama
 from llmquant.models.skeleton import build_skeleton, load_config, take_inventory
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.plan import make_plan
+imported = time.process_time()
 make_plan(load_recipe("mixed-int4-int8"), take_inventory(build_skeleton(load_config(sys.argv[1]))))
+print(time.process_time() - imported, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @pytest.mark.slow
 def test_70b_is_planned_in_little_time_and_memory() -> None:
     command = [sys.executable, "-c", _PLAN_70B, str(CONFIGS / "llama3-70b.json")]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds < 10  # processor time: the same on a busy machine
-    assert after.ru_maxrss < 1e6  # KiB
+    seconds, kib = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    assert float(seconds) < 5  # processor time: the same on a busy machine
+    assert int(kib) < 1e6
 
 
 def test_a_model_of_too_many_tensors_or_too_large_tables_is_not_built(
