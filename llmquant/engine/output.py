@@ -1,7 +1,8 @@
 """The output folder: nothing of ours is visible under its name until everything is there.
 
 A run works in OUT.partial, beside OUT, and renames it at the end. OUT.partial holds a journal, so that a killed run can
-go on; a lock on it keeps two runs apart.
+go on; a lock on it keeps two runs apart. A result that is replaced waits for its end in OUT.partial, too: what lies
+beside these two folders is never touched.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from llmquant.files import read_json
 from llmquant.readable import bytes_text
 
 JOURNAL, PROVENANCE = "journal.jsonl", "llmquant.json"
+REPLACED = "replaced"
 
 
 def is_finished(folder: Path) -> bool:
@@ -54,9 +56,7 @@ class OutputFolder:
             raise OutputError(f"{self.out} is a file; give a folder that does not exist yet")
         if self.out.is_mount():
             raise OutputError(f"{self.out} is a mount point, which cannot be replaced; give a folder inside it")
-        if not _is_leftover(self._replaced):
-            raise OutputError(f"{self._replaced} is in the way and was not made by llmquant; move it away")
-        if self.out.exists() and any(self.out.iterdir()):
+        if _holds_something(self.out):
             if not is_finished(self.out):
                 raise OutputError(f"{self.out} exists and was not made by llmquant; give another folder")
             if resume and not overwrite and self.partial.exists():
@@ -70,12 +70,13 @@ class OutputFolder:
     def _check_partial(self, *, resume: bool, overwrite: bool) -> None:
         if self.partial.exists() and not self.partial.is_dir():
             raise OutputError(f"{self.partial} is a file, where an unfinished run would lie; move it away")
-        if self.partial.exists() and any(self.partial.iterdir()):
+        if _holds_something(self.partial):
             if not (self.partial / JOURNAL).is_file():
                 raise OutputError(f"{self.partial} exists and is not an interrupted run; move it away")
             if not (resume or overwrite):
+                older = f", and the result that it was to replace, in {REPLACED!r}" if self._replaced.exists() else ""
                 raise OutputError(
-                    f"{self.partial} holds an interrupted run; --resume continues it, --overwrite drops it"
+                    f"{self.partial} holds an interrupted run{older}; --resume continues it, --overwrite drops it"
                 )
 
     def begin(self, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> Journal:
@@ -105,9 +106,13 @@ class OutputFolder:
     def _remove_partial(self) -> None:
         self._lock = os.open(self.partial, os.O_RDONLY)
         self._take_lock()
+        if self._replaced.exists() and not _holds_something(self.out):
+            self._replaced.rename(self.out)
         # Emptied first and removed last, the journal marks the folder as ours whenever this is interrupted.
         (self.partial / JOURNAL).write_bytes(b"")
-        _remove(self.partial, last=(JOURNAL,))
+        _empty(self.partial, but=JOURNAL)
+        (self.partial / JOURNAL).unlink()
+        self.partial.rmdir()
         self.__exit__(None, None, None)
 
     def require_space(self, needed: int) -> None:
@@ -129,12 +134,10 @@ class OutputFolder:
         The journal goes last: whenever this is interrupted, either OUT.partial still has its journal, or OUT is whole.
         """
         with _reported(f"cannot give {self.out} its name", "; --resume tries again"):
-            if self.out.exists():
-                if any(self.out.iterdir()):
-                    self.tidy()
-                    self.out.rename(self._replaced)
-                else:
-                    self.out.rmdir()
+            if _holds_something(self.out):
+                if self._replaced.exists():
+                    shutil.rmtree(self._replaced)
+                self.out.rename(self._replaced)
             self.partial.rename(self.out)
             parent = os.open(self.out.parent, os.O_RDONLY)
             os.fsync(parent)
@@ -142,14 +145,15 @@ class OutputFolder:
             self.tidy()
 
     def tidy(self) -> None:
-        """Remove what an interrupted `finish` left behind in or beside a finished folder."""
-        (self.out / JOURNAL).unlink(missing_ok=True)
-        if self._replaced.exists() and _is_leftover(self._replaced):
-            _remove(self._replaced, last=(PROVENANCE,))
+        """Remove what an interrupted `finish` left behind in a finished folder, where its journal still is."""
+        if (self.out / JOURNAL).exists():
+            if (self.out / REPLACED).exists():
+                shutil.rmtree(self.out / REPLACED)
+            (self.out / JOURNAL).unlink()
 
     @property
     def _replaced(self) -> Path:
-        return self.out.with_name(f"{self.out.name}.replaced")
+        return self.partial / REPLACED
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -178,23 +182,14 @@ def _shown(path: Path) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def _is_leftover(folder: Path) -> bool:
-    """Whether a folder is absent, an older result, or what is left of one whose removal was interrupted."""
-    return not folder.exists() or (folder / PROVENANCE).is_file() or _is_empty(folder)
+def _holds_something(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
 
 
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
-
-
-def _remove(folder: Path, last: tuple[str, ...]) -> None:
-    """Remove a folder of ours; the files that mark it as ours go at the end."""
+def _empty(folder: Path, but: str) -> None:
     for path in folder.iterdir():
-        if path.name not in last:
+        if path.name != but:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name in last:
-        (folder / name).unlink(missing_ok=True)
-    folder.rmdir()
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from llmquant.engine.journal import Journal, LayerRecord, ShardRecord
-from llmquant.engine.output import JOURNAL, PROVENANCE, OutputFolder, is_finished
+from llmquant.engine.output import JOURNAL, PROVENANCE, REPLACED, OutputFolder, is_finished
 from llmquant.errors import OutputError
 from tests.engine.kill_boundaries import every_kill
 
@@ -86,7 +86,7 @@ def test_a_finish_that_was_killed_can_be_completed(tmp_path, stage):
     for name in (PROVENANCE, "config.json"):
         (output.partial / name).write_text("new")
     if stage != "before":
-        output.out.rename(tmp_path / "out.replaced")
+        output.out.rename(output.partial / REPLACED)
     if stage == "renamed":
         output.partial.rename(output.out)
     output.__exit__(None, None, None)
@@ -136,34 +136,65 @@ def resume_result(out):
 
 
 @pytest.mark.parametrize("again", [replace_result, resume_result])
-@pytest.mark.parametrize("before", ["nothing", "a result", "a result and an interrupted run", "a half removed result"])
+@pytest.mark.parametrize(
+    "before", ["nothing", "a result", "a result and an interrupted run", "a finish that was killed"]
+)
 def test_no_kill_of_an_overwriting_run_blocks_the_next(tmp_path, before, again):
     def make(number):
         work = tmp_path / f"round{number}"
         work.mkdir()
-        if before != "nothing":
-            finished(work / "out", "old")
-        if "interrupted" in before:
-            (work / "out.partial").mkdir()
-            (work / "out.partial" / JOURNAL).write_text(json.dumps(IDENTITY) + "\n")
-            (work / "out.partial" / "model-1.safetensors").write_text("old")
-        if "half" in before:
-            (work / "out.replaced").mkdir()
-        return work, lambda: replace_result(work / "out")
+        finished(work / "out.replaced", "mine")  # a result of the user's that has this name
+        out, partial = work / "out", work / "out.partial"
+        if before.startswith("a result"):
+            finished(out, "old")
+        if "interrupted" in before or "killed" in before:
+            partial.mkdir()
+            (partial / JOURNAL).write_text(json.dumps(IDENTITY) + "\n")
+            (partial / "model-1.safetensors").write_text("old")
+        if "killed" in before:
+            finished(partial / REPLACED, "old")
+        return work, lambda: replace_result(out)
 
     rounds = 0
     for number, work, killed in every_kill(make):
         rounds = number
-        if before == "a result":  # there is always a whole result somewhere
-            assert is_finished(work / "out") or is_finished(work / "out.replaced")
+        if before != "nothing":  # there is always a whole result somewhere
+            assert is_finished(work / "out") or is_finished(work / "out.partial" / REPLACED)
         if killed:
             again(work / "out")
-        assert [path.name for path in work.iterdir()] == ["out"], f"kill {number}"
-        assert {path.name: path.read_text() for path in (work / "out").iterdir() if path.suffix == ".json"} == {
-            PROVENANCE: "new",
-            "config.json": "new",
-        }
+        assert sorted(path.name for path in work.iterdir()) == ["out", "out.replaced"], f"kill {number}"
+        assert content(work / "out.replaced") == dict.fromkeys((PROVENANCE, "config.json"), "mine")
+        new = content(work / "out")
+        assert JOURNAL not in new
+        assert {name: new[name] for name in (PROVENANCE, "config.json")} == {PROVENANCE: "new", "config.json": "new"}
     assert rounds > 5
+
+
+def content(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_an_older_result_that_waits_is_named_and_comes_back(tmp_path):
+    """Where a run was killed between the two names: without the run, the older result is what there is."""
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / JOURNAL).write_text(json.dumps(IDENTITY) + "\n")
+    finished(tmp_path / "out.partial" / REPLACED, "old")
+    with OutputFolder(tmp_path / "out") as output:
+        with pytest.raises(OutputError, match=r"interrupted run, and the result that it was to replace, in 'replaced'"):
+            output.check(resume=False, overwrite=False)
+        output.begin(IDENTITY, resume=False, overwrite=True)
+        assert content(tmp_path / "out") == dict.fromkeys((PROVENANCE, "config.json"), "old")
+        assert [path.name for path in output.partial.iterdir()] == [JOURNAL]
+
+
+def test_only_a_journal_lets_a_folder_be_tidied(tmp_path):
+    finished(tmp_path / "out", "old")
+    finished(tmp_path / "out" / REPLACED, "mine")
+    OutputFolder(tmp_path / "out").tidy()
+    assert is_finished(tmp_path / "out" / REPLACED)
+    (tmp_path / "out" / JOURNAL).write_text("")
+    OutputFolder(tmp_path / "out").tidy()
+    assert content(tmp_path / "out") == dict.fromkeys((PROVENANCE, "config.json"), "old")
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x" * 255])
