@@ -44,7 +44,7 @@ def module_patterns(fates: Sequence[Iterable[str]]) -> list[list[str]]:
     Raises:
         QuantizationError: if no patterns can tell the sets apart, as when one name is in two.
     """
-    sets = [list(dict.fromkeys(names)) for names in fates]
+    sets = [list(names) for names in fates]
     # The fewer words may stand before a tail, the more of the name tells it apart, and the fewer classes find it.
     for words in (_words_before_blocks(sets[:-1]), _HEAD_WORDS):
         try:
@@ -58,10 +58,9 @@ def _write(sets: Sequence[Sequence[str]], words: Sequence[str]) -> list[list[str
     tails = [[_tail(name, words) for name in names] for names in sets]
     trees = _trees(tails)
     head = f"(?:(?:{'|'.join(map(re.escape, words))})\\.)*" if words else ""
-    everything = [_all_names(*given, words) for given in zip(sets, tails, strict=True)]
     found = [[f"re:{head}{expression}$" for expression in _expressions(tree)] for tree in trees[:-1]]
-    found.append(_loose(trees[-1], head, [name for names in everything[:-1] for name in names]))
-    _check(found, everything)
+    found.append(_loose(trees[-1], head, [name for names in sets[:-1] for name in names]))
+    _check(found, sets)
     return found
 
 
@@ -160,13 +159,8 @@ def _loose(tree: _Tree, head: str, others: Sequence[str]) -> list[str]:
     return found
 
 
-def _all_names(names: Sequence[str], tails: Iterable[Tail], words: Sequence[str]) -> list[str]:
-    """The given names, and those that other classes give."""
-    heads = ("", "model.", "model.language_model.", "language_model.model.") if words else ()
-    return [*names, *(head + tail for tail in dict.fromkeys(map(".".join, tails)) for head in heads)]
-
-
 def _check(found: Sequence[Sequence[str]], names: Sequence[Sequence[str]]) -> None:
+    # A name of another class has the same tail behind other words, so no pattern can tell the two apart.
     for index, targets in enumerate(found):
         compiled = [re.compile(target.removeprefix("re:")) for target in targets]
         for other, those in enumerate(names):

@@ -89,11 +89,59 @@ def test_some_experts_of_some_blocks() -> None:
     check([packed, kept], most=2)
 
 
+WORDS = r"(?:(?:model|language_model)\.)*"
+
+
+@pytest.mark.parametrize(
+    ("names", "expression"),
+    [
+        (
+            blocks("model.layers", 3),
+            WORDS + r"layers\.\d+\.(?:self_attn\.(?:q_proj|o_proj)|mlp\.(?:up_proj|down_proj))",
+        ),
+        (["transformer.h.0.c_fc"], r"(?:(?:model|language_model|transformer)\.)*h\.\d+\.c_fc"),
+        (["a+b.layers.0.up"], r"(?:(?:model|language_model|a\+b)\.)*layers\.\d+\.up"),
+        (["tower.proj"], WORDS + r"tower\.proj"),  # no list of blocks tells what of it is a head
+        (["model.model"], WORDS + "model"),
+        (["out", "out.0.up"], WORDS + r"out(?:\.\d+\.up)?"),
+    ],
+)
+def test_all_of_a_set(names: list[str], expression: str) -> None:
+    assert module_patterns([names, ["lm_head"]]) == [[f"re:{expression}$"], [r"re:(?:.*\.)?lm_head$"]]
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "expression"),
+    [
+        ([(9, 0), (10, 0)], [(1, 0)], r"(?:9|10)\.e\.\d+\.up"),
+        ([(0, 0), (0, 1)], [(1, 0), (1, 1)], r"0\.e\.\d+\.up"),
+        ([(0, 0), (1, 0)], [(0, 1), (1, 1)], r"\d+\.e\.0\.up"),
+        ([(0, 0), (0, 1), (1, 1)], [(1, 0)], r"(?:0\.e\.\d+\.up|1\.e\.1\.up)"),
+        ([(0, 0), (1, 0), (2, 0), (2, 1)], [(3, 0)], r"(?:0|1|2)\.e\.\d+\.up"),
+        ([(0, 0), (1, 0)], [(0, 1), (1, 1), (2, 0)], r"(?:0|1)\.e\.0\.up"),
+    ],
+)
+def test_no_more_numbers_than_needed(
+    own: list[tuple[int, int]], others: list[tuple[int, int]], expression: str
+) -> None:
+    sets = [[f"model.layers.{first}.e.{second}.up" for first, second in numbers] for numbers in (own, others)]
+    assert check(sets, most=2)[0] == [rf"re:{WORDS}layers\.{expression}$"]
+
+
+def test_what_is_ignored_has_no_prefix_that_takes_in_something_else() -> None:
+    packed, ignored = check([["model.layers.0.proj"], ["model.proj", "model.norm"]], most=3)
+    assert ignored == [rf"re:{WORDS}proj$", r"re:(?:.*\.)?norm$"]
+    assert hit(packed, "layers.0.proj")
+
+
 def test_long_patterns_are_split() -> None:
     odd = [name for i, name in enumerate(blocks("model.layers", 400)) if i * i % 7 in (1, 2)]
     rest = [name for name in blocks("model.layers", 400) if name not in set(odd)]
     found = check([odd, rest], most=40)
     assert max(len(target) for targets in found for target in targets) < 4 * LENGTH
+    assert not any(hit(targets, name) for targets in found for name in ("layers", "layers."))
+    odd.append("model.layers")  # it ends where the pattern is split
+    assert not hit(check([odd, rest], most=41)[0], "layers.")
 
 
 def test_a_name_that_begins_another() -> None:
