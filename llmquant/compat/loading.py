@@ -93,7 +93,7 @@ def may_be_new(model: PreTrainedModel) -> frozenset[str]:
     Nothing is new to the class that was stored; and neither the base model nor what predicts tokens ever is.
     """
     base = getattr(model, model.base_model_prefix, None)
-    if type(model).__name__ in (model.config.architectures or ()) or base is None or base is model:
+    if type(model).__name__ in (model.config.architectures or ()) or base is None:
         return frozenset()
     head = model.get_output_embeddings()
     old = [base] if head is None else [base, head]

@@ -79,14 +79,13 @@ def _check_kinds(model: nn.Module, tensors: Mapping[str, TensorInfo], key_map: K
     packed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, PackedLinear))
     for key, name in key_map.parameter.items():
         info, like = tensors[key], wanted[name]
-        exact = name.startswith(packed) and not name.endswith(".bias")
-        if not _fits(info.dtype, like.dtype, exact):
+        if not _fits(info.dtype, like.dtype, exact=name.startswith(packed)):
             raise _wrong(info, like, "another dtype would mean other numbers")
         if key not in key_map.merged and name not in new and info.shape != tuple(like.shape):
             raise _wrong(info, like, "the weights and config.json do not belong together")
 
 
-def _fits(stored: torch.dtype, wanted: torch.dtype, exact: bool) -> bool:
+def _fits(stored: torch.dtype, wanted: torch.dtype, *, exact: bool) -> bool:
     if wanted.is_floating_point:
         return stored in _FLOATS
     return stored == wanted if exact else not stored.is_floating_point

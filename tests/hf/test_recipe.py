@@ -123,10 +123,11 @@ def test_nan_weight_is_an_error_that_names_it(dense_folder: Folder, tmp_path: Pa
 
 def test_missing_weight_is_an_error(dense_folder: Folder, tmp_path: Path) -> None:
     tensors = load_file(dense_folder("llama") / "model.safetensors")
-    del tensors["model.layers.0.mlp.up_proj.weight"]
+    for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"):
+        del tensors[name]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_bytes((dense_folder("llama") / "config.json").read_bytes())
-    with pytest.raises(CheckpointError, match=r"lacks model\.layers\.0\.mlp\.up_proj\.weight"):
+    with pytest.raises(CheckpointError, match=r"lacks model\.layers\.0\.mlp\.up_proj\.weight and 1 more tensors"):
         load(tmp_path, RecipeConfig("int8"))
 
 

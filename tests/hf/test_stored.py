@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 from llmquant.errors import CheckpointError
+from llmquant.hf.stored import check_stored
+from llmquant.models.safetensors_header import TensorInfo
 from tests.hf.conftest import edit_quantization, schemes_in_blocks, write_packed
 
 Folder = Callable[[str], Path]
@@ -94,3 +105,79 @@ def test_a_config_that_does_not_know_its_weights(packed: Path, tmp_path: Path) -
     edit_quantization(out, lambda stored: stored["ignore"].append("re:.*up_proj"))
     with pytest.raises(CheckpointError, match=r"up_proj is packed, but the quantization_config .* does not say how"):
         AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+
+
+SIZES: dict[str, Any] = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+                         "num_attention_heads": 1, "num_key_value_heads": 1}  # fmt: skip
+
+
+def on_meta(kind: Callable[[Any], PreTrainedModel], stored_as: str = "LlamaForCausalLM") -> Any:
+    """A model of which nothing is loaded yet, of a checkpoint that holds a `stored_as`."""
+    with torch.device("meta"):
+        model = kind(LlamaConfig(**SIZES, architectures=[stored_as]))
+    model.model.register_buffer("offset", torch.zeros(2, device="meta"))
+    model.model.register_buffer("position_ids", torch.zeros(4, dtype=torch.int64, device="meta"))
+    return model
+
+
+def headers(model: PreTrainedModel, **other: tuple[torch.dtype, tuple[int, ...]]) -> dict[str, TensorInfo]:
+    """Those of a checkpoint that holds all of a model, and tensors whose names have _ for dots as they are said."""
+    state = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
+    state |= {name: other[name.replace(".", "_")] for name in state if name.replace(".", "_") in other}
+    return {name: TensorInfo(name, dtype, shape, Path("f"), 0, 0) for name, (dtype, shape) in state.items()}
+
+
+def without(tensors: dict[str, TensorInfo], *names: str) -> dict[str, TensorInfo]:
+    return {name: info for name, info in tensors.items() if name not in names}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_any_float_of_16_bits_or_more_is_right(dtype: torch.dtype) -> None:
+    model = on_meta(LlamaForCausalLM)
+    check_stored(model, headers(model, model_norm_weight=(dtype, (32,))))
+
+
+def test_integers_that_are_no_codes_may_be_of_another_width() -> None:
+    model = on_meta(LlamaForCausalLM)
+    check_stored(model, headers(model, model_position_ids=(torch.int32, (4,))))
+    with pytest.raises(CheckpointError, match=r"model.position_ids is float32 \[4\], wanted int64"):
+        check_stored(model, headers(model, model_position_ids=(torch.float32, (4,))))
+
+
+def test_tensors_that_are_merged_have_shapes_of_their_own() -> None:
+    with torch.device("meta"):
+        model = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=2))
+    tensors = without(headers(model), *(name for name in model.state_dict() if ".mlp.experts." in name))
+    moe = "model.layers.0.block_sparse_moe.experts"
+    for name in (f"{moe}.{expert}.w{part}.weight" for expert in range(2) for part in (1, 2, 3)):
+        tensors[name] = TensorInfo(name, torch.float32, (32, 32), Path("f"), 0, 0)
+    check_stored(model, tensors)
+
+
+def test_what_is_new_to_a_checkpoint_and_what_is_not() -> None:
+    model = on_meta(LlamaForSequenceClassification)
+    tensors = headers(model)
+    model.score.register_buffer("scale", torch.zeros(1, device="meta"))
+    model.again = model.score  # one tensor under two names
+    check_stored(model, without(tensors, "score.weight"))
+    check_stored(model, headers(model, score_weight=(torch.float32, (7, 32))))  # transformers has its own word on it
+    for name in ("model.norm.weight", "model.offset"):
+        with pytest.raises(CheckpointError, match=f"lacks {name} of LlamaForSequenceClassification"):
+            check_stored(model, without(tensors, name))
+
+
+def test_what_a_class_stored_itself_is_not_new() -> None:
+    model = on_meta(LlamaForSequenceClassification, "LlamaForSequenceClassification")
+    with pytest.raises(CheckpointError, match=r"lacks score.weight of"):
+        check_stored(model, without(headers(model), "score.weight"))
+    model._keys_to_ignore_on_load_missing = [r"score\."]  # unless the class says that it needs none
+    check_stored(model, without(headers(model), "score.weight"))
+
+
+def test_what_predicts_tokens_is_never_new() -> None:
+    model = on_meta(LlamaForCausalLM, "LlamaForImageTextToText")
+    model.added = nn.Linear(2, 2, device="meta")
+    tensors = headers(model)
+    check_stored(model, without(tensors, "added.weight", "added.bias"))
+    with pytest.raises(CheckpointError, match=r"lacks lm_head.weight of"):
+        check_stored(model, without(tensors, "lm_head.weight"))
