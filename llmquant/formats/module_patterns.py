@@ -104,8 +104,6 @@ def _open(own: Sequence[_Numbers], others: set[_Numbers]) -> list[tuple[str, ...
     """Regular expressions, one for each number, that take in all of `own` and none of `others`."""
     if not own or not own[0]:
         return [()] if own else []
-    if not others:
-        return [(r"\d+",) * len(own[0])]
     alike: dict[tuple[tuple[_Numbers, ...], frozenset[_Numbers]], list[str]] = {}
     for first in dict.fromkeys(numbers[0] for numbers in own):
         rest = tuple(numbers[1:] for numbers in own if numbers[0] == first)
