@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.eval.budget import check_budget, check_limits
-from llmquant.eval.divergence import Progress, compare, score_window
-from llmquant.eval.dtypes import Wanted, choose, in_float32, is_narrow
+from llmquant.eval.divergence import Comparison, Progress, compare, score_window
+from llmquant.eval.dtypes import LossDtype, Wanted, choose, in_float32, is_narrow
 from llmquant.eval.kernels import in_accuracy
 from llmquant.eval.machine import machine, versions
 from llmquant.eval.memory import CheckpointSize, checkpoint_size, measure_memory
 from llmquant.eval.noise import check_noise_floor, measure_noise_floor
-from llmquant.eval.result import AnatomyPart, EvalReport, Memory, ModelSection, Speed
+from llmquant.eval.result import AnatomyPart, EvalReport, Memory, ModelSection, Speed, WorstToken
 from llmquant.eval.statistics import Estimate
-from llmquant.eval.throughput import ThroughputOptions, check_prompt, measure_throughput
-from llmquant.eval.windows import Windows
+from llmquant.eval.throughput import Throughput, ThroughputOptions, check_prompt, measure_throughput
+from llmquant.eval.windows import Protocol, Windows
 from llmquant.eval.worst import worst_tokens
 from llmquant.layers.accuracy import Accuracy, accuracy_of, kernels_used
 from llmquant.layers.counting import weight_count
@@ -104,51 +104,120 @@ def evaluate(
     noise_floor = noise_floor and not loss.wide and is_narrow(baseline)
     if noise_floor:
         check_noise_floor(baseline, quantized)
-    with in_accuracy(baseline, accuracy), in_accuracy(quantized, accuracy):
-        score_window(baseline, windows)  # the first forward of a process also pays for the libraries it loads
-        memory = [measure_memory(model, partial(score_window, model, windows)) for model in (baseline, quantized)]
-        floor = None
-        if noise_floor:
-            floor = measure_noise_floor(baseline, quantized, windows, progress=_stage(progress, "noise floor"))
-        with ExitStack() as stack:
-            for model in (baseline, quantized) if loss.wide else ():
-                stack.enter_context(in_float32(model, keep_kernels=accuracy == "fast"))
-            comparison = compare(
-                baseline, quantized, windows,
-                batch_size=batch_size, noise_floor=floor, seed=seed, progress=_stage(progress, "divergence"),
-            )  # fmt: skip
-            scored_by = kernels_used(quantized), accuracy_of(quantized)
+    losses = _measure_losses(
+        baseline, quantized, windows, loss,
+        noise_floor=noise_floor, accuracy=accuracy, batch_size=batch_size, seed=seed, progress=progress,
+    )  # fmt: skip
     timed = None
     if throughput is not None:
         prompt = windows.ids[0]
         timed = measure_throughput(baseline, quantized, prompt, throughput, progress=_stage(progress, "speed"))
-    section = partial(_section, parameters=weight_count(baseline))
-    after = section(
-        subject.name, quantized, sizes[1], comparison.perplexity_quantized, memory[1], timed and timed.quantized
-    )
+    sections = _sections((baseline, quantized), subject, sizes, losses, timed)
+    worst = worst_tokens(losses.comparison.scores, windows, tokenizer)
+    return _report(subject, windows.protocol, seed, machine(baseline.device), sections, loss, losses, timed, worst)
+
+
+@dataclass(frozen=True, slots=True)
+class _Losses:
+    """What was measured in the accuracy that was asked for.
+
+    Attributes:
+        comparison: of the two models.
+        memory: of baseline and quantized.
+        kernels: what the packed layers ran on while they were scored.
+        accuracy: of the packed layers meanwhile.
+    """
+
+    comparison: Comparison
+    memory: tuple[Memory, Memory]
+    kernels: dict[str, int]
+    accuracy: Accuracy | None
+
+
+def _measure_losses(
+    baseline: PreTrainedModel,
+    quantized: PreTrainedModel,
+    windows: Windows,
+    loss: LossDtype,
+    *,
+    noise_floor: bool,
+    accuracy: Accuracy,
+    batch_size: int | None,
+    seed: int,
+    progress: Stage | None,
+) -> _Losses:
+    with ExitStack() as stack:
+        for model in (baseline, quantized):
+            stack.enter_context(in_accuracy(model, accuracy))
+        score_window(baseline, windows)  # the first forward of a process also pays for the libraries it loads
+        before, after = (
+            measure_memory(model, partial(score_window, model, windows)) for model in (baseline, quantized)
+        )
+        floor = None
+        if noise_floor:
+            floor = measure_noise_floor(baseline, quantized, windows, progress=_stage(progress, "noise floor"))
+        for model in (baseline, quantized) if loss.wide else ():
+            stack.enter_context(in_float32(model, keep_kernels=accuracy == "fast"))
+        comparison = compare(
+            baseline, quantized, windows,
+            batch_size=batch_size, noise_floor=floor, seed=seed, progress=_stage(progress, "divergence"),
+        )  # fmt: skip
+        return _Losses(comparison, (before, after), kernels_used(quantized), accuracy_of(quantized))
+
+
+def _report(
+    subject: Subject,
+    protocol: Protocol,
+    seed: int,
+    device: dict[str, str | int],
+    sections: tuple[ModelSection, ModelSection],
+    loss: LossDtype,
+    losses: _Losses,
+    timed: Throughput | None,
+    worst: tuple[WorstToken, ...],
+) -> EvalReport:
+    before, after = sections
+    comparison = losses.comparison.section
     return EvalReport(
         name=subject.name,
-        protocol=windows.protocol,
+        protocol=protocol,
         seed=seed,
         versions=versions(),
-        machine=machine(baseline.device),
-        baseline=section(
-            subject.baseline_name, baseline, sizes[0], comparison.perplexity_baseline,
-            memory[0], timed and timed.baseline,
-        ),
+        machine=device,
+        baseline=before,
         quantized=after,
-        comparison=comparison.section,
+        comparison=comparison,
         loss_dtype=loss.dtype,
         loss_note=loss.note,
         speed_protocol=timed and timed.protocol,
-        kernels=scored_by[0],
-        accuracy=scored_by[1],
-        budget=check_budget(subject.limits, comparison.section, after.bits_per_weight),
+        kernels=losses.kernels,
+        accuracy=losses.accuracy,
+        budget=check_budget(subject.limits, comparison, after.bits_per_weight),
         anatomy_baseline=subject.anatomy_baseline,
         anatomy=subject.anatomy,
         layer_losses=dict(subject.layer_losses),
-        worst_tokens=worst_tokens(comparison.scores, windows, tokenizer),
+        worst_tokens=worst,
         recipe_yaml=subject.recipe_yaml,
+    )
+
+
+def _sections(
+    models: tuple[PreTrainedModel, PreTrainedModel],
+    subject: Subject,
+    sizes: Sequence[CheckpointSize | None],
+    losses: _Losses,
+    timed: Throughput | None,
+) -> tuple[ModelSection, ModelSection]:
+    (baseline, quantized), found = models, losses.comparison
+    section = partial(_section, parameters=weight_count(baseline))
+    return (
+        section(
+            subject.baseline_name, baseline, sizes[0], found.perplexity_baseline, losses.memory[0],
+            timed and timed.baseline,
+        ),
+        section(
+            subject.name, quantized, sizes[1], found.perplexity_quantized, losses.memory[1], timed and timed.quantized
+        ),
     )  # fmt: skip
 
 
