@@ -95,7 +95,7 @@ def _caption(reports: Sequence[EvalReport]) -> str:
     protocol = reports[0].protocol
     measured = (
         f"95 % intervals; {protocol.windows} windows of {protocol.length}, stride {protocol.stride}, "
-        f"BOS {'yes' if protocol.add_bos else 'no'}; text {protocol.data_hash[:15]}"
+        f"BOS {'yes' if protocol.prefix_tokens else 'no'}; text {protocol.data_hash[:15]}"
     )
     losses = dict.fromkeys(f"loss measured in {report.loss_note}" for report in reports)
     notes = dict.fromkeys(

@@ -1,9 +1,10 @@
 """Documents to token windows: the protocol beside every number.
 
 Documents are tokenised one by one without special tokens, each followed by a separator, and laid end to end. Windows
-of `length` tokens start every `stride` text tokens; where the tokenizer puts a BOS token in front of a text, each
-window spends its first place on it. Each text token is scored at most once: a later window scores only the tokens that
-no earlier window scored, and a token without any context is never scored. The incomplete window at the end is dropped.
+of `length` tokens start every `stride` text tokens; where the tokenizer puts something in front of a text, such as a
+BOS token, each window begins with it. Each text token is scored at most once: a later window scores only the tokens
+that no earlier window scored, and a token without any context is never scored. The incomplete window at the end is
+dropped.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from llmquant.engine.calibration import bos_tokens
+from llmquant.engine.calibration import encode, text_prefix
 from llmquant.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ class Protocol:
 
     Attributes:
         source: the user's word for the text, such as a file name.
-        length: tokens in a window, BOS included.
+        length: tokens in a window, `prefix_tokens` included.
         stride: text tokens between the starts of neighbouring windows.
-        add_bos: whether each window begins with the tokenizer's BOS token.
+        prefix_tokens: with how many tokens each window begins that the tokenizer puts in front of a text; 1 is BOS.
         separator: text put after each document.
         documents: documents read.
         windows: windows scored.
@@ -46,7 +47,7 @@ class Protocol:
     source: str
     length: int
     stride: int
-    add_bos: bool
+    prefix_tokens: int
     separator: str
     documents: int
     windows: int
@@ -86,7 +87,7 @@ def make_windows(
 
     Args:
         documents: texts, in order (see `llmquant.engine.text.read_documents`).
-        tokenizer: of the baseline; the BOS token, if it puts one in front of a text, starts each window.
+        tokenizer: of the baseline; what it puts in front of a text, mostly a BOS token, starts each window.
         source: the user's word for the text, kept in the protocol.
         length: tokens in a window; 512 if None, or the context limit where that is smaller.
         stride: text tokens from one window to the next; without it windows do not overlap.
@@ -100,9 +101,9 @@ def make_windows(
         raise DataError(
             "the model folder has no tokenizer, and perplexity needs one; copy the baseline's tokenizer files there"
         )
-    bos = bos_tokens(tokenizer)
-    length = _checked_length(length, context)
-    body = length - len(bos)
+    prefix = text_prefix(tokenizer)
+    length = _checked_length(length, context, len(prefix))
+    body = length - len(prefix)
     stride = body if stride is None else stride
     if not 1 <= stride <= body:
         raise DataError(f"stride must lie between 1 and {body} (the text tokens of a window), not {stride}")
@@ -116,14 +117,15 @@ def make_windows(
             "give a longer text or a smaller length"
         )
     ids = tokens.unfold(0, body, stride)[:max_windows].clone()
-    ids = torch.cat([torch.tensor(bos, dtype=ids.dtype).expand(len(ids), -1), ids], dim=1)
+    ids = torch.cat([torch.tensor(prefix, dtype=ids.dtype).expand(len(ids), -1), ids], dim=1)
     scored = torch.ones(len(ids), length - 1, dtype=torch.bool)
+    scored[:, : max(len(prefix) - 1, 0)] = False  # the prefix itself is no text
     scored[1:, : max(length - 1 - stride, 0)] = False  # an earlier window scored them
     protocol = Protocol(
         source=source,
         length=length,
         stride=stride,
-        add_bos=bool(bos),
+        prefix_tokens=len(prefix),
         separator=SEPARATOR,
         documents=len(documents),
         windows=len(ids),
@@ -138,11 +140,11 @@ def hash_ids(ids: Tensor) -> str:
     return "sha256:" + hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def _checked_length(length: int | None, context: int | None) -> int:
+def _checked_length(length: int | None, context: int | None, prefix: int) -> int:
     if length is None:
         return min(DEFAULT_LENGTH, context or DEFAULT_LENGTH)
-    if length < 2:
-        raise DataError(f"a window needs at least 2 tokens to score one, not {length}")
+    if length < (least := max(2, prefix + 1)):
+        raise DataError(f"a window needs at least {least} tokens to score one, not {length}")
     if context is not None and length > context:
         raise DataError(
             f"windows of {length} tokens exceed the model's context of {context}; use a length of at most {context}"
@@ -158,14 +160,9 @@ def _tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, need
             break
         text = document + SEPARATOR
         if needed is not None and len(text) > (limit := _CHARACTERS_PER_TOKEN * (needed - len(tokens) + 1)):
-            head = _encode(text[:limit], tokenizer)
+            head = encode(tokenizer, text[:limit])
             if len(tokens) + len(head) > needed:  # the last token before the cut may be wrong, and is not used
                 tokens += head[:-1]
                 continue
-        tokens += _encode(text, tokenizer)
+        tokens += encode(tokenizer, text)
     return torch.tensor(tokens, dtype=torch.int64)
-
-
-def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    # verbose=False: the warning about texts beyond the model's context does not apply, they are cut into windows
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -28,7 +28,7 @@ def worst_tokens(
 
 def _decoded(scores: TokenScores, windows: Windows, tokenizer: PreTrainedTokenizerBase, at: int) -> WorstToken:
     window, position = int(scores.window[at]), int(scores.position[at])
-    begin = max(int(windows.protocol.add_bos), position - _CONTEXT_TOKENS)
+    begin = max(windows.protocol.prefix_tokens, position - _CONTEXT_TOKENS)
     context = windows.ids[window, begin:position].tolist()
     return WorstToken(
         window=window,

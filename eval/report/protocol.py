@@ -40,7 +40,8 @@ def _size(report: EvalReport) -> str:
 
 def _perplexity(report: EvalReport) -> str:
     text = report.protocol
-    bos = "each begins with the BOS token" if text.add_bos else "no BOS token"
+    several = f"each begins with the {text.prefix_tokens} tokens that the tokenizer puts in front of a text"
+    bos = {0: "no BOS token", 1: "each begins with the BOS token"}.get(text.prefix_tokens, several)
     documents = "1 document" if text.documents == 1 else f"{text.documents} documents"
     return (
         f"exp of the mean negative log-likelihood of {text.scored_tokens:,} tokens of {text.source} ({documents}): "

@@ -40,10 +40,10 @@ class CalibrationData:
 def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None = None) -> CalibrationData:
     """Sample the windows that a recipe asks for.
 
-    Each window is the beginning-of-text token (where the tokenizer adds one) and then text, as a model meets it at the
-    start of a prompt; the token stands nowhere else, whatever the text spells out, for none of the windows that a model
-    is evaluated or used on has it inside. Documents are cut into pieces of about four windows, so that a long one does
-    not fill the whole sample, and the pieces are drawn in an order fixed by the seed and laid end to end.
+    Each window is the beginning-of-text token (or whatever the tokenizer adds, if anything) and then text, as a model
+    meets it at the start of a prompt; it stands nowhere else, whatever the text spells out, for none of the windows
+    that a model is evaluated or used on has it inside. Documents are cut into pieces of about four windows, so that a
+    long one does not fill the whole sample, and the pieces are drawn in an order fixed by the seed and laid end to end.
 
     Args:
         spec: the recipe's calibration block.
@@ -59,10 +59,13 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
         notes.append(f"calibrating on the built-in text {spec.dataset}; text like the model will see is better")
     if length != spec.length:
         notes.append(f"windows cut from {spec.length} to the model's context of {length} tokens")
-    bos = bos_tokens(tokenizer)
-    body = length - len(bos)
+    prefix = text_prefix(tokenizer)
+    body = length - len(prefix)
     if body < 1:
-        raise DataError(f"the model takes {context} tokens at once: no place for text behind the BOS token")
+        raise DataError(
+            f"windows of {length} tokens (the model takes {context} at once) have no place for text behind the "
+            f"{len(prefix)} that the tokenizer puts in front of it; ask for longer samples"
+        )
     wanted = spec.samples * body
     size = body * _CHARACTERS_PER_TOKEN * _WINDOWS_PER_PIECE
     documents = read_documents(spec.dataset, split=spec.split, column=spec.column)
@@ -70,7 +73,7 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
     random.Random(spec.seed).shuffle(pieces)
     tokens: list[int] = []
     for piece in pieces:
-        tokens += [token for token in encode(tokenizer, piece + SEPARATOR) if token not in bos]
+        tokens += [token for token in encode(tokenizer, piece + SEPARATOR) if token not in prefix]
         if len(tokens) >= wanted:
             break
     else:
@@ -79,7 +82,7 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
             "ask for fewer or shorter samples, or give more text"
         )
     rows = torch.tensor(tokens[:wanted], dtype=torch.int64, device="cpu").view(spec.samples, body)
-    start = torch.tensor(bos, dtype=torch.int64, device="cpu").expand(spec.samples, -1)
+    start = torch.tensor(prefix, dtype=torch.int64, device="cpu").expand(spec.samples, -1)
     windows = torch.cat([start, rows], 1)
     return CalibrationData(windows, tokens_hash(windows), "; ".join(notes))
 
@@ -103,17 +106,16 @@ def check_vocabulary(tokens: Tensor, model: PreTrainedModel) -> None:
         raise DataError(f"the tokenizer gives token {largest}, but the model knows {rows}; it belongs to another model")
 
 
-def bos_tokens(tokenizer: Any) -> list[int]:
-    """The beginning-of-text token as a list, empty where the tokenizer does not put one in front of a text."""
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        return []
-    return [bos] if tokenizer("a")["input_ids"][:1] == [bos] else []
+def text_prefix(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts in front of a text: a beginning-of-text token, nothing, or several (GLM: [gMASK]<sop>)."""
+    whole, text = list(tokenizer("a")["input_ids"]), encode(tokenizer, "a")
+    ends = range(len(whole) - len(text) + 1)
+    return whole[: next((end for end in ends if whole[end : end + len(text)] == text), 0)]
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text without special tokens, and without the warning about the context length."""
-    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def tokens_hash(tokens: Tensor) -> str:

@@ -160,7 +160,7 @@ def test_too_little_text_is_counted(tmp_path):
 
 
 def test_a_context_without_place_for_text_is_refused(text_file):
-    with pytest.raises(DataError, match="takes 1 tokens at once: no place for text"):
+    with pytest.raises(DataError, match=r"takes 1 at once\) have no place for text"):
         load_calibration(spec(text_file), byte_tokenizer(), context=1)
 
 
@@ -174,6 +174,24 @@ def test_bos_stands_at_the_start_of_each_window_and_nowhere_else(tmp_path):
     assert bos not in windows[:, 1:]
     text = str(tokenizer.decode(windows[:, 1:].flatten()))
     assert re.fullmatch(r"( story \d+ \n\n)*", text[: text.rindex("\n\n") + 2])
+
+
+def test_a_prefix_of_several_tokens_stands_at_the_start_and_nowhere_else(tmp_path):
+    """As [gMASK]<sop> of GLM, which knows no BOS token; something behind the text is not part of it."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<p>"]})
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "<p>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<p> <s> $A <p>", special_tokens=special
+    )
+    tokenizer.bos_token = None
+    rows = "\n".join(json.dumps({"text": f"<s> story {i} <p>"}) for i in range(60))
+    windows = load_calibration(spec(write(tmp_path, "s.jsonl", rows), samples=9, length=40), tokenizer).windows
+    bos, prefix = special[0][1], special[1][1]
+    assert windows[:, :2].tolist() == [[prefix, bos]] * 9
+    assert not {prefix, bos} & set(windows[:, 2:].flatten().tolist())
+    with pytest.raises(DataError, match=r"windows of 2 tokens .* behind the 2 that the tokenizer puts"):
+        load_calibration(spec(write(tmp_path, "s.jsonl", rows)), tokenizer, context=2)
 
 
 def test_a_tokenizer_without_bos_gives_text_alone(text_file):

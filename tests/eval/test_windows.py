@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import struct
 
 import pytest
+from tokenizers import processors
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from llmquant.engine.calibration import context_limit
@@ -38,7 +40,7 @@ def test_windows_equal_a_direct_loop(tokenizer, plain_tokenizer, text, bos, leng
     assert windows.ids.tolist() == rows
     assert windows.scored.tolist() == masks
     assert windows.protocol.scored_tokens == sum(map(sum, masks))
-    assert (windows.protocol.windows, windows.protocol.add_bos) == (len(rows), bos)
+    assert (windows.protocol.windows, windows.protocol.prefix_tokens) == (len(rows), bos)
     packed = b"".join(struct.pack("<q", token) for row in rows for token in row)
     assert windows.protocol.data_hash == "sha256:" + hashlib.sha256(packed).hexdigest()
 
@@ -62,8 +64,6 @@ def test_limit_tokenises_only_what_it_needs(text) -> None:
     calls: list[int] = []
 
     class Counting:
-        bos_token_id = None
-
         def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
             calls.append(len(text))
             return {"input_ids": list(range(len(text)))}
@@ -94,6 +94,26 @@ def test_length_follows_the_context(tokenizer, text) -> None:
 def test_bad_options_are_refused(tokenizer, text, options, message) -> None:
     with pytest.raises(DataError, match=message):
         make_windows([text], tokenizer, source="t", **options)
+
+
+@pytest.mark.parametrize("stride", [None, 5])
+def test_a_prefix_of_several_tokens_is_there_once_and_not_scored(plain_tokenizer, text, stride) -> None:
+    tokenizer = copy.deepcopy(plain_tokenizer)
+    special = [("<s>", 0), ("<unk>", 1)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> <unk> $A <s>", special_tokens=special
+    )
+    windows = make_windows([text], tokenizer, source="t", length=16, stride=stride)
+    plain = make_windows([text], plain_tokenizer, source="t", length=14, stride=stride)
+    assert windows.ids[:, :2].tolist() == [[0, 1]] * len(plain)
+    assert windows.ids[:, 2:].tolist() == plain.ids.tolist()
+    assert windows.scored[:, 0].tolist() == [False] * len(plain)
+    assert windows.scored[0, 1:].all()
+    assert windows.scored[:, 2:].tolist() == plain.scored.tolist()
+    assert windows.protocol.prefix_tokens == 2
+    assert windows.protocol.scored_tokens == windows.scored.sum()
+    with pytest.raises(DataError, match="at least 3 tokens"):
+        make_windows([text], tokenizer, source="t", length=2)
 
 
 def test_missing_tokenizer_is_refused(text) -> None:
