@@ -127,7 +127,7 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
             config: Any = self.quantization_config
             refusal = self.swap(model, config.stored, checkpoint_files)
             if refusal is not None:
-                self._become_original(config, refusal, pre_quantized=self.pre_quantized)
+                self._become_original(config, refusal)
                 self.validate_environment()
                 self._convert_model_for_quantization(model)
         if not self.packed:

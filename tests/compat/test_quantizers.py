@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Llama4ForCausalLM, Llama4TextConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.quantizers import quantizer_compressed_tensors
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
+from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
 from transformers.utils.quantization_config import CompressedTensorsConfig as OriginalConfig
 
 from llmquant.compat.late_import import after_import
@@ -20,10 +24,13 @@ from llmquant.compat.quantizers import (
     CompressedTensorsConfig,
     CompressedTensorsQuantizer,
     add_quantizer,
+    mark_as_packed,
     remove_decompression,
+    replaced_experts,
     take_over,
     tied,
 )
+from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors import quantization_config
 from llmquant.spec import Scheme
 
@@ -55,6 +62,19 @@ def test_config_is_kept_word_for_word() -> None:
     config.dequantize = False  # the user's wish goes above the stored key
     assert config.original().dequantize is False
     assert config.is_quantization_compressed
+    config.to_dict()["ignore"].append("other")
+    config.use_optimized_inference = True
+    assert config.original().use_optimized_inference is True
+    assert config.to_dict() == stored
+
+
+def test_wishes_and_what_nobody_knows() -> None:
+    config, unused = CompressedTensorsConfig.from_dict(
+        {"quantization_config": STORED}, return_unused_kwargs=True, dequantize=True, device_map="auto"
+    )
+    assert config.dequantize
+    assert unused == {"device_map": "auto"}
+    assert config.to_diff_dict() == STORED
 
 
 def test_config_class_has_the_name_that_transformers_compares() -> None:
@@ -73,7 +93,93 @@ def test_what_the_user_asks_for_goes_to_the_original() -> None:
     assert asked.quantization_config.dequantize is True
     assert type(asked.quantization_config) is OriginalConfig
     assert asked.is_qat_trainable
+    assert asked.is_trainable
+    assert not kept.is_trainable
+
+
+def test_whose_wish_it_is_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    config = CompressedTensorsConfig(STORED)
+    config.use_optimized_inference = True
+    assert not Everything(config).packed
+    assert not Everything(CompressedTensorsConfig({**STORED, "format": "naive-quantized"})).packed
+    assert not Everything(OriginalConfig.from_dict(copy.deepcopy(STORED))).packed
+    levels = [record.levelno for record in caplog.records if "does not stay packed" in record.message]
+    assert levels == [logging.INFO, logging.WARNING, logging.WARNING]
+    assert "made by other code" in caplog.text
+
+
+def test_only_what_does_not_stay_packed_needs_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    declined = Everything(CompressedTensorsConfig({**STORED, "format": "naive-quantized"}))
+    for name in {"compressed_tensors", *(name for name in sys.modules if name.startswith("compressed_tensors."))}:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(quantizer_compressed_tensors, "is_compressed_tensors_available", lambda: False)
+    kept = Everything(CompressedTensorsConfig(STORED))
+    kept.validate_environment()
+    assert kept.packed
     assert not kept.is_qat_trainable
+    with pytest.raises(ImportError, match="compressed-tensors"):
+        declined.validate_environment()
+    with pytest.raises(CheckpointError, match=r"packed \(unknown format\), and .* pip install compressed-tensors"):
+        Everything(CompressedTensorsConfig({**STORED, "format": "naive-quantized"}))
+
+
+SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+                         "num_attention_heads": 1, "num_key_value_heads": 1}  # fmt: skip
+
+
+def llama4() -> PreTrainedModel:
+    config = Llama4TextConfig(**SMALL, num_local_experts=2, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+    with torch.device("meta"):
+        return Llama4ForCausalLM(config)
+
+
+def test_experts_are_replaced_where_nothing_stays_packed() -> None:
+    declined = Everything(CompressedTensorsConfig({**STORED, "format": "naive-quantized"}))
+    kept, late = (Everything(CompressedTensorsConfig(STORED)) for _ in range(2))
+    for quantizer, replaced in ((kept, False), (declined, True)):
+        model = llama4()
+        assert replaced_experts(model) == ["model.layers.0.feed_forward.experts"]
+        quantizer._convert_model_for_quantization(model)
+        assert bool(replaced_experts(model)) != replaced
+    model: Any = llama4()
+    model.refuse = True
+    late._convert_model_for_quantization(model)  # transformers does this first
+    late._process_model_before_weight_loading(model)
+    assert not replaced_experts(model)
+
+
+def test_experts_that_others_replace_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODULES_TO_PATCH_FOR_QUANTIZATION, "Linear", {"quantization_methods": ["bitsandbytes"]})
+    assert replaced_experts(nn.Sequential(nn.Linear(1, 1))) == []
+
+
+def test_a_declined_model_is_prepared_by_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[object] = []
+    original = quantizer_compressed_tensors.CompressedTensorsHfQuantizer
+    monkeypatch.setattr(original, "validate_environment", lambda self, *_, **__: checked.append(self))
+    scheme = {"model.layers.0.mlp.up_proj": Scheme.parse("int4-g32")}  # others need not make it dense at once
+    late = Everything(CompressedTensorsConfig(quantization_config(scheme, ["lm_head"])))
+    with torch.device("meta"):
+        model: Any = LlamaForCausalLM(LlamaConfig(**SMALL))
+    model.refuse = True
+    late._process_model_before_weight_loading(model)
+    assert checked == [late]
+    assert hasattr(model.model.layers[0].mlp.up_proj, "weight_packed")
+
+
+def test_a_marked_model_passes_as_quantized() -> None:
+    quantizer = Everything(CompressedTensorsConfig(STORED))
+    with torch.device("meta"):
+        model: Any = LlamaForCausalLM(LlamaConfig(**SMALL))
+    model.model.config = copy.deepcopy(model.config)  # as in composite models
+    mark_as_packed(model, quantizer)
+    assert model.config._is_quantized
+    assert model.model.config._is_quantized
+    assert model.config.quantization_config is quantizer.quantization_config
+    assert model.hf_quantizer is quantizer
+    assert model.is_quantized
+    assert model.quantization_method == METHOD
 
 
 @pytest.mark.usefixtures("taken")
