@@ -42,7 +42,7 @@ class Expression:
                 warnings.simplefilter("error")  # sets within sets
                 re.compile(text)
                 self._compiled: Any = regex.compile(text, regex.VERSION0, cache_pattern=False)
-        except (re.error, regex.error, OverflowError, RecursionError, Warning, ValueError) as error:
+        except (re.error, regex.error, OverflowError, RecursionError, Warning) as error:
             raise PatternError(f"bad regular expression {_short(text)}: {error}") from error
         if _ODD_BRACE.search(text):
             raise PatternError(
