@@ -6,20 +6,23 @@ Written for and tested with transformers 5.23, like everything in this folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter
+from transformers.core_model_loading import WeightConverter, build_glob_alternation
 from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
 from transformers.utils.quantization_config import QuantizationMethod
+
+from llmquant.compat.config import stored_dtype
 
 _METHOD = QuantizationMethod.COMPRESSED_TENSORS
 _REPLACED = "it replaces the experts of this class by others, and leaves those random"
 _SPLIT = "it cannot split a stored tensor into this one and others where anything is packed"
+_UPCAST = "it keeps whatever is named '{word}' in float32, its scales too, and then computes in two dtypes"
 _MERGED = "it looks for packed tensors where it merges this one from several, and drops what is not packed"
 
 
@@ -40,6 +43,28 @@ def lost_parameters(model: PreTrainedModel) -> dict[str, str]:
         for name, _ in model.named_parameters():
             if any(target.search(name) for target in targets):
                 found.setdefault(name, reason)
+    return found
+
+
+def upcast_scales(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """The layers that plain transformers computes in float32 once they are packed, between others in 16 bits, and why.
+
+    It compares the words of `_keep_in_fp32_modules` with every part of a stored name: "scale" is in `weight_scale`.
+
+    Args:
+        model: an ordinary model.
+        names: of layers that may be packed.
+    """
+    dtype = stored_dtype(model.config)
+    plan = model._get_dtype_plan(dtype) if dtype else {}
+    if not plan:
+        return {}
+    words, groups, _ = build_glob_alternation(list(plan))
+    found = {}
+    for name in names:
+        meant, packed = words.search(f"{name}.weight"), words.search(f"{name}.weight_scale")
+        if packed and not meant:
+            found[name] = _UPCAST.format(word=groups[str(packed.lastgroup)])
     return found
 
 

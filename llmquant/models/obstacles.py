@@ -69,9 +69,12 @@ def _sharing(modules: Sequence[ModuleInfo]) -> dict[str, str]:
 def _for_plain_transformers(
     model: PreTrainedModel, modules: Iterable[ModuleInfo], reasons: Mapping[str, str]
 ) -> Iterator[ModuleInfo]:
-    from llmquant.compat.plain_loading import lost_parameters  # which imports transformers
+    from llmquant.compat.plain_loading import lost_parameters, upcast_scales  # which import transformers
 
-    lost = lost_parameters(model) if hasattr(model, "config") else {}
+    modules, lost = tuple(modules), {}
+    if hasattr(model, "config"):
+        lost = lost_parameters(model)
+        reasons = upcast_scales(model, [module.name for module in modules if _may_be_packed(module)]) | reasons
     for module in modules:
         packed = "" if module.obstacle else reasons.get(module.name)  # what has an obstacle never is
         reason = packed or lost.get(module.name) or lost.get(f"{module.name}.weight")
