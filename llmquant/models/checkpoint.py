@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from llmquant.errors import CheckpointError
-from llmquant.files import open_plain, read_json
+from llmquant.files import check_name, open_plain, read_json
 from llmquant.models.config_file import NAME as CONFIG
 from llmquant.models.config_file import ConfigFile
 from llmquant.models.hub import PICKLES, locate, pickle_refusal
@@ -216,4 +216,5 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise CheckpointError(
                 f"{index}: the shard of {name!r} is {reprlib.repr(shard)}, which is not a plain file name"
             )
+        check_name(index.parent / shard)
     return weight_map

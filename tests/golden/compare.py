@@ -27,7 +27,7 @@ def hashes_of(tree: Path, kind: str) -> dict[str, dict[str, str]]:
 
 def main() -> int:
     """Command line; the exit status is 1 if anything differs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("commit", help="to compare with")
     commit, different = parser.parse_args().commit, 0
     with tempfile.TemporaryDirectory() as work:

@@ -19,7 +19,7 @@ from tests.golden.cases import GPTQ, RTN, hashes
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("kind", choices=("rtn", "gptq"))
     found = {}
     for case in {"rtn": RTN, "gptq": GPTQ}[parser.parse_args().kind]:

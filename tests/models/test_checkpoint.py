@@ -182,6 +182,7 @@ def test_missing_shards_are_listed(sharded: Path) -> None:
         ),
         (lambda index: index["weight_map"].update(a="../x.safetensors"), "not a plain file name"),
         (lambda index: index["weight_map"].update(a=1), "not a plain file name"),
+        (lambda index: index["weight_map"].update(a="x" * 300), "no file can have this name"),
         (lambda index: index.pop("weight_map"), "has no weight_map"),
     ],
 )
