@@ -52,7 +52,7 @@ def with_obstacles(
 def _assembled(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
     from llmquant.compat.loading import assembled  # which imports transformers
 
-    parameters = assembled(model) if hasattr(model, "config") else set()
+    parameters = assembled(model)
     return [name for name in names if f"{name}.weight" in parameters]
 
 
@@ -61,7 +61,7 @@ def _sharing(modules: Sequence[ModuleInfo]) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for module in modules:
         if module.tied_to and "linear" in module.sets:
-            reasons.setdefault(module.tied_to, f"{module.name} shares its weight")
+            reasons[module.tied_to] = f"{module.name} shares its weight"
             reasons[module.name] = f"it shares the weight of {module.tied_to}"
     return reasons
 
@@ -71,10 +71,8 @@ def _for_plain_transformers(
 ) -> Iterator[ModuleInfo]:
     from llmquant.compat.plain_loading import lost_parameters, upcast_scales  # which import transformers
 
-    modules, lost = tuple(modules), {}
-    if hasattr(model, "config"):
-        lost = lost_parameters(model)
-        reasons = upcast_scales(model, [module.name for module in modules if _may_be_packed(module)]) | reasons
+    modules, lost = tuple(modules), lost_parameters(model)
+    reasons = upcast_scales(model, [module.name for module in modules if _may_be_packed(module)]) | reasons
     for module in modules:
         packed = "" if module.obstacle else reasons.get(module.name)  # what has an obstacle never is
         reason = packed or lost.get(module.name) or lost.get(f"{module.name}.weight")
@@ -82,7 +80,7 @@ def _for_plain_transformers(
 
 
 def _may_be_packed(module: ModuleInfo) -> bool:
-    return module.kind in ("linear", "conv1d", "embedding") and bool(module.sets & {"linear", "lm_head", "embedding"})
+    return bool(module.sets & {"linear", "lm_head", "embedding"})
 
 
 def _experts(parts: Mapping[str, nn.Module], modules: Sequence[ModuleInfo]) -> dict[str, nn.Module]:
@@ -91,11 +89,10 @@ def _experts(parts: Mapping[str, nn.Module], modules: Sequence[ModuleInfo]) -> d
     for module in modules:
         if module.kind == "experts":
             components = module.name.split(".")
-            ends = [end for end, word in enumerate(components, 1) if word in families.EXPERTS]
+            ends = (end for end, word in enumerate(components, 1) if word in families.EXPERTS)
             owner = module.name if module.name in parts else module.name.rpartition(".")[0]
-            name = ".".join(components[: ends[0]]) if ends else owner
-            if not isinstance(parts[name], (nn.ModuleList, nn.ModuleDict)):
-                found[name] = parts[name]
+            name = ".".join(components[:end]) if (end := next(ends, 0)) else owner
+            found[name] = parts[name]
     return found
 
 

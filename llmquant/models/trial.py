@@ -78,7 +78,7 @@ def try_packed(
             refusing = _Reads(frozenset(asked.where.keys() - trial.readers.keys()))
             if not _run(model, hidden, refusing, Trial()) or refusing.last is None:
                 break
-            trial.readers |= {name: asked.where[name] for name in _alike(refusing.last, asked.where)}
+            trial.readers[refusing.last] = asked.where[refusing.last]
         with _forgetting(model):
             trial.initialised = _initialise(model, hidden)
     for name, where in list(trial.readers.items()):

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from llmquant.engine.output import JOURNAL
+from llmquant.api import quantize
+from llmquant.engine.output import JOURNAL, PROVENANCE
 from llmquant.errors import CheckpointError
 from llmquant.hf.load import load
 from llmquant.layers.accuracy import kernels_used
@@ -42,6 +44,28 @@ def test_folder_that_is_not_there_or_not_safe(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(CheckpointError, match="loading a pickle can run any code"):
         load(str(tmp_path))
+
+
+def test_a_folder_that_changed_is_refused_on_demand(
+    dense_folder: Folder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two swapped layers have the right names, dtypes and shapes: only their digests tell."""
+    rules = [{"match": "linear", "scheme": "int4-g32"}]
+    folder = quantize(dense_folder("llama"), {"version": 1, "name": "test", "rules": rules}, tmp_path / "q").folder
+    load(folder, verify=True)
+    assert not caplog.text
+    one, other = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.gate_proj"
+    file = next(file for file in folder.glob("*.safetensors") if f"{one}.weight_packed" in load_file(file))
+    tensors = load_file(file)
+    for part in ("weight_packed", "weight_scale"):
+        tensors[f"{one}.{part}"], tensors[f"{other}.{part}"] = tensors[f"{other}.{part}"], tensors[f"{one}.{part}"]
+    save_file(tensors, file, {"format": "pt"})
+    load(folder)
+    with pytest.raises(CheckpointError, match=r"mlp\.(up|gate)_proj\.weight_.*: its bytes differ from those"):
+        load(folder, verify=True)
+    (folder / PROVENANCE).unlink()
+    load(folder, verify=True)
+    assert f"have no digest to compare with, as {PROVENANCE} is missing" in caplog.text
 
 
 def test_unfinished_run(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llmquant.errors import PlanError
 from llmquant.formats.profile import TRANSFORMERS, readers
+from llmquant.models import obstacles
 from llmquant.models.skeleton import build_skeleton, take_inventory
 from llmquant.models.trial import Trial, try_packed
 from llmquant.recipe.inventory import Inventory
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.plan import make_plan
+from tests.architectures.tiny import tiny_config
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -48,6 +50,10 @@ class Block(nn.Module):
             x = x * (scores * chosen).sum(-1, keepdim=True)
         if self.reads == "chooses tokens":  # as an indexer of sparse attention does: not from what the layer gives
             x = x + (self.gate(x) @ self.gate(x).transpose(1, 2)).topk(2).values.sum()
+        if self.reads == "mixes":  # what two layers gave
+            x = x + (self.down(y) + x).topk(2).values.sum()
+        if self.reads == "cuts":  # a part of what it gives
+            x = x + self.gate(x)[..., :2].topk(1).values
         if self.reads == "branches":
             x = x * 2 if bool((x > 0).all()) else x
         return x + self.down(y)
@@ -98,7 +104,8 @@ def test_asking_is_not_reading() -> None:
 
 def test_a_layer_before_a_top_k_of_all_its_outputs_is_a_router() -> None:
     assert tried("routes", "routes")[0] == Trial(routers={"layers.0.gate", "layers.1.gate"})
-    assert tried("chooses tokens")[0] == Trial()
+    for other in ("chooses tokens", "mixes", "cuts"):
+        assert not tried("", other)[0].routers
 
 
 def test_what_depends_on_data_is_answered() -> None:
@@ -132,6 +139,7 @@ def test_failure_is_told() -> None:
         model = Broken("")
     trial = try_packed(model, {"layers.0.up": model.layers[0].up}, {}, [])  # pyright: ignore
     assert trial.failure == "RuntimeError: not on meta"
+    assert not trial.idle  # nothing is known
     assert type(model.layers[0].up) is nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -208,10 +216,30 @@ def test_routers_by_name_and_by_what_they_do() -> None:
     assert {m.kind for m in altup.modules if m.name.endswith("modality_router")} == {"router"}
 
 
+def test_what_is_found_to_be_a_router_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Trial(routers={"model.layers.0.self_attn.q_proj", "lm_head"})
+    monkeypatch.setattr(obstacles, "try_packed", lambda *_: found)
+    modules = {m.name: m for m in inventory_of("llama").modules}
+    router = modules["model.layers.0.self_attn.q_proj"]
+    assert (router.kind, router.sets, router.fused) == ("router", {"router"}, None)
+    assert modules["lm_head"].sets == {"lm_head"}  # a top-k over tokens is sampling
+    assert modules["model.layers.0.self_attn.k_proj"].kind == "linear"
+
+
+def test_experts_are_passed_over_as_a_whole() -> None:
+    """What chooses among them depends on data; those of DBRX lie deeper, those of JetMoE have another name."""
+    for kind, failure in (("dbrx", ""), ("jetmoe", "Cannot copy out of meta tensor")):
+        inventory = take_inventory(build_skeleton(tiny_config(kind)))
+        assert "experts" in {module.kind for module in inventory.modules}
+        assert failure in inventory.untried
+        assert bool(failure) == bool(inventory.untried)
+
+
 def test_a_layer_that_computes_something_else_stays() -> None:
     inventory = inventory_of("deepseek_v4", num_experts_per_tok=2, n_routed_experts=4, moe_intermediate_size=32)
     reasons = {m.obstacle for m in inventory.modules if m.name.endswith("o_a_proj")}
     assert reasons == {"it is a DeepseekV4GroupedLinear, which computes something else than nn.Linear"}
+    assert inventory.untried == ""  # nor does it take part in the trial
 
 
 @pytest.mark.parametrize(
@@ -245,6 +273,10 @@ def test_only_packed_layers_hinder_an_initialisation() -> None:
     inventory = inventory_of("gpt_bigcode", n_embd=64, n_layer=2, n_head=2)
     hindering = {m.name.split(".", 3)[-1] for m in inventory.modules if m.plain_obstacle and m.kind == "linear"}
     assert hindering == {"attn.c_proj", "mlp.c_proj"}
+    # A layer that stays anyway hinders nobody, though both the model and its initialisation read it.
+    mamba = inventory_of("mamba", state_size=8)
+    assert {m.name.rpartition(".")[2] for m in mamba.modules if m.plain_obstacle} == {"out_proj", "embeddings"}
+    assert {m.name.rpartition(".")[2] for m in mamba.modules if m.obstacle} == {"dt_proj", "lm_head"}
     rules = [{"match": "linear", "scheme": "int8"}, {"match": "*.c_proj", "scheme": "keep"}]
     plan = make_plan(load_recipe({"version": 1, "rules": rules}), inventory)
     assert readers(plan)[TRANSFORMERS].ok
