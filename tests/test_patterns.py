@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +14,15 @@ from llmquant import patterns
 from llmquant.errors import LlmquantError, PatternError
 from llmquant.patterns import Expression, compiled, target_matches
 
-NAMES = ["model.layers.0.self_attn.q_proj", "model.layers.11.mlp.experts.3.down_proj", "lm_head", "", "model{1}", "ſK"]
+NAMES = [
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.11.mlp.experts.3.down_proj",
+    "lm_head",
+    "",
+    "model{1}",
+    "ſK",
+    "ß",
+]
 HOSTILE = [r"(?:\w|\w\w|\.)+[!?]", "(?:(?:.|..)*)*[!?]", "(?>(?:.|..)*[!?])", r"((\w|\.)+\w?)+[!?]", "(.*)*!"]
 
 
@@ -29,12 +39,36 @@ def test_the_limit_is_met_at_all() -> None:
         Expression("(?:(?:.|..)*)*[!?]").match(NAMES[1] * 3)
 
 
+def clock(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
+    """Let each match take that many seconds of CPU time."""
+    ticks = itertools.count()
+    monkeypatch.setattr(patterns, "time", SimpleNamespace(thread_time=lambda: step * next(ticks)))
+
+
 def test_many_slow_matches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patterns, "SLOW", 0.0)
-    monkeypatch.setattr(patterns, "TOTAL_SECONDS", 1e-4)
+    clock(monkeypatch, 1.0)
     expression = Expression("a+b")
+    for _ in range(int(patterns.TOTAL_SECONDS)):
+        assert expression.match("aaaab")
     with pytest.raises(PatternError, match="takes too long"):
-        all(expression.match("aaaab") for _ in range(100_000))
+        expression.match("aaaab")
+
+
+def test_fast_matches_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, patterns.SLOW / 2)
+    expression = Expression("a+b")
+    assert all(expression.match("aaaab") for _ in range(int(3 * patterns.TOTAL_SECONDS / patterns.SLOW)))
+
+
+@pytest.mark.parametrize("error", [TimeoutError, MemoryError, RecursionError])
+def test_whatever_ends_a_match_is_told(error: type[Exception]) -> None:
+    def match(*_: object, **__: object) -> None:
+        raise error
+
+    expression = Expression("a+b")
+    expression._compiled = SimpleNamespace(match=match)
+    with pytest.raises(PatternError, match="takes too long to match 'aaaab'"):
+        expression.match("aaaab")
 
 
 @pytest.mark.parametrize(
@@ -43,6 +77,7 @@ def test_many_slow_matches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         ".*", r"model\.layers\.(0|1)\..*", "lm_head", "lm", ".*down_proj$", "^(?!.*lm_head).*", r"(?i).*LM_HEAD",
         r".*\.(?P<n>\d+)\.(?=mlp)", r"[^.]*", r".*layers\.(?:[0-9]|1[0-1])\b.*", r"m.{2}e", r"(m).*\1", r"model\{1}",
         "", r".*(?<=layers\.)11.*", "(?i)sk", r"\w{1,2}", "a{,3}", "a{,}", "a{}", r"[\w-]*", r"\d++", "(?x) lm _ head",
+        "(?i)ss",
     ],
 )  # fmt: skip
 def test_the_answers_are_those_of_re(text: str) -> None:

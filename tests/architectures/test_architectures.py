@@ -15,7 +15,7 @@ from tests.architectures.examine import Findings, PlainReader, examine
 from tests.architectures.known import NOT_TINY, ORIGINALS, OTHER_LOGITS, REFUSED, UNCALIBRATED
 from tests.architectures.tiny import model_types, tiny_model
 
-FAST = ("llama", "gemma4_text", "falcon", "mamba", "mixtral", "llama4_text", "zaya", "bart")
+FAST = ("llama", "gemma4_text", "falcon", "gpt_bigcode", "nanochat", "mamba", "mixtral", "llama4_text", "zaya", "bart")
 
 pytestmark = pytest.mark.usefixtures("reference_kernels")
 
