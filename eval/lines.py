@@ -142,6 +142,17 @@ def kernels_line(report: EvalReport) -> str:
     return f"loss by {scored}; speed by {timed}" if scored else f"speed by {timed}"
 
 
+def _in_brackets(against: str) -> str:
+    """ "bfloat16 (the checkpoint's)" of "bfloat16, the checkpoint's", for a sentence that has commas of its own."""
+    dtype, comma, words = against.partition(", ")
+    return f"{dtype} ({words})" if comma else dtype
+
+
+def _kl(kl: KlSection) -> str:
+    known = kl.standard_error is not None
+    return f"{number(kl.mean)} {plus_minus(kl)}" if known else f"{number(kl.mean)} ({plus_minus(kl)})"
+
+
 def verdict_line(report: EvalReport) -> str:
     """One sentence with size, loss, speed and budget."""
     comparison, parts = report.comparison, []
@@ -149,11 +160,13 @@ def verdict_line(report: EvalReport) -> str:
         parts.append(f"{number(report.quantized.bits_per_weight)} bits per weight")
     if report.size_ratio is not None:
         parts.append(f"{number(report.size_ratio)}x smaller")
-    parts.append(f"perplexity {change(comparison.perplexity_ratio)} ({verdict_text(comparison)})")
-    parts.append(f"KL {number(comparison.kl.mean)} {plus_minus(comparison.kl)} in {report.loss_dtype}")
+    parts.append(f"perplexity {change(comparison.perplexity_ratio)} ({comparison.verdict})")
+    parts.append(f"KL {_kl(comparison.kl)} in {report.loss_dtype}")
     parts.append(f"top-1 agreement {percent(comparison.top1_agreement.value)}")
     parts += [
-        f"{each.phase} {each.ratio} of {each.against}" for each in speed_comparisons(report) if each.phase == "decode"
+        f"{each.phase} {each.ratio} of {_in_brackets(each.against)}"
+        for each in speed_comparisons(report)
+        if each.phase == "decode"
     ]
     if comparison.nonfinite:
         parts.append(f"{comparison.nonfinite} positions not finite")

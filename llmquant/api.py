@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +13,12 @@ from llmquant.engine.prepare import load_tokenizer, plan_only, prepare
 from llmquant.engine.progress import Progress
 from llmquant.engine.run import RunResult, run
 from llmquant.engine.text import read_documents
-from llmquant.errors import RecipeError
+from llmquant.errors import DataError, RecipeError
 from llmquant.eval.anatomy import anatomy_of, baseline_anatomy_of
 from llmquant.eval.budget import check_limits
 from llmquant.eval.evaluate import Subject
 from llmquant.eval.result import AnatomyPart, EvalReport
 from llmquant.eval.windows import Windows, make_windows
-from llmquant.files import check_name
 from llmquant.models.skeleton import load_config
 from llmquant.recipe.load import dump_recipe, load_recipe
 from llmquant.recipe.schema import recipe_to_dict
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from llmquant.layers.accuracy import Accuracy
     from llmquant.recipe.plan import Plan
     from llmquant.recipe.schema import Recipe
+
+EVAL_DTYPES = ("auto", "checkpoint", "float32", "bfloat16", "float16", "float64")
 
 
 def plan(
@@ -42,6 +44,7 @@ def plan(
 
     Raises:
         RecipeError: if the recipe is malformed.
+        CheckpointError: if there is no such model, or it is quantized already.
         PlanError: if it does not fit the model; the message names every problem and its fix.
     """
     return plan_only(source, load_recipe(recipe), trust_remote_code=trust_remote_code)
@@ -147,13 +150,16 @@ def evaluate(
     from llmquant.eval.kernels import loading_for
     from llmquant.hf.load import load
 
+    if dtype not in EVAL_DTYPES:
+        raise DataError(f"unknown dtype {dtype!r}; give one of {', '.join(EVAL_DTYPES)}")
     prepared = _prepare_evaluation(
-        Path(model), Path(baseline), text, length, stride, max_windows, speed, budget or {}, trust_remote_code
+        model, baseline, text, length, stride, max_windows, speed, budget or {}, trust_remote_code
     )
     told = progress or (lambda *_: None)
     models = []
     with no_progress_bar(), loading_for(kernel):
-        for done, folder in enumerate((baseline, model)):
+        for done, folder in enumerate((prepared.subject.baseline_folder, prepared.subject.folder)):
+            assert folder is not None
             told("loading", done, 2)
             named = "auto" if dtype == "checkpoint" else dtype
             models.append(load(folder, dtype=named, trust_remote_code=trust_remote_code))
@@ -185,8 +191,8 @@ class _Evaluation:
 
 
 def _prepare_evaluation(
-    model: Path,
-    baseline: Path,
+    model: str | Path,
+    baseline: str | Path,
     text: str,
     length: int | None,
     stride: int | None,
@@ -198,14 +204,19 @@ def _prepare_evaluation(
     """Refuse whatever can be refused without the models."""
     from llmquant.engine.calibration import context_limit
     from llmquant.eval.throughput import ThroughputOptions, check_prompt
+    from llmquant.hf.load import open_model
 
-    subject = _subject(model, baseline, budget, trust)
-    check_limits(subject.limits, sized=subject.folder is not None)
+    if not 0 <= speed < math.inf:
+        raise DataError(f"{speed} seconds for the speed: give a number from 0 on (0 leaves the speed out)")
+    check_limits(budget, sized=True)
+    before, after = (open_model(source, trust_remote_code=trust).folder for source in (baseline, model))
+    subject = _subject(after, before, budget, trust, names=(Path(model).name, Path(baseline).name))
+    check_limits(subject.limits, sized=True)
     documents = read_documents(text, split="eval" if text.startswith("builtin:") else "test")
-    tokenizer = load_tokenizer(baseline, trust_remote_code=trust)
+    tokenizer = load_tokenizer(before, trust_remote_code=trust)
     windows = make_windows(
         documents, tokenizer, source=text, length=length, stride=stride, max_windows=max_windows,
-        context=context_limit(load_config(baseline, trust_remote_code=trust)),
+        context=context_limit(load_config(before, trust_remote_code=trust)),
     )  # fmt: skip
     throughput = ThroughputOptions(seconds=speed) if speed else None
     if throughput is not None:
@@ -213,21 +224,15 @@ def _prepare_evaluation(
     return _Evaluation(subject, tokenizer, windows, throughput)
 
 
-def _subject(folder: Path, baseline: Path, budget: Mapping[str, float | None], trust: bool) -> Subject:
-    check_name(folder)
-    check_name(baseline)
-    subject = Subject(
-        name=folder.name,
-        baseline_name=baseline.name,
-        folder=folder if folder.is_dir() else None,
-        baseline_folder=baseline if baseline.is_dir() else None,
-        limits=budget,
-    )
+def _subject(
+    folder: Path, baseline: Path, budget: Mapping[str, float | None], trust: bool, *, names: tuple[str, str]
+) -> Subject:
+    subject = Subject(name=names[0], baseline_name=names[1], folder=folder, baseline_folder=baseline, limits=budget)
     if not is_finished(folder):  # another tool's checkpoint: nothing is known of how it was made
         return subject
     facts = read_provenance(folder)
     recipe = load_recipe(facts["recipe"])
-    made = plan_only(baseline, recipe, trust_remote_code=trust)
+    made = plan_only(baseline, recipe, allow_quantized=True, trust_remote_code=trust)
     return replace(
         subject,
         name=recipe.name,
@@ -243,7 +248,7 @@ def _baseline_anatomy(baseline: Path, made: Plan, trust: bool) -> tuple[AnatomyP
     """Bytes of the baseline, which may be quantized itself; none where only another tool knows how."""
     if is_finished(baseline):
         own = load_recipe(read_provenance(baseline)["recipe"])
-        return anatomy_of(plan_only(baseline, own, trust_remote_code=trust))
+        return anatomy_of(plan_only(baseline, own, allow_quantized=True, trust_remote_code=trust))
     if getattr(load_config(baseline, trust_remote_code=trust), "quantization_config", None):
         return ()
     return baseline_anatomy_of(made)

@@ -103,7 +103,8 @@ class Stage:
             return f"in {duration(self.elapsed)}"
         left = self.left
         if left is None:
-            return f"first {self.unit.removesuffix('s') or 'second'}, {duration(self.elapsed)} so far"
+            first = "" if self.done else f"first {self.unit.removesuffix('s') or 'second'}, "
+            return f"{first}{duration(self.elapsed)} so far"
         return f"{duration(left)} left"
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from llmquant.errors import LlmquantError
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
 from tests.engine.conftest import byte_tokenizer, tiny_llama
+from tests.small_hub import environment, serve
 
 SMALL = {
     "version": 1,
@@ -69,6 +72,9 @@ REFUSED = [
     ({"length": 65}, "exceed the model's context of 64"),
     ({"text": "nowhere.txt"}, "no text file"),
     ({"stride": 99}, "stride must lie"),
+    ({"speed": -1.0}, "from 0 on"),
+    ({"speed": float("nan")}, "from 0 on"),
+    ({"dtype": "float17"}, "unknown dtype 'float17'; give one of auto"),
 ]
 
 
@@ -82,6 +88,49 @@ def test_what_can_be_refused_is_refused_before_a_model_is_loaded(
     monkeypatch.setattr("llmquant.hf.load.load", load)
     with pytest.raises(LlmquantError, match=message):
         evaluate(packed, model, **options)
+
+
+def test_both_folders_are_opened_before_a_model_is_loaded(
+    model: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmquant.hf.load.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    unfinished = tmp_path / "out.partial"
+    unfinished.mkdir()
+    (unfinished / "journal.jsonl").write_text("")
+    for folder, message in ((tmp_path / "absent", "no such folder"), (tmp_path / "out", "--resume")):
+        with pytest.raises(LlmquantError, match=message):
+            evaluate(folder, model)
+        with pytest.raises(LlmquantError, match=message):
+            evaluate(packed, folder, text=str(model.parent / "text.txt"))
+
+
+HUB_USER = """
+import sys, llmquant
+planned = llmquant.plan("tiny/planned", "int4-g32")
+print("planned", planned.bytes_after)
+made = llmquant.quantize("tiny/model", "int4-g32", sys.argv[1])
+report = llmquant.evaluate(sys.argv[1], "tiny/model", text=sys.argv[2], length=32, speed=0)
+print(report.baseline.name, report.baseline.checkpoint_bytes, report.comparison.kl.mean)
+print(llmquant.evaluate("tiny/packed", "tiny/model", text=sys.argv[2], length=32, speed=0).name)
+"""
+
+
+def test_hub_ids_do_as_folders_do(model: Path, packed: Path, tmp_path: Path) -> None:
+    files = {f"tiny/{name}": {file.name: file.read_bytes() for file in folder.iterdir()}
+             for name, folder in (("model", model), ("planned", model), ("packed", packed))}  # fmt: skip
+    asked: list[str] = []
+    with serve(files, asked) as endpoint:
+        command = [sys.executable, "-c", HUB_USER, str(tmp_path / "out"), str(model.parent / "text.txt")]
+        settings = environment(endpoint, tmp_path / "home")
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = evaluate(tmp_path / "out", model)
+    size = (model / "model.safetensors").stat().st_size
+    made = llmquant.plan(model, "int4-g32").bytes_after
+    wanted = [f"planned {made}", f"model {size} {report.comparison.kl.mean}", "small"]
+    assert done.stdout.splitlines() == wanted
+    assert [file for file in asked if file.startswith("tiny/planned/")] == ["tiny/planned/config.json"]
+    assert "tiny/model/model.safetensors" in asked
 
 
 def test_progress_has_totals_from_the_start(model: Path, packed: Path) -> None:

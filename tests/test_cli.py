@@ -65,6 +65,12 @@ def test_quantize_says_where_the_result_is(quantized, capsys):
     assert (quantized / "llmquant.json").exists()
 
 
+def test_a_finished_run_that_is_resumed_says_so(model, quantized, capsys):
+    recipe = ["-r", str(model.parent / "mine.yaml")]
+    assert main(["quantize", str(model), *recipe, "-o", str(quantized), "--resume"]) == 0
+    assert "was finished by an earlier run" in capsys.readouterr().out
+
+
 def test_eval_writes_json_and_a_page_and_checks_the_budget(model, quantized, text, tmp_path, capsys):
     arguments = [
         "eval",
@@ -157,7 +163,10 @@ def test_eval_names_kernels_and_accuracy_and_the_reference_agrees(
         (["quantize", "MODEL", "-r", "int8", "-o", "OUT"], "--overwrite"),
         (["quantize", "MODEL", "-r", "int8", "-o", "NEW", "--calibration", "x.txt"], "uses no calibration text"),
         (["eval", "OUT", "--baseline", "MODEL", "--text", "absent.txt", "--speed", "0"], "absent.txt"),
-        (["eval", "OUT", "--baseline", "MODEL", "--text", "TEXT", "--budget", "kl=low", "--speed", "0"], "kl=0.03"),
+        (["eval", "OUT", "--baseline", "MODEL", "--text", "TEXT", "--dtype", "float17"], "float32"),
+        (["plan", "OUT", "-r", "int8"], "is already quantized"),
+        (["verify", "MODEL"], "is not quantized"),
+        (["quantize", "MODEL", "-r", "int4-g32-gptq", "-o", "NEW", "--calibration", "x.txt"], "builtin:mixed"),
         (["eval", "OUT", "--baseline", "MODEL", "--text", "TEXT", "--length", "65", "--speed", "0"], "65"),
     ],
 )
@@ -168,6 +177,38 @@ def test_errors_are_one_clear_message(model, quantized, text, tmp_path, capsys, 
     assert error.startswith("error: ")
     assert said in error
     assert "Traceback" not in error
+
+
+WRONG_NUMBERS = [
+    ("--budget", "kl", "such as kl=0.03"),
+    ("--budget", "kl=low", "such as kl=0.03"),
+    ("--budget", "kl=nan", "positive number"),
+    ("--budget", "klx=1", "the budgets are kl"),
+    ("--speed", "-1", "seconds from 0 on"),
+    ("--speed", "inf", "seconds from 0 on"),
+    ("--max-windows", "0", "whole number from 1 on"),
+    ("--length", "1.5", "whole number from 1 on"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "said"), WRONG_NUMBERS)
+def test_numbers_out_of_range_are_a_wrong_command_line(option, value, said, capsys):
+    with pytest.raises(SystemExit) as wrong:
+        main(["eval", "OUT", "--baseline", "MODEL", f"{option}={value}"])
+    assert wrong.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_several_budgets_hold_together(model, quantized, text, monkeypatch):
+    seen = {}
+
+    def evaluate(*_, budget, **__):
+        seen.update(budget)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmquant.api.evaluate", evaluate)
+    assert main(["eval", "OUT", "--baseline", "MODEL", "--budget", "kl=0.5", "--budget", "bits_per_weight=5"]) == 130
+    assert seen == {"kl": 0.5, "bits_per_weight": 5.0}
 
 
 def test_recipes_lists_and_prints(capsys):
@@ -241,8 +282,9 @@ def test_a_missing_tokenizer_is_named_before_the_work(model, tmp_path, capsys, m
     bare = tmp_path / "bare"
     tiny_llama().save_pretrained(bare)
     monkeypatch.setattr("llmquant.engine.prepare.build_skeleton", lambda *_, **__: pytest.fail("the work began"))
-    assert main(["quantize", str(bare), "-r", "int4-g32-gptq", "-o", str(tmp_path / "out")]) == 1
-    assert f"{bare} has no tokenizer" in capsys.readouterr().err
+    for verb in (["quantize", str(bare), "-o", str(tmp_path / "out")], ["plan", str(bare)]):
+        assert main([*verb, "-r", "int4-g32-gptq"]) == 1
+        assert f"{bare} has no tokenizer" in capsys.readouterr().err
     monkeypatch.setattr("llmquant.hf.load.load", lambda *_, **__: pytest.fail("the work began"))
     assert main(["eval", str(model), "--baseline", str(bare)]) == 1
     assert f"{bare} has no tokenizer" in capsys.readouterr().err

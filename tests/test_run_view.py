@@ -49,6 +49,7 @@ def test_steps_count_by_their_work() -> None:
     clock.now += 5
     shown.step(1)  # the embeddings: quick, and no measure of the blocks
     assert shown.left is None
+    assert shown.time == "5 s so far"  # of the second, so not "first block"
     clock.now += 50
     shown.step(100)
     assert shown.left == pytest.approx(55 / 101 * 200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -42,7 +43,7 @@ def tradeoff_chart(reports: Sequence[EvalReport]) -> Markup | None:
     floors = [report.comparison.noise_floor for report in reports if report.comparison.noise_floor]
     if floors and floors[0] >= 10.0**bottom:
         parts.append(_floor(y(floors[0]), floors[0]))
-    taken: list[tuple[float, float, float]] = []
+    taken = [(x(bits) - 6, x(bits) + 6, y(report.comparison.kl.mean)) for bits, report in points]
     for (bits, report), low, high in zip(points, lows, highs, strict=True):
         parts.append(_point(x(bits), y(report.comparison.kl.mean), y(low), y(high), report))
         parts.append(_label(x(bits), y(report.comparison.kl.mean), report.name, taken))
@@ -59,8 +60,8 @@ def _on_log_axis(bound: float | None, report: EvalReport) -> float:
 
 
 def _bits_range(bits: Sequence[float]) -> tuple[float, float]:
-    margin = max(0.5, 0.12 * (max(bits) - min(bits)))
-    return max(0.0, min(bits) - margin), max(bits) + margin * 1.6
+    margin = max(0.8, 0.2 * (max(bits) - min(bits)))  # so that names have room on either side
+    return max(0.0, min(bits) - margin), max(bits) + margin
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -114,14 +115,19 @@ def _point(x: float, y: float, low: float, high: float, report: EvalReport) -> M
 
 
 def _label(x: float, y: float, name: str, taken: list[tuple[float, float, float]]) -> Markup:
-    """The name beside its point: right of it if there is room, moved down while it would cover another name."""
+    """The name right or left of its point, further down while it would cover another name or point."""
     width = 7.2 * len(name)
-    side = 1 if x + 12 + width <= _WIDTH - 4 else -1
-    begin = x + 12 if side == 1 else x - 12 - width
-    place = y
-    while any(abs(place - other) < 14 and begin < end and begin + width > start for start, end, other in taken):
-        place += 14
-    taken.append((begin, begin + width, place))
+    begins = {1: x + 12, -1: x - 12 - width}
+    right = begins[1] + width <= _WIDTH - 4
+    sides = [side for side, fits in ((1, right), (-1, begins[-1] >= _LEFT or not right)) if fits]
+
+    def is_free(begin: float, place: float) -> bool:
+        return not any(abs(place - other) < 14 and begin < end and begin + width > start for start, end, other in taken)
+
+    side, place = next(
+        (side, place) for place in itertools.count(y, 14) for side in sides if is_free(begins[side], place)
+    )
+    taken.append((begins[side], begins[side] + width, place))
     return element(
         "text", name, class_="label", x=x + 12 * side, y=place + 4, text_anchor="start" if side == 1 else "end"
     )

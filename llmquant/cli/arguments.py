@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
-def model_and_recipe(parser: argparse.ArgumentParser) -> None:
-    """MODEL and --recipe."""
-    parser.add_argument("model", metavar="MODEL", help="model folder, config.json (plan only) or hub id")
+def model_and_recipe(parser: argparse.ArgumentParser, model: str) -> None:
+    """MODEL, with what it may be, and --recipe."""
+    parser.add_argument("model", metavar="MODEL", help=model)
     parser.add_argument("-r", "--recipe", required=True, help="preset name or YAML file")
 
 
@@ -31,6 +32,42 @@ def remote_code(parser: argparse.ArgumentParser) -> None:
 def words(text: str) -> list[str]:
     """The words of "A,B"."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    return int(_number(text, int, 1, "a whole number from 1 on"))
+
+
+def seconds(text: str) -> float:
+    """A time from 0 on."""
+    return _number(text, float, 0, "a number of seconds from 0 on")
+
+
+def limit(text: str) -> tuple[str, float]:
+    """ "NAME=NUMBER" of a budget."""
+    from llmquant.errors import RecipeError
+    from llmquant.eval.budget import check_limits
+
+    name, _, value = text.partition("=")
+    try:
+        found = {name: float(value)}
+        check_limits(found, sized=True)
+    except RecipeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted NAME=NUMBER, such as kl=0.03") from error
+    return name, found[name]
+
+
+def _number(text: str, kind: type[int] | type[float], least: int, wanted: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted {wanted}")
+    return value
 
 
 def check_targets(*files: Path | None) -> None:

@@ -27,11 +27,13 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument(
         "--accuracy", choices=("exact", "fast", "both"), default="both", help="of the CPU kernels (both)"
     )
-    parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens of the prompt (128)")
-    parser.add_argument("--new", type=int, default=32, metavar="N", help="tokens decoded one by one (32)")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once (1)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (as they are)")
-    parser.add_argument("--seconds", type=float, default=20, metavar="S", help="time for all rounds; 3 at least (20)")
+    parser.add_argument("--prompt", type=arguments.count, default=128, metavar="N", help="tokens of the prompt (128)")
+    parser.add_argument("--new", type=arguments.count, default=32, metavar="N", help="tokens decoded one by one (32)")
+    parser.add_argument("--batch", type=arguments.count, default=1, metavar="N", help="sequences at once (1)")
+    parser.add_argument("--threads", type=arguments.count, metavar="N", help="threads of torch (as they are)")
+    parser.add_argument(
+        "--seconds", type=arguments.seconds, default=20, metavar="S", help="time for all rounds; 3 at least (20)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--tune", action="store_true", help="instead, find and keep the fastest kernels for this GPU")
     arguments.remote_code(parser)

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 def add(commands: arguments.Commands) -> None:
     """Describe the arguments."""
     parser = commands.add_parser("demo", help="quantize and evaluate the bundled model, write report.html")
-    parser.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="working folder")
-    parser.add_argument("--report", type=Path, default=Path("report.html"), metavar="FILE")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo-output"), metavar="DIR",
+        help="where the quantized models go; earlier ones there are replaced (demo-output)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--report", type=Path, default=Path("report.html"), metavar="FILE", help="the HTML page (report.html)"
+    )
     parser.set_defaults(run=run)
 
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from llmquant.cli import arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Console
 
 OVER_BUDGET = 3  # exit status; not 2, which argparse uses for a wrong command line
@@ -25,19 +23,24 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument("model", metavar="OUT", help="the quantized folder")
     parser.add_argument("--baseline", required=True, metavar="MODEL", help="the model it was made from")
     parser.add_argument("--text", default="builtin:python", help="a .txt, .jsonl or .json file, or hub:NAME")
-    parser.add_argument("--length", type=int, help="tokens in a window (512, or the model's context)")
-    parser.add_argument("--stride", type=int, help="tokens between windows (no overlap)")
-    parser.add_argument("--max-windows", type=int, help="use only the first windows")
+    parser.add_argument("--length", type=arguments.count, help="tokens in a window (512, or the model's context)")
+    parser.add_argument("--stride", type=arguments.count, help="tokens between windows (no overlap)")
+    parser.add_argument("--max-windows", type=arguments.count, help="use only the first windows")
     parser.add_argument(
         "--dtype", default="auto", help="auto: loss in float32 if it fits, speed as stored; checkpoint; or a dtype"
     )
-    parser.add_argument("--speed", type=float, default=20, metavar="S", help="seconds for throughput (20; 0: none)")
+    parser.add_argument(
+        "--speed", type=arguments.seconds, default=20, metavar="S", help="seconds for throughput (20; 0: none)"
+    )
     parser.add_argument("--noise-floor", action="store_true", help="of a loss in 16 bits: how much is rounding")
     parser.add_argument(
         "--accuracy", choices=("exact", "fast"), default="exact", help="CPU kernels' accuracy while losses are measured"
     )
     parser.add_argument("--kernel", choices=("reference",), help="plain torch in place of the fast kernels")
-    parser.add_argument("--budget", action="append", default=[], metavar="NAME=VALUE", help="a limit, such as kl=0.03")
+    parser.add_argument(
+        "--budget", type=arguments.limit, action="append", default=[], metavar="NAME=VALUE",
+        help="a limit on kl, perplexity_ratio or bits_per_weight, such as kl=0.03",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a self-contained HTML page")
     arguments.remote_code(parser)
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         report = evaluate(
             args.model, args.baseline, text=args.text, length=args.length, stride=args.stride,
             max_windows=args.max_windows, dtype=args.dtype, speed=args.speed, noise_floor=args.noise_floor,
-            accuracy=args.accuracy, kernel=args.kernel, budget=_limits(args.budget),
+            accuracy=args.accuracy, kernel=args.kernel, budget=dict(args.budget),
             trust_remote_code=args.trust_remote_code, progress=display.stages,
         )  # fmt: skip
     if args.json:
@@ -65,16 +68,3 @@ def run(args: argparse.Namespace, console: Console) -> int:
         args.report.write_text(render_page([report]), encoding="utf-8")
     print_reports(console, [report])
     return 0 if report.budget_passed else OVER_BUDGET
-
-
-def _limits(words: Sequence[str]) -> dict[str, float]:
-    from llmquant.errors import RecipeError
-
-    limits = {}
-    for word in words:
-        name, _, value = word.partition("=")
-        try:
-            limits[name] = float(value)
-        except ValueError as error:
-            raise RecipeError(f"--budget {word}: wanted NAME=NUMBER, such as kl=0.03") from error
-    return limits

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add(commands: arguments.Commands) -> None:
     """Describe the arguments."""
     parser = commands.add_parser("plan", help="what each tensor would become, before any work")
-    arguments.model_and_recipe(parser)
+    arguments.model_and_recipe(parser, "model folder, config.json or hub id")
     parser.add_argument("--full", action="store_true", help="one line for each module, not for each kind")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan as JSON")
     arguments.remote_code(parser)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def add(commands: arguments.Commands) -> None:
     """Describe the arguments."""
     parser = commands.add_parser("quantize", help="quantize a checkpoint into a folder")
-    arguments.model_and_recipe(parser)
+    arguments.model_and_recipe(parser, "model folder or hub id")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the new folder")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished result or drop an interrupted run")

@@ -52,6 +52,11 @@ def verify_folder(source: str | Path) -> Verified:
         CheckpointError: naming the tensors that are missing, foreign, changed, or hold numbers that are none.
     """
     checkpoint = Checkpoint.open(source, allow_quantized=True)
+    if not (checkpoint.config and checkpoint.config.data.get("quantization_config")):
+        raise CheckpointError(
+            f"{checkpoint.folder}: is not quantized (config.json has no quantization_config), so there is nothing to "
+            "verify; give a folder that llmquant wrote"
+        )
     file = checkpoint.folder / PROVENANCE
     written = read_json(file) if file.exists() else {}
     hashes = _strings(written.get("tensors"))

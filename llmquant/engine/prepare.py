@@ -11,7 +11,7 @@ from llmquant.compat.border import foreign
 from llmquant.compat.remote_code import remote_code_of
 from llmquant.engine.output import PROVENANCE
 from llmquant.errors import CheckpointError, DataError
-from llmquant.models.checkpoint import Checkpoint
+from llmquant.models.checkpoint import Checkpoint, refuse_quantized
 from llmquant.models.config_file import NAME as CONFIG
 from llmquant.models.config_file import leads_outside
 from llmquant.models.skeleton import build_skeleton, config_from, load_config, take_inventory
@@ -47,15 +47,24 @@ class Prepared:
     trust_remote_code: bool = False
 
 
-def plan_only(source: str | Path, recipe: Recipe, *, trust_remote_code: bool = False) -> Plan:
+def plan_only(
+    source: str | Path, recipe: Recipe, *, allow_quantized: bool = False, trust_remote_code: bool = False
+) -> Plan:
     """Make the plan from a config alone: a folder, a path to a config.json, or a hub id. Reads no weights.
 
     Raises:
+        CheckpointError: if the model is quantized already, unless `allow_quantized`.
+        DataError: if the recipe needs calibration text, and there are weights but no tokenizer.
         PlanError: if the recipe does not fit.
     """
     config = load_config(source, trust_remote_code=trust_remote_code)
-    if config.dtype is None and any(Path(source).glob("*.safetensors")):
-        _settle_dtype(config, Checkpoint.open(source))
+    if not allow_quantized:
+        refuse_quantized(source, getattr(config, "quantization_config", None))
+    if any(Path(source).glob("*.safetensors")):  # more than a config
+        if recipe.calibration is not None:
+            require_tokenizer_files(Path(source))
+        if config.dtype is None:
+            _settle_dtype(config, Checkpoint.open(source))
     return make_plan(recipe, take_inventory(build_skeleton(config, trust_remote_code=trust_remote_code)))
 
 
@@ -117,7 +126,7 @@ def require_tokenizer_files(folder: Path) -> None:
     if not any(_TOKENIZER_FILE.search(path.name.lower()) for path in folder.iterdir()):
         raise DataError(
             f"{folder} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json or the like); copy its tokenizer "
-            "files there, from where the model came from. Quantizing needs none with a recipe without calibration"
+            "files there, from where the model came from"
         )
 
 

@@ -81,7 +81,9 @@ def run(
             progress.note(calibration.note)
         identity = run_identity(prepared, calibration)
         if resume and is_finished(output.out) and not output.partial.exists():
-            return _already_finished(output, identity)
+            finished = _already_finished(output, identity)
+            progress.note(f"{output.out} was finished by an earlier run, so there was nothing to do")
+            return finished
         units = _units(prepared)
         journal = output.begin(identity, resume=resume, overwrite=overwrite)
         _check_space(output, prepared.checkpoint, units, journal)

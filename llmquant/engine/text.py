@@ -43,7 +43,9 @@ def read_documents(dataset: str, *, split: str | None = None, column: str = "tex
 def _file_rows(path: Path, column: str) -> Iterator[str]:
     check_name(path, DataError)
     if not path.is_file():
-        raise DataError(f"no text file at {path}; give a .txt, .jsonl or .json file, builtin:python, or hub:NAME")
+        raise DataError(
+            f"no text file at {path}; give a .txt, .jsonl or .json file, builtin:mixed, builtin:python, or hub:NAME"
+        )
     try:
         text = read_plain(path, DataError, limit=_MAX_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:

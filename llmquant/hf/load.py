@@ -51,15 +51,11 @@ def load(
             not trusted.
     """
     register()
-    check_name(Path(source))
-    _refuse_unfinished(Path(source).absolute())
-    # Checks every header, and refuses pickles.
-    checkpoint = Checkpoint.open(source, allow_quantized=True, code=trust_remote_code)
+    checkpoint = open_model(source, trust_remote_code=trust_remote_code)
     folder = checkpoint.folder
-    if checkpoint.config is None:
-        raise CheckpointError(f"{folder} has no config.json; a Hugging Face model folder has one")
     if verify and (note := verify_folder(folder).note):
         log.warning("%s: %s", folder, note)
+    assert checkpoint.config is not None  # open_model
     config = config_from(checkpoint.config, trust_remote_code=trust_remote_code)
     check_shapes(checkpoint, config, trust_remote_code=trust_remote_code)
     advice = "its files are damaged or do not belong together"
@@ -78,6 +74,24 @@ def load(
     if not packed and getattr(getattr(model, "hf_quantizer", None), "packed", False):
         model = model.dequantize()
     return model
+
+
+def open_model(source: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Open what `load` would load, quantized or not, and check what costs no time.
+
+    Args:
+        source: folder, or hub id, which is fetched.
+        trust_remote_code: fetch the Python files of a hub id too.
+
+    Raises:
+        CheckpointError: if the checkpoint is missing, unfinished, damaged by its headers, or unsafe.
+    """
+    check_name(Path(source))
+    _refuse_unfinished(Path(source).absolute())
+    checkpoint = Checkpoint.open(source, allow_quantized=True, code=trust_remote_code)
+    if checkpoint.config is None:
+        raise CheckpointError(f"{checkpoint.folder} has no config.json; a Hugging Face model folder has one")
+    return checkpoint
 
 
 def _refuse_unfinished(folder: Path) -> None:

@@ -69,7 +69,7 @@ class Checkpoint:
         _refuse_adapter(folder)
         config = ConfigFile.read(folder / CONFIG) if (folder / CONFIG).exists() else None
         if config and not allow_quantized:
-            _refuse_quantized(folder, config)
+            refuse_quantized(folder, config.data.get("quantization_config"))
         if (folder / SINGLE).exists():
             tensors = read_header(folder / SINGLE)
         elif (folder / INDEX).exists():
@@ -154,13 +154,21 @@ def _refuse_adapter(folder: Path) -> None:
     )
 
 
-def _refuse_quantized(folder: Path, file: ConfigFile) -> None:
-    config = file.data.get("quantization_config")
+def refuse_quantized(source: str | Path, config: object) -> None:
+    """Refuse a model that is quantized already.
+
+    Args:
+        source: where it is, for the message.
+        config: the quantization_config of its config.json; None where there is none.
+
+    Raises:
+        CheckpointError: if there is one.
+    """
     if config is None:
         return
     method = config.get("quant_method", "unknown") if isinstance(config, Mapping) else config
     raise CheckpointError(
-        f"{folder}: is already quantized (config.json has a quantization_config, quant_method {reprlib.repr(method)}); "
+        f"{source}: is already quantized (config.json has a quantization_config, quant_method {reprlib.repr(method)}); "
         "give the 16-bit model that it was made from"
     )
 

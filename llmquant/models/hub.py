@@ -14,17 +14,20 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 FETCHED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 CODE = "*.py"
 NOT_FETCHED = ["*/*", "consolidated*"]
+_CONFIG = ["config.json"]
 _ADAPTER, _GGUF = "adapter_config.json", ".gguf"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_FILES = (*PICKLES, _GGUF, ".safetensors", ".json")  # no model on the hub has a name that ends so
 
 
-def locate(source: str | Path, *, revision: str | None = None, code: bool = False) -> Path:
+def locate(source: str | Path, *, revision: str | None = None, code: bool = False, config_only: bool = False) -> Path:
     """Find the folder of a model, fetching safetensors, configuration and tokenizer when `source` is a hub id.
 
     Args:
         source: a local folder or a hub id such as "org/model".
         revision: branch, tag or commit of a hub id.
         code: fetch the Python files of a hub id too; nothing here runs them.
+        config_only: of a hub id: fetch nothing else than config.json (and code).
 
     Raises:
         CheckpointError: if it is neither, or the hub cannot give it.
@@ -39,7 +42,12 @@ def locate(source: str | Path, *, revision: str | None = None, code: bool = Fals
         raise _not_a_folder(path)
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"{str(source)!r}: no such folder, and not a hub id like 'org/model'; check the path")
-    return _fetch(source, revision, [*FETCHED, CODE] if code else FETCHED)
+    if path.suffix.lower() in _FILES:
+        raise CheckpointError(
+            f"{source}: there is no such file; check the path (and give a model's folder, not a file)"
+        )
+    wanted = _CONFIG if config_only else FETCHED
+    return _fetch(source, revision, [*wanted, CODE] if code else wanted)
 
 
 def check_kind(path: Path) -> None:

@@ -23,7 +23,7 @@ from llmquant.files import check_name
 from llmquant.models.config_file import NAME as CONFIG
 from llmquant.models.config_file import ConfigFile
 from llmquant.models.families import ATTENTION
-from llmquant.models.hub import check_kind
+from llmquant.models.hub import check_kind, locate
 from llmquant.models.inventory import list_modules
 from llmquant.models.obstacles import with_obstacles
 from llmquant.recipe.inventory import Inventory
@@ -49,18 +49,12 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
     path = Path(source).expanduser()
     check_name(path)
     check_kind(path)
-    if path.is_dir() and not (path / CONFIG).is_file():
-        raise CheckpointError(f"{path} has no config.json; a Hugging Face model folder has one")
-    if path.exists():
-        file = ConfigFile.read(path / CONFIG if path.is_dir() else path)
-        return config_from(file, trust_remote_code=trust_remote_code)
-    if isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "~")):
-        raise CheckpointError(f"{source} does not exist; give a model folder, a config.json or a hub id (org/name)")
-    from transformers import AutoConfig
-
-    advice = "it is no folder here; check the path, or the hub id and the connection"
-    with foreign(f"cannot read the configuration of {source}: {advice}"), remote_code_of(source):
-        return AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+    if not path.exists() or path.is_dir():
+        folder = locate(source, code=trust_remote_code, config_only=True)
+        path = folder / CONFIG
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no config.json; a Hugging Face model folder has one")
+    return config_from(ConfigFile.read(path), trust_remote_code=trust_remote_code)
 
 
 def config_from(file: ConfigFile, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -77,7 +71,10 @@ def config_from(file: ConfigFile, *, trust_remote_code: bool = False) -> PreTrai
 
     source = file.file.parent
     if not isinstance(file.data.get("model_type"), str):
-        raise CheckpointError(f"cannot read the configuration of {source}: config.json names no model_type")
+        raise CheckpointError(
+            f"cannot read the configuration of {source}: {file.file.name} names no model_type; wanted the config.json "
+            "of a model"
+        )
     with (
         foreign(f"cannot read the configuration of {source}"),
         remote_code_of(source),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from llmquant.algorithms.base import Algorithm
 
 VERSION = 1
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*(/[\w-]+)?")
 
 
 def _as_tuple(value: object) -> object:
@@ -184,8 +186,9 @@ class Calibration(_Model):
         if prefix == "hub" and not rest:
             raise ValueError("'hub:' lacks the data set's name, as in 'hub:org/name'")
         if prefix not in ("builtin", "hub") and not name.endswith((".txt", ".jsonl", ".json")):
+            on_hub = name if _HUB_NAME.fullmatch(name) else "NAME"  # not a path, nor a file of another kind
             raise ValueError(
-                f"cannot tell what {name!r} is; write 'builtin:mixed', a .txt, .jsonl or .json file, or 'hub:{name}'"
+                f"cannot tell what {name!r} is; write 'builtin:mixed', a .txt, .jsonl or .json file, or 'hub:{on_hub}'"
             )
         return name
 

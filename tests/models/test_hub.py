@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 import pytest
 import torch
@@ -20,8 +16,8 @@ from llmquant.errors import CheckpointError
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.hub import locate
 from llmquant.models.skeleton import load_config
+from tests.small_hub import COMMIT, environment, serve
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
     "good/model": {
         "config.json": b"{}",
@@ -36,60 +32,13 @@ FILES = {
 }
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The part of the hub's interface that a snapshot needs."""
-
-    def do_GET(self) -> None:
-        """Answer one request."""
-        parts = unquote(urlparse(self.path).path).strip("/").split("/")
-        api = parts[:2] == ["api", "models"]
-        repository = "/".join(parts[2:4] if api else parts[:2])
-        files = FILES.get(repository)
-        if repository == "gated/model":
-            self.answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "restricted"})
-        elif repository == "down/model":
-            self.answer(501, b"")
-        elif files is None:
-            self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-        elif api and parts[4] == "revision" and parts[5] not in ("main", COMMIT):
-            self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        elif api and parts[4] == "tree":
-            tree = [{"type": "file", "path": path, "size": len(data), "oid": "0" * 40} for path, data in files.items()]
-            self.answer(200, json.dumps(tree).encode())
-        elif api:
-            info = {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]}
-            self.answer(200, json.dumps(info).encode())
-        else:
-            data = files["/".join(parts[4:])]
-            self.answer(200, data, {"ETag": f'"{len(data)}-{parts[-1]}"', "X-Repo-Commit": COMMIT})
-
-    do_HEAD = do_GET
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        """Send a response; without its body to HEAD."""
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serve(FILES) as address:
+        yield address
 
 
-# huggingface_hub reads its address once, when it is imported: hence another process, one for all cases.
+# In another process, one for all cases.
 CLIENT = """
 import json, sys
 from llmquant.errors import CheckpointError
@@ -107,10 +56,8 @@ print(json.dumps(found))
 
 
 def ask(endpoint: str, home: Path, *cases: tuple[str, str | None]) -> dict[str, object]:
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    command = [sys.executable, "-c", CLIENT, json.dumps(cases)]
-    done = subprocess.run(command, env=kept | settings, capture_output=True, text=True, check=False, timeout=100)
+    command, settings = [sys.executable, "-c", CLIENT, json.dumps(cases)], environment(endpoint, home)
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -141,6 +88,14 @@ def test_snapshot(endpoint: str, tmp_path: Path) -> None:
 def test_what_is_no_hub_id(source: str) -> None:
     with pytest.raises(CheckpointError, match="no such folder, and not a hub id"):
         locate(source)
+
+
+@pytest.mark.parametrize("source", ["nothing.gguf", "models/x.safetensors", "config.json", "a/pytorch_model.BIN"])
+def test_the_name_of_a_file_is_not_looked_for_on_the_hub(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmquant.models.hub._fetch", lambda *_: pytest.fail("the hub was asked"))
+    for opening in (Checkpoint.open, load_config, locate):
+        with pytest.raises(CheckpointError, match="there is no such file"):
+            opening(source)
 
 
 def adapter(folder: Path) -> Path:

@@ -298,9 +298,16 @@ def test_bad_configuration_is_refused(tmp_path: Path, content: str | None, messa
         load_config(tmp_path)
 
 
+def test_another_file_than_a_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json names no model_type; wanted the config.json"):
+        load_config(tmp_path / "tokenizer.json")
+
+
 def test_missing_path_is_refused(tmp_path: Path) -> None:
     for source in (tmp_path / "no", str(tmp_path / "no"), "./no"):
-        with pytest.raises(CheckpointError, match="does not exist"):
+        with pytest.raises(CheckpointError, match="no such folder"):
             load_config(source)
 
 

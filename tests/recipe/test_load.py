@@ -194,6 +194,8 @@ RULES = "version: 1\nrules:\n  - match: linear\n    scheme: int4-g128\n"
         (RULES + "calibration: {sample: 3}\n", "calibration.sample: unknown key; did you mean 'samples'?"),
         (RULES + "calibration: {zzz: 3}\n", "calibration.zzz: unknown key; the keys here are dataset, split, column"),
         (RULES + "calibration: {dataset: wikitext}\n", "or 'hub:wikitext'"),
+        (RULES + "calibration: {dataset: my/text.csv}\n", "or 'hub:NAME'"),
+        (RULES + "calibration: {dataset: /data/texts}\n", "or 'hub:NAME'"),
         (RULES + "calibration: {dataset: 'builtin:c'}\n", "there are 'builtin:mixed' and 'builtin:python'"),
         (RULES + "calibration: {dataset: 'hub:'}\n", "'hub:' lacks the data set's name"),
         (RULES + "budget: {kl: x}\n", "r.yaml:5: budget.kl: expected a number, got 'x'"),

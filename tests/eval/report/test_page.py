@@ -257,10 +257,15 @@ def test_verdict_line(report: EvalReport) -> None:
         "1.00x smaller",
         f"KL {number(report.comparison.kl.mean)} ± ",
         "in float32",
-        "of float32, the checkpoint's",
+        "of float32 (the checkpoint's",
         "budget FAILED (kl)",
     ):
         assert part in line
+    section = dataclasses.replace(
+        report.comparison.kl, mean=0.1, standard_error=None, note="too little text: 4 windows"
+    )
+    short = dataclasses.replace(report, comparison=dataclasses.replace(report.comparison, kl=section))
+    assert "KL 0.100 (too little text) in float32" in verdict_line(short)
 
 
 @pytest.mark.parametrize(
@@ -298,8 +303,39 @@ def test_small_texts() -> None:
 def test_many_near_points_get_separate_labels(report: EvalReport) -> None:
     drawing = tradeoff_chart([dataclasses.replace(report, name=f"r{place}") for place in range(4)])
     assert drawing is not None
-    places = re.findall(r'class="label" x="[\d.]+" y="([\d.]+)"', drawing)
-    assert len(set(places)) == 4
+    places = re.findall(r'class="label" (x="[\d.]+" y="[\d.]+")', drawing)
+    assert len(places) == len(set(places)) == 4
+
+
+def test_a_label_stands_beside_its_own_point(report: EvalReport) -> None:
+    """Four results of two sizes, as in the demo: no name may lie under another's point."""
+    results = [
+        ("int4-g32", 6.15, 0.0386),
+        ("int4-g32-gptq", 6.15, 0.0165),
+        ("int4-g128", 5.83, 0.0592),
+        ("int4-g128-gptq", 5.83, 0.0227),
+        ("int8", 9.19, 0.00029),
+    ]
+    drawing = tradeoff_chart([near(report, *each) for each in results])
+    assert drawing is not None
+    points = [(float(x), float(y)) for x, y in re.findall(r'class="point" cx="([\d.]+)" cy="([\d.]+)"', drawing)]
+    labels = re.findall(r'class="label" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)"', drawing)
+    assert len(points) == len(labels) == 5
+    for (x, y), (label_x, label_y, anchor) in zip(points, labels, strict=True):
+        assert float(label_y) - 4 == pytest.approx(y, abs=0.1)
+        assert float(label_x) == pytest.approx(x + (12 if anchor == "start" else -12), abs=0.1)
+    assert [anchor for *_, anchor in labels].count("end") == 1  # the one whose right side is taken
+
+
+def near(report: EvalReport, name: str, bits: float, kl: float) -> EvalReport:
+    """The report with another size and loss."""
+    section = dataclasses.replace(report.comparison.kl, mean=kl, low=kl * 0.98, high=kl * 1.02)
+    return dataclasses.replace(
+        report,
+        name=name,
+        quantized=dataclasses.replace(report.quantized, bits_per_weight=bits),
+        comparison=dataclasses.replace(report.comparison, kl=section),
+    )
 
 
 def test_heatmap_scales_to_many_layers() -> None:
