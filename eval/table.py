@@ -63,7 +63,7 @@ def _loss_table(reports: Sequence[EvalReport]) -> Table:
     table.add_column("model", overflow="fold")
     for column in ("size", "bits / weight", "perplexity", "KL", "top-1"):
         table.add_column(column, justify="right", min_width=len(column) if column == "perplexity" else None)
-    table.add_column("loss of perplexity")
+    table.add_column("loss of perplexity", min_width=len("perplexity"))
     cells = [*_size(first.baseline), Text("–"), Text("–"), Text("baseline")]
     table.add_row(Text(printable(first.baseline.name)), *cells)
     for report in reports:
@@ -77,7 +77,7 @@ def _speed_table(reports: Sequence[EvalReport]) -> Table:
     table.add_column("model", overflow="fold")
     table.add_column("phase")
     table.add_column("ratio", justify="right")
-    table.add_column("of the baseline in")
+    table.add_column("of the baseline in", min_width=len("checkpoint's,"))
     table.add_column("tokens per second", justify="right")
     table.add_column("measured in", justify="right")
     for report in reports:

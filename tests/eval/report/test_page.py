@@ -224,8 +224,20 @@ def test_names_from_outside_are_plain_text(report: EvalReport, name: str) -> Non
     assert "<main>" in render_page([nasty])
 
 
-def _printed(reports: list[EvalReport]) -> str:
-    console = Console(width=200, force_terminal=False)
+def test_table_loses_no_word_in_80_columns(report: EvalReport) -> None:
+    baseline = dataclasses.replace(report.baseline, name="smollm2-135m")
+    section = dataclasses.replace(
+        report.comparison,
+        verdict="large loss",
+        kl=dataclasses.replace(report.comparison.kl, mean=0.228, standard_error=0.011),
+    )
+    text = _printed([dataclasses.replace(report, baseline=baseline, comparison=section)], width=80)
+    assert "…" not in text
+    assert "large loss" in " ".join(text.split())
+
+
+def _printed(reports: list[EvalReport], width: int = 200) -> str:
+    console = Console(width=width, force_terminal=False)
     with console.capture() as capture:
         console.print(render_table(reports))
     return capture.get()
@@ -259,6 +271,7 @@ def test_verdict_line(report: EvalReport) -> None:
         "in float32",
         "of float32 (the checkpoint's",
         "budget FAILED (kl)",
+        f"({report.comparison.verdict}), KL",  # without its size, which stands before it
     ):
         assert part in line
     section = dataclasses.replace(
@@ -307,7 +320,8 @@ def test_many_near_points_get_separate_labels(report: EvalReport) -> None:
     assert len(places) == len(set(places)) == 4
 
 
-def test_a_label_stands_beside_its_own_point(report: EvalReport) -> None:
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_label_stands_beside_its_own_point(report: EvalReport, order: int) -> None:
     """Four results of two sizes, as in the demo: no name may lie under another's point."""
     results = [
         ("int4-g32", 6.15, 0.0386),
@@ -316,7 +330,7 @@ def test_a_label_stands_beside_its_own_point(report: EvalReport) -> None:
         ("int4-g128-gptq", 5.83, 0.0227),
         ("int8", 9.19, 0.00029),
     ]
-    drawing = tradeoff_chart([near(report, *each) for each in results])
+    drawing = tradeoff_chart([near(report, *each) for each in results[::order]])
     assert drawing is not None
     points = [(float(x), float(y)) for x, y in re.findall(r'class="point" cx="([\d.]+)" cy="([\d.]+)"', drawing)]
     labels = re.findall(r'class="label" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)"', drawing)
