@@ -45,8 +45,16 @@ class KeyMap:
     reached: frozenset[str]
 
 
+# Float8 is no dtype of weights that are not quantized; cast to one it would mean other numbers.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
-    """Map checkpoint keys to the names of `model` as transformers does when it loads."""
+    """Map checkpoint keys to the names of `model` as transformers does when it loads.
+
+    Raises:
+        CheckpointError: if two keys mean the same parameter; which of them transformers takes is chance.
+    """
     known = model.state_dict()
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
@@ -54,6 +62,7 @@ def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
     several = {p: t.target_patterns for t in converters if len(t.target_patterns) > 1 for p in t.source_patterns}
     prefix = model.base_model_prefix
     parameter, merged, reached, splits = {}, set(), set(), False
+    first: dict[str, str] = {}
     for key in keys:
         name, pattern = rename_source_key(key, renamings, converters, prefix, known)
         if name not in known and key in known:
@@ -63,6 +72,12 @@ def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
             reached.add(name)
             if pattern is not None:
                 merged.add(key)
+            other = first.setdefault(name, key)
+            if other != key and not {key, other} <= merged:
+                raise CheckpointError(
+                    f"the checkpoint holds {name} twice, as {other} and as {key}; find out which of the two is right, "
+                    "and remove the other"
+                )
             if pattern in several:
                 splits = True
                 first, *others = several[pattern]
@@ -156,8 +171,13 @@ def load_keys(
         raise CheckpointError(f"transformers could not convert {name}: {message}")
 
 
+def same_kind(stored: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether numbers of one dtype mean the same in another: floats of 16 bits or more, or no floats at all."""
+    return stored in _FLOATS if wanted.is_floating_point else not stored.is_floating_point
+
+
 def check_fits(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
-    """Check that a checkpoint's tensors have the shapes that `model` wants, merged ones after merging.
+    """Check that a checkpoint's tensors have the shapes that `model` wants, merged ones after merging, and its kinds.
 
     Args:
         model: on the meta device; its parameters are replaced.
@@ -166,6 +186,16 @@ def check_fits(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: naming the first that does not fit.
     """
+    wanted = model.state_dict()
+    for key, name in map_keys(model, tensors).parameter.items():
+        stored, like = tensors[key].dtype, wanted[name].dtype
+        if not same_kind(stored, like):
+            kind = "floats of 16 bits or more" if like.is_floating_point else str(like).removeprefix("torch.")
+            raise CheckpointError(
+                f"{key} holds {str(stored).removeprefix('torch.')} in the checkpoint, wanted {kind}: as plain numbers "
+                "they would be other weights. If it is quantized, config.json lacks its quantization_config; give the "
+                "model that it was made from"
+            )
     load_keys(model, tensors, tensors.__getitem__, "meta")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from llmquant.compat.loading import KeyMap
 from llmquant.engine.layer import needs_statistics
 from llmquant.errors import CheckpointError
+from llmquant.formats.compressed_tensors import suffixes
 from llmquant.models.safetensors_header import TensorInfo
 from llmquant.recipe.plan import Plan, PlanRow
 
@@ -48,8 +49,8 @@ def split_into_units(plan: Plan, tensors: Mapping[str, TensorInfo], key_map: Key
         blocks_path: name of the list of decoder blocks, such as "model.layers".
 
     Raises:
-        CheckpointError: if a weight to be quantized is missing, has another shape than the config says, or is not a
-            tensor of its own.
+        CheckpointError: if a weight to be quantized is missing, has another shape than the config says, is not a
+            tensor of its own, or has tensors beside it that only quantized weights have.
     """
     quantized = {f"{row.module.name}.weight": row for row in plan.quantized}
     copies = {f"{row.module.name}.weight" for row in plan.rows if row.module.tied_to and not row.scheme.is_keep}
@@ -71,6 +72,7 @@ def split_into_units(plan: Plan, tensors: Mapping[str, TensorInfo], key_map: Key
                 "quantized one by one; keep it with a rule"
             )
         _check_shape(row, tensors[key])
+        check_alone(row, key, tensors)
         found.add(parameter)
         chosen.setdefault(block, []).append((row, key))
     if missing := quantized.keys() - found:
@@ -97,6 +99,21 @@ def _check_shape(row: PlanRow, tensor: TensorInfo) -> None:
         raise CheckpointError(
             f"{tensor.name} has shape {tensor.shape} in the checkpoint, but config.json describes {wanted}; "
             "the weights and the config do not belong together"
+        )
+
+
+def check_alone(row: PlanRow, key: str, tensors: Mapping[str, TensorInfo]) -> None:
+    """Check that a checkpoint does not hold what quantizing the weight `key` will make, such as its scales.
+
+    Raises:
+        CheckpointError: naming the first that it holds.
+    """
+    base = key.removesuffix(".weight")
+    taken = [name for suffix in suffixes(row.scheme) if (name := f"{base}.{suffix}") in tensors and name != key]
+    if taken:
+        raise CheckpointError(
+            f"the checkpoint holds {taken[0]} beside {key}, so this weight is quantized already, though config.json "
+            "does not say so; give the model that it was made from"
         )
 
 

@@ -13,6 +13,7 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
 from llmquant.algorithms.base import LayerResult
+from llmquant.compat.loading import map_keys
 from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, tied
 from llmquant.compat.remote_code import runs_remote_code
 from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
@@ -20,15 +21,17 @@ from llmquant.engine.finalize import model_quantization_config
 from llmquant.engine.inplace import quantize_loaded
 from llmquant.engine.layer import check_statistics, needs_statistics, quantize_layer
 from llmquant.engine.prepare import load_tokenizer
+from llmquant.engine.units import check_alone
 from llmquant.errors import CheckpointError, LlmquantError, PlanError
 from llmquant.formats.compressed_tensors import encode
 from llmquant.hf.config import RecipeConfig
 from llmquant.hf.packed import PackedQuantizer
 from llmquant.hf.place import finish, place_empty, stand_in
-from llmquant.hf.stored import read_headers, require
+from llmquant.hf.stored import check_stored, read_headers, require
 from llmquant.hf.ties import replace, share_with_heads
 from llmquant.layers.packed_embedding import PackedEmbedding
 from llmquant.layers.packed_linear import PackedLinear
+from llmquant.models.safetensors_header import TensorInfo
 from llmquant.models.skeleton import take_inventory
 from llmquant.recipe.plan import Plan, PlanRow, make_plan
 from llmquant.spec import Scheme
@@ -105,8 +108,7 @@ class RecipeQuantizer(HfQuantizer):
         _check_plan(plan)
         self.plan = plan
         if checkpoint_files and all(file.endswith(".safetensors") for file in checkpoint_files):
-            wanted = [f"{row.module.name}.weight" for row in plan.quantized]
-            require(model, read_headers(checkpoint_files), wanted)
+            _check_source(model, plan, read_headers(checkpoint_files))
         if self.calibrated:
             _require_one_device(device_map)
             self._calibration = self._load_calibration(model, plan)  # before gigabytes are read in vain
@@ -220,6 +222,15 @@ def _check_plan(plan: Plan) -> None:
                 f"{row.module.name}: {row.scheme} cannot be made while a model loads; write a checkpoint with "
                 "llmquant.quantize and load that, or use a weight-only scheme such as int8"
             )
+
+
+def _check_source(model: PreTrainedModel, plan: Plan, tensors: Mapping[str, TensorInfo]) -> None:
+    check_stored(model, tensors)
+    rows = {f"{row.module.name}.weight": row for row in plan.quantized}
+    require(model, tensors, rows)  # what a class adds to a stored model is random, so it cannot be quantized
+    for key, parameter in map_keys(model, tensors).parameter.items():
+        if parameter in rows:
+            check_alone(rows[parameter], key, tensors)
 
 
 def _require_one_device(device_map: Any) -> None:

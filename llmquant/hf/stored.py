@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from llmquant.compat.loading import KeyMap
 
-# Float8 is no dtype of weights that are not quantized; cast to one it would mean other numbers.
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 
 def read_headers(files: Sequence[str]) -> dict[str, TensorInfo]:
     """Every tensor of safetensors files, by name.
@@ -86,9 +83,9 @@ def _check_kinds(model: nn.Module, tensors: Mapping[str, TensorInfo], key_map: K
 
 
 def _fits(stored: torch.dtype, wanted: torch.dtype, *, exact: bool) -> bool:
-    if wanted.is_floating_point:
-        return stored in _FLOATS
-    return stored == wanted if exact else not stored.is_floating_point
+    from llmquant.compat.loading import same_kind
+
+    return same_kind(stored, wanted) and (stored == wanted or wanted.is_floating_point or not exact)
 
 
 def _wrong(info: TensorInfo, like: Tensor, why: str) -> CheckpointError:
