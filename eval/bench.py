@@ -139,8 +139,6 @@ def bench(
 
 def _tokens(model: PreTrainedModel, options: ThroughputOptions) -> Tensor:
     """(batch_size, prompt_tokens + decode_tokens) random token ids."""
-    if min(options.prompt_tokens, options.decode_tokens, options.batch_size) < 1:
-        raise DataError("prompt, new tokens and batch are at least 1")
     count, limit = options.prompt_tokens + options.decode_tokens, context_limit(model.config)
     if limit is not None and count > limit:
         raise DataError(

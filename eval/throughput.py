@@ -8,6 +8,7 @@ sampling, no stopping rule, the same fixed tokens for all models.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -48,6 +49,9 @@ class ThroughputOptions:
         warmup: untimed rounds.
         min_rounds: timed rounds at least, unless they take more than three times `seconds`.
         seconds: no new round starts after this time.
+
+    Raises:
+        DataError: if one of them is no number that can be.
     """
 
     prompt_tokens: int = 128
@@ -56,6 +60,14 @@ class ThroughputOptions:
     warmup: int = 1
     min_rounds: int = 3
     seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        least = {"prompt_tokens": 1, "decode_tokens": 1, "batch_size": 1, "warmup": 0, "min_rounds": 1}
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                raise DataError(f"the speed test cannot have {name} {getattr(self, name)}; at least {limit}")
+        if not 0 <= self.seconds < math.inf:
+            raise DataError(f"the speed test cannot take {self.seconds} seconds; give a number of 0 or more")
 
 
 class Timing(NamedTuple):

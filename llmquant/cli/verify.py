@@ -25,7 +25,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from llmquant.engine.check_folder import verify_folder
 
     result = verify_folder(args.folder)
-    console.print(escape(f"{args.folder}: {result.tensors} tensors read, {result.digests} as they were written"))
+    files = f", and {result.files} files beside them" if result.files else ""
+    console.print(escape(f"{args.folder}: {result.tensors} tensors read, {result.digests} as they were written{files}"))
     if result.note:
         console.print(escape(result.note))
     return 0

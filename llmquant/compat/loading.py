@@ -46,7 +46,7 @@ class KeyMap:
 
 
 # Float8 is no dtype of weights that are not quantized; cast to one it would mean other numbers.
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
@@ -62,7 +62,7 @@ def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
     several = {p: t.target_patterns for t in converters if len(t.target_patterns) > 1 for p in t.source_patterns}
     prefix = model.base_model_prefix
     parameter, merged, reached, splits = {}, set(), set(), False
-    first: dict[str, str] = {}
+    taken: dict[str, str] = {}
     for key in keys:
         name, pattern = rename_source_key(key, renamings, converters, prefix, known)
         if name not in known and key in known:
@@ -72,7 +72,7 @@ def map_keys(model: PreTrainedModel, keys: Iterable[str]) -> KeyMap:
             reached.add(name)
             if pattern is not None:
                 merged.add(key)
-            other = first.setdefault(name, key)
+            other = taken.setdefault(name, key)
             if other != key and not {key, other} <= merged:
                 raise CheckpointError(
                     f"the checkpoint holds {name} twice, as {other} and as {key}; find out which of the two is right, "
@@ -173,7 +173,7 @@ def load_keys(
 
 def same_kind(stored: torch.dtype, wanted: torch.dtype) -> bool:
     """Whether numbers of one dtype mean the same in another: floats of 16 bits or more, or no floats at all."""
-    return stored in _FLOATS if wanted.is_floating_point else not stored.is_floating_point
+    return stored in FLOATS if wanted.is_floating_point else not stored.is_floating_point
 
 
 def check_fits(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:

@@ -100,6 +100,10 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
         """Replace the quantized modules of a meta-device model; or say why not, leaving the model untouched."""
         raise NotImplementedError
 
+    def check_original(self, model: PreTrainedModel, files: Sequence[str]) -> None:
+        """Refuse what the original, which has prepared `model` by now, would not find places for."""
+        raise NotImplementedError
+
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         if not self.packed:
             super().validate_environment(*args, **kwargs)
@@ -132,6 +136,9 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
                 self._convert_model_for_quantization(model)
         if not self.packed:
             super()._process_model_before_weight_loading(model, checkpoint_files=checkpoint_files, **kwargs)
+            original: Any = self.quantization_config
+            if checkpoint_files is not None and not original.dequantize:  # that is done while loading
+                self.check_original(model, checkpoint_files)
 
     def _refuse(self, config: Any) -> str | None:
         if not isinstance(config, CompressedTensorsConfig):

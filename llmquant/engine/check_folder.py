@@ -1,7 +1,7 @@
 """`llmquant verify`: is a quantized folder still what was written, by the digests that llmquant.json holds?
 
-Loading checks names, dtypes and shapes, which costs nothing. What only the bytes tell, such as two swapped tensors or a
-scale that is no number, takes reading everything.
+Loading checks names, dtypes and shapes, which costs nothing. What only the bytes tell, such as two swapped tensors, a
+scale that is no number or another group size in config.json, takes reading everything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmquant.engine.layer import digest
 from llmquant.engine.output import PROVENANCE
-from llmquant.engine.verify import hash_bytes
+from llmquant.engine.verify import hash_bytes, hash_file
 from llmquant.errors import CheckpointError
 from llmquant.files import read_json
 from llmquant.formats.compressed_tensors import schemes_of, suffixes
@@ -34,11 +34,13 @@ class Verified:
     Attributes:
         tensors: how many the folder holds; each was read, and is finite where it is a float.
         digests: how many of them were compared with a digest, by themselves or as part of a layer.
+        files: how many files beside the tensors were, config.json and the tokenizer's.
         note: what could not be checked, and why; empty if nothing.
     """
 
     tensors: int
     digests: int
+    files: int
     note: str
 
 
@@ -49,7 +51,7 @@ def verify_folder(source: str | Path) -> Verified:
         source: folder, or hub id.
 
     Raises:
-        CheckpointError: naming the tensors that are missing, foreign, changed, or hold numbers that are none.
+        CheckpointError: naming the files and tensors that are missing, foreign, changed, or hold numbers that are none.
     """
     checkpoint = Checkpoint.open(source, allow_quantized=True)
     if not (checkpoint.config and checkpoint.config.data.get("quantization_config")):
@@ -59,8 +61,8 @@ def verify_folder(source: str | Path) -> Verified:
         )
     file = checkpoint.folder / PROVENANCE
     written = read_json(file) if file.exists() else {}
-    hashes = _strings(written.get("tensors"))
-    problems = [*_names(checkpoint, hashes), *_numbers(checkpoint, hashes)]
+    hashes, files = _strings(written.get("tensors")), _strings(written.get("files"))
+    problems = [*_files(checkpoint.folder, files), *_names(checkpoint, hashes), *_numbers(checkpoint, hashes)]
     checked = {name for name in checkpoint.tensors if name in hashes}
     if not hashes:
         problems += _layers(checkpoint, written.get("layers"), checked)
@@ -69,7 +71,8 @@ def verify_folder(source: str | Path) -> Verified:
         raise CheckpointError(
             f"{checkpoint.folder} is not what was written:\n  " + "\n  ".join(problems[:_SHOWN]) + more
         )
-    return Verified(len(checkpoint.tensors), len(checked), _note(len(checkpoint.tensors) - len(checked), bool(written)))
+    left = len(checkpoint.tensors) - len(checked)
+    return Verified(len(checkpoint.tensors), len(checked), len(files), _note(left, bool(written)))
 
 
 def _note(left: int, has_provenance: bool) -> str:
@@ -86,6 +89,15 @@ def _strings(found: Any) -> dict[str, str]:
     return {str(k): str(v) for k, v in found.items()} if isinstance(found, Mapping) else {}
 
 
+def _files(folder: Path, hashes: Mapping[str, str]) -> Iterator[str]:
+    for name, wanted in hashes.items():
+        file = folder / Path(name).name  # and nothing outside of the folder
+        if not file.is_file():
+            yield f"{name}: is missing"
+        elif hash_file(file) != wanted:
+            yield f"{name}: differs from the file that was written"
+
+
 def _names(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> Iterator[str]:
     for name in sorted(hashes.keys() - checkpoint.tensors.keys()):
         yield f"{name}: is missing"
@@ -98,7 +110,7 @@ def _numbers(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> Iterator[str]
     for name in checkpoint.tensors:
         tensor = checkpoint.read(name)
         if name in hashes and hash_bytes(tensor) != hashes[name]:
-            yield f"{name}: its bytes differ from those that were written"
+            yield f"{name}: its bytes, dtype or shape differ from those that were written"
         elif name not in hashes and not _finite(tensor):
             yield f"{name}: holds NaN or infinity"
 

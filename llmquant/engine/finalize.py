@@ -15,9 +15,10 @@ from llmquant.engine.output import PROVENANCE, OutputFolder
 from llmquant.engine.prepare import Prepared, small_files
 from llmquant.engine.progress import Progress
 from llmquant.engine.units import Unit
-from llmquant.engine.verify import verify
+from llmquant.engine.verify import hash_file, verify
 from llmquant.formats.compressed_tensors import quantization_config
 from llmquant.formats.shard import copy_file, write_index, write_json_atomic
+from llmquant.models.config_file import NAME as CONFIG
 from llmquant.models.safetensors_header import TensorInfo, read_header
 from llmquant.recipe.inventory import ModuleInfo
 from llmquant.recipe.plan import Plan
@@ -50,7 +51,8 @@ def finalize(
     weight_map = {name: shard.file for shard in journal.shards.values() for name in shard.tensors}
     total = sum(tensor.bytes for file in journal.shards for tensor in read_header(folder / file).values())
     write_index(folder, weight_map, total)
-    for path in small_files(prepared.checkpoint.folder, code=prepared.trust_remote_code):
+    copied = small_files(prepared.checkpoint.folder, code=prepared.trust_remote_code)
+    for path in copied:
         copy_file(path, folder / path.name)
     assert prepared.checkpoint.config is not None  # `prepare` needs it
     config = copy.deepcopy(prepared.checkpoint.config.data)
@@ -59,7 +61,7 @@ def finalize(
     if config.get("dtype") is None and config.get("torch_dtype") is None:
         config["dtype"] = str(prepared.plan.inventory.dtype).removeprefix("torch.")
     config["quantization_config"] = model_quantization_config(prepared.plan, units, prepared.checkpoint.tensors)
-    write_json_atomic(folder / "config.json", config)
+    write_json_atomic(folder / CONFIG, config)
     progress.stage("verify", len(units), unit="shards")
     hashes = verify(folder, units, journal, prepared.checkpoint, progress)
     layers = {name: asdict(record) for shard in journal.shards.values() for name, record in shard.layers.items()}
@@ -74,6 +76,7 @@ def finalize(
         "counters": _total_counters(layers),
         "verified_tensors": len(hashes),
         "tensors": dict(sorted(hashes.items())),
+        "files": {name: hash_file(folder / name) for name in (CONFIG, *(path.name for path in copied))},
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_bytes": peak_resident_bytes(),
     }

@@ -14,6 +14,7 @@ from llmquant.engine.layer import digest
 from llmquant.engine.progress import Progress
 from llmquant.engine.units import Unit
 from llmquant.errors import OutputError
+from llmquant.files import read_plain
 from llmquant.formats.compressed_tensors import suffixes
 from llmquant.formats.reference import decode_reference
 from llmquant.models.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ def verify(
     """Compare a written folder with the journal's digests and with the source, tensor by tensor.
 
     Returns:
-        the sha256 of each tensor's bytes, by name.
+        the `hash_bytes` of each tensor, by name.
 
     Raises:
         OutputError: naming the first tensor that is not what was meant.
@@ -57,5 +58,17 @@ _ADVICE = "the disk or the memory is failing, or another program writes there; d
 
 
 def hash_bytes(tensor: Tensor) -> str:
-    """The sha256 of a tensor's bytes."""
-    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
+    """The sha256 of a tensor: of its dtype and shape, as its bytes mean something else in others, and of its bytes."""
+    kind = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n"
+    found = hashlib.sha256(kind.encode())
+    found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def hash_file(file: Path) -> str:
+    """The sha256 of a small file.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    return hashlib.sha256(read_plain(file)).hexdigest()

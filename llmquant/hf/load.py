@@ -10,10 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmquant.compat.border import foreign
+from llmquant.compat.loading import FLOATS
 from llmquant.compat.remote_code import remote_code_of
 from llmquant.engine.check_folder import verify_folder
 from llmquant.engine.output import JOURNAL, is_finished
-from llmquant.errors import CheckpointError
+from llmquant.errors import CheckpointError, RecipeError
 from llmquant.files import check_name
 from llmquant.hf import register
 from llmquant.hf.shapes import check_shapes
@@ -49,8 +50,10 @@ def load(
     Raises:
         CheckpointError: if the checkpoint is missing, unfinished, damaged, incomplete or unsafe, or needs code that is
             not trusted.
+        RecipeError: if `dtype` is none that a model can have.
     """
     register()
+    check_dtype(dtype)
     checkpoint = open_model(source, trust_remote_code=trust_remote_code)
     folder = checkpoint.folder
     if verify and (note := verify_folder(folder).note):
@@ -92,6 +95,18 @@ def open_model(source: str | Path, *, trust_remote_code: bool = False) -> Checkp
     if checkpoint.config is None:
         raise CheckpointError(f"{checkpoint.folder} has no config.json; a Hugging Face model folder has one")
     return checkpoint
+
+
+def check_dtype(dtype: str | torch.dtype) -> None:
+    """Refuse what is neither "auto" nor a dtype in which a model can compute.
+
+    Raises:
+        RecipeError: naming those that there are.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype not in ("auto", None) and found not in FLOATS:
+        names = ", ".join(str(known).removeprefix("torch.") for known in FLOATS)
+        raise RecipeError(f"a model cannot compute in the dtype {str(dtype)!r}; give auto or one of {names}")
 
 
 def _refuse_unfinished(folder: Path) -> None:

@@ -11,7 +11,7 @@ from llmquant.compat.quantizers import CompressedTensorsQuantizer
 from llmquant.errors import CheckpointError
 from llmquant.hf.find import NotPackable, check_config, find_packed, named_packed
 from llmquant.hf.place import finish, place_dense, place_empty
-from llmquant.hf.stored import check_stored, read_headers
+from llmquant.hf.stored import check_packed_places, check_stored, read_headers
 from llmquant.layers.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ class PackedQuantizer(CompressedTensorsQuantizer):
         if tensors is not None:
             check_stored(model, tensors)
         return None
+
+    def check_original(self, model: PreTrainedModel, files: Sequence[str]) -> None:
+        if all(file.endswith(".safetensors") for file in files):
+            check_packed_places(model, read_headers(files))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.packed:

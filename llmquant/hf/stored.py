@@ -57,6 +57,27 @@ def check_stored(model: PreTrainedModel, tensors: Mapping[str, TensorInfo]) -> N
     _check_kinds(model, tensors, key_map, new)
 
 
+def check_packed_places(model: PreTrainedModel, keys: Iterable[str]) -> None:
+    """Check that no module of a model that others prepared wants a dense weight where the checkpoint has a packed one.
+
+    Raises:
+        CheckpointError: naming the first that does; it would be filled with random numbers.
+    """
+    from llmquant.compat.loading import map_keys
+
+    found = set(keys)
+    packed = {key.removesuffix("_packed") for key in found if key.endswith(".weight_packed")}
+    key_map = map_keys(model, sorted(packed - found))
+    dense = sorted(key_map.parameter.keys() - key_map.merged)
+    if dense:
+        more = f" and {len(dense) - 1} more weights" if dense[1:] else ""
+        raise CheckpointError(
+            f"the checkpoint holds {dense[0]}{more} packed, but by the quantization_config in config.json (targets, "
+            "format, quantization_status) it is not, and would be filled with random numbers; the config and the "
+            "weights do not belong together"
+        )
+
+
 def require(model: PreTrainedModel, keys: Iterable[str], wanted: Iterable[str]) -> None:
     """Check that a checkpoint has all `wanted` parameters of `model`, the names in the checkpoint being `keys`.
 

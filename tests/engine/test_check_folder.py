@@ -17,6 +17,7 @@ from llmquant.cli import main
 from llmquant.engine.check_folder import verify_folder
 from llmquant.engine.output import PROVENANCE
 from llmquant.errors import CheckpointError
+from llmquant.hf.load import load
 
 RTN = {"version": 1, "name": "test", "rules": [{"match": "linear", "scheme": "int4-g32"}]}
 UP, DOWN = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.gate_proj"
@@ -45,6 +46,14 @@ def nan(tensors: dict[str, Tensor]) -> None:
     tensors[f"{UP}.weight_scale"][0, 0] = torch.nan
 
 
+def reshape(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{UP}.weight_scale"] = tensors[f"{UP}.weight_scale"].reshape(2, -1).contiguous()
+
+
+def recast(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{UP}.weight_packed"] = tensors[f"{UP}.weight_packed"].view(torch.float32)
+
+
 def norm(tensors: dict[str, Tensor]) -> None:
     tensors["model.layers.1.input_layernorm.weight"].view(torch.uint8)[0] ^= 1
 
@@ -53,20 +62,54 @@ def test_whole(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = verify_folder(written)
     assert found.tensors == found.digests > 10
     assert not found.note
+    assert found.files == len([path for path in written.iterdir() if path.suffix == ".json"]) - 2  # index, provenance
     assert main(["verify", str(written)]) == 0
-    assert f"{found.tensors} tensors read, {found.tensors} as they were written" in capsys.readouterr().out
+    assert (
+        f"{found.tensors} tensors read, {found.tensors} as they were written, and {found.files} files"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
     ("edit", "named"),
-    [(swap, f"{UP}.weight_packed"), (nan, f"{UP}.weight_scale"), (norm, "model.layers.1.input_layernorm.weight")],
+    [
+        (swap, f"{UP}.weight_packed"),
+        (nan, f"{UP}.weight_scale"),
+        (reshape, f"{UP}.weight_scale"),
+        (recast, f"{UP}.weight_packed"),
+        (norm, "model.layers.1.input_layernorm.weight"),
+    ],
 )
 def test_changed(written: Path, edit: Callable, named: str, capsys: pytest.CaptureFixture[str]) -> None:
     change(written, f"{UP}.weight_scale", edit)
-    with pytest.raises(CheckpointError, match=f"{named}: its bytes differ"):
+    with pytest.raises(CheckpointError, match=f"{named}: its bytes, dtype or shape differ"):
         verify_folder(written)
     assert main(["verify", str(written)]) == 1
     assert "is not what was written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_changed_files(written: Path, name: str) -> None:
+    before = (written / name).read_bytes()
+    (written / name).write_bytes(before.replace(b"true", b"null") + b" ")
+    with pytest.raises(CheckpointError, match=f"{name}: differs from the file that was written"):
+        verify_folder(written)
+    with pytest.raises(CheckpointError, match=f"{name}: differs"):
+        load(written, verify=True)
+    (written / name).write_bytes(before)
+    assert not verify_folder(written).note
+    (written / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: is missing"):
+        verify_folder(written)
+
+
+def test_names_of_files_do_not_lead_out_of_the_folder(written: Path) -> None:
+    content = json.loads((written / PROVENANCE).read_text())
+    (written.parent / "other.txt").write_text("")
+    content["files"] = {"../other.txt": "0"}
+    (written / PROVENANCE).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"\.\./other\.txt: is missing"):
+        verify_folder(written)
 
 
 @pytest.mark.parametrize(("edit", "said"), [(swap, "up_proj: does not decode"), (nan, "holds NaN"), (norm, None)])

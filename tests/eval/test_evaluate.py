@@ -218,3 +218,21 @@ def test_known_perplexity_of_a_trained_model(shared_data: Path) -> None:
     )
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert compare(model, model, windows).perplexity_baseline.value == pytest.approx(4.255, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seconds": float("nan")},
+        {"seconds": float("inf")},
+        {"seconds": -1.0},
+        {"prompt_tokens": 0},
+        {"decode_tokens": 0},
+        {"batch_size": -1},
+        {"warmup": -1},
+        {"min_rounds": 0},
+    ],
+)
+def test_a_speed_test_has_numbers_that_can_be(options: dict) -> None:
+    with pytest.raises(DataError, match="the speed test cannot"):
+        ThroughputOptions(**options)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from llmquant.api import quantize
 from llmquant.engine.output import JOURNAL, PROVENANCE
-from llmquant.errors import CheckpointError
+from llmquant.errors import CheckpointError, RecipeError
 from llmquant.hf.load import load
 from llmquant.layers.accuracy import kernels_used
 from tests.hf.conftest import logits, schemes_in_blocks, write_packed
@@ -61,7 +61,7 @@ def test_a_folder_that_changed_is_refused_on_demand(
         tensors[f"{one}.{part}"], tensors[f"{other}.{part}"] = tensors[f"{other}.{part}"], tensors[f"{one}.{part}"]
     save_file(tensors, file, {"format": "pt"})
     load(folder)
-    with pytest.raises(CheckpointError, match=r"mlp\.(up|gate)_proj\.weight_.*: its bytes differ from those"):
+    with pytest.raises(CheckpointError, match=r"mlp\.(up|gate)_proj\.weight_.*: its bytes, dtype or shape differ"):
         load(folder, verify=True)
     (folder / PROVENANCE).unlink()
     load(folder, verify=True)
@@ -75,3 +75,9 @@ def test_unfinished_run(tmp_path: Path) -> None:
     for source in (tmp_path / "out", partial):
         with pytest.raises(CheckpointError, match="unfinished run; continue it with llmquant quantize --resume"):
             load(source)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e5m2, "complex64", "nonsense", "nn", ""])
+def test_a_dtype_that_no_model_has_is_no_fault_of_the_folder(tmp_path: Path, dtype: str | torch.dtype) -> None:
+    with pytest.raises(RecipeError, match="cannot compute in the dtype"):
+        load(tmp_path, dtype=dtype)

@@ -181,3 +181,45 @@ def test_what_predicts_tokens_is_never_new() -> None:
     check_stored(model, without(tensors, "added.weight", "added.bias"))
     with pytest.raises(CheckpointError, match=r"lacks lm_head.weight of"):
         check_stored(model, without(tensors, "lm_head.weight"))
+
+
+FOUR_BITS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+
+
+def with_activations(stored: dict) -> dict:
+    """A format that is left to compressed-tensors."""
+    (group,) = stored["config_groups"].values()
+    group["input_activations"] = FOUR_BITS
+    return group
+
+
+def frozen(stored: dict) -> None:
+    stored["quantization_status"] = "frozen"
+
+
+def some(stored: dict) -> None:
+    with_activations(stored)["targets"] = ["re:.*layers.0.*down_proj$"]
+
+
+@pytest.mark.parametrize(("change", "count"), [(frozen, 13), (some, 12)])
+def test_what_the_original_loader_would_leave_random(
+    dense_folder: Folder, tmp_path: Path, change: Callable[[dict], None], count: int
+) -> None:
+    pytest.importorskip("compressed_tensors")
+    dense = dense_folder("llama")
+    write_packed(dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), "int4-g32"))
+    edit_quantization(tmp_path / "q", change)
+    with pytest.raises(CheckpointError, match=f"proj.weight and {count} more weights packed, but .* it is not"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype="auto")
+
+
+@pytest.mark.parametrize("scheme", ["int4-g32", "int4-g32-asym"])
+def test_what_the_original_loader_can_load(dense_folder: Folder, tmp_path: Path, scheme: str) -> None:
+    pytest.importorskip("compressed_tensors")
+    dense = dense_folder("llama")
+    write_packed(dense, tmp_path / "q", schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), scheme))
+    edit_quantization(tmp_path / "q", with_activations)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype="auto", output_loading_info=True)
+    model, info = loaded
+    assert not getattr(getattr(model, "hf_quantizer", None), "packed", False)
+    assert not info["missing_keys"]
