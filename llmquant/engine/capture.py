@@ -51,7 +51,6 @@ class BlockInputs:
         """End all forwards and give the blocks their own again."""
         for forward in self._forwards:
             forward.abandon()
-        self._forwards.clear()
         self._ending.close()
 
     @property
@@ -81,7 +80,7 @@ class BlockInputs:
         """Let the model go on with the outputs of block `index`, up to the next block.
 
         Raises:
-            QuantizationError: if the model calls another block next.
+            QuantizationError: if that is not the block that the model called.
         """
         last = index + 1 == len(self._blocks)
         for forward in self._forwards:
@@ -91,7 +90,6 @@ class BlockInputs:
                 forward.abandon()
             else:
                 forward.resume(output)
-                _require_call(forward, index + 1)
 
 
 def capture(base_model: nn.Module, blocks: Sequence[nn.Module], windows: Tensor) -> BlockInputs:
@@ -108,13 +106,14 @@ def capture(base_model: nn.Module, blocks: Sequence[nn.Module], windows: Tensor)
     """
     size = max(1, TOKENS_PER_BATCH // windows.shape[1])
     threads = torch.get_num_threads()
-    inputs = BlockInputs(blocks, _rehearse(base_model, blocks, windows[:1]))
     try:
-        for batch in windows.split(size):
-            inputs.begin(base_model, batch)
-    except BaseException:
-        inputs.close()
-        raise
+        inputs = BlockInputs(blocks, _rehearse(base_model, blocks, windows[:1]))
+        try:
+            for batch in windows.split(size):
+                inputs.begin(base_model, batch)
+        except BaseException:
+            inputs.close()
+            raise
     finally:
         torch.set_num_threads(threads)  # the forwards' own setting is the default of threads that start later
     return inputs
@@ -138,12 +137,11 @@ def _rehearse(base_model: nn.Module, blocks: Sequence[nn.Module], window: Tensor
         if module not in inside
     ]
     forward = SuspendedForward(lambda: base_model(input_ids=window, use_cache=False))
-    threads = torch.get_num_threads()
     try:
         with suspending(blocks):
             forward.start()
             template = None
-            while forward.call is not None and len(order) <= len(blocks) and forward.call.index == len(order):
+            while forward.call is not None and forward.call.index == len(order):
                 call = forward.call
                 order.append(call.index)
                 states = _first_tensor((call.args, call.kwargs))
@@ -159,7 +157,6 @@ def _rehearse(base_model: nn.Module, blocks: Sequence[nn.Module], window: Tensor
         ) from error
     finally:
         forward.abandon()
-        torch.set_num_threads(threads)
         for hook in hooks:
             hook.remove()
     if order != list(range(len(blocks))):

@@ -72,7 +72,7 @@ def _for_plain_transformers(
     from llmquant.compat.plain_loading import lost_parameters, upcast_scales  # which import transformers
 
     modules, lost = tuple(modules), lost_parameters(model)
-    reasons = upcast_scales(model, [module.name for module in modules if _may_be_packed(module)]) | reasons
+    reasons = {**upcast_scales(model, [module.name for module in modules if _may_be_packed(module)]), **reasons}
     for module in modules:
         packed = "" if module.obstacle else reasons.get(module.name)  # what has an obstacle never is
         reason = packed or lost.get(module.name) or lost.get(f"{module.name}.weight")

@@ -1,6 +1,8 @@
 """The block driver against the model's own forward: families, what they pass between blocks, and what is refused."""
 
 import threading
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,6 +98,7 @@ def assert_same_as_the_forward(base, blocks, windows, monkeypatch, size=2) -> No
             inputs.advance(index, block)
             if index + 1 == len(blocks):
                 assert all(torch.equal(a, b) for a, b in zip(inputs.hidden, real[index], strict=True))
+                assert not waiting_threads()  # they hold what came from the embeddings
             if index and states_pass_unchanged(base):
                 assert all(torch.equal(a, b) for a, b in zip(before, real[index - 1], strict=True))
     assert not waiting_threads()
@@ -172,7 +175,34 @@ class Shared(Toy):
         self.blocks = nn.ModuleList(InPlaceBlock() for _ in range(3))
 
 
-@pytest.mark.parametrize("kind", [Toy, Between, Shared])
+class ObjectBlock(ToyBlock):
+    def forward(self, hidden, again, listed, named, module, cache):
+        assert again is hidden
+        assert listed[0] is hidden
+        assert named["x"] is hidden
+        assert module is vars(self)["own"]
+        cache.calls += 1
+        return hidden + module(self.linear(hidden).argmax(-1)) * cache.calls
+
+
+class Objects(Toy):
+    """Blocks that get one tensor in several ways, a module, and an object that they write to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ObjectBlock() for _ in range(3))
+        for block in self.blocks:
+            vars(block)["own"] = self.late  # to know it by, not a part
+
+    def forward(self, input_ids, use_cache):
+        del use_cache
+        hidden, cache = self.embed(input_ids), SimpleNamespace(calls=0)
+        for block in self.blocks:
+            hidden = block(hidden, hidden, [hidden], {"x": hidden}, self.late, cache)
+        return hidden
+
+
+@pytest.mark.parametrize("kind", [Toy, Between, Shared, Objects])
 def test_whatever_a_model_passes_from_block_to_block(kind, monkeypatch):
     model = kind().eval()
     assert_same_as_the_forward(model, list(model.blocks), torch.randint(1, 96, (5, 16)), monkeypatch)
@@ -207,7 +237,7 @@ def test_blocks_out_of_order_are_refused_before_any_work(order):
     assert "forward" not in vars(model.blocks[0])
 
 
-def test_errors_of_the_model_reach_the_caller_and_end_all_forwards():
+def test_errors_of_the_model_reach_the_caller_and_end_all_forwards(monkeypatch):
     class Once(Toy):
         def forward(self, input_ids, use_cache):
             if len(input_ids) > 1:  # so not in the rehearsal, which takes one window
@@ -219,6 +249,23 @@ def test_errors_of_the_model_reach_the_caller_and_end_all_forwards():
         capture(model, list(model.blocks), torch.randint(1, 96, (2, 4)))
     assert not waiting_threads()
 
+    class Twice(Toy):
+        calls = 0
+
+        def forward(self, input_ids, use_cache):
+            self.calls += 1
+            if self.calls > 2:  # the rehearsal's, and one that waits then
+                raise RuntimeError("no way on")
+            return super().forward(input_ids, use_cache)
+
+    model = Twice().eval()
+    monkeypatch.setattr(capture_module, "TOKENS_PER_BATCH", 4)
+    with pytest.raises(RuntimeError, match="no way on") as caught:
+        capture(model, list(model.blocks), torch.randint(1, 96, (2, 4)))
+    assert not waiting_threads()  # though the error still holds all that was there
+    assert "forward" not in vars(model.blocks[0])
+    del caught
+
     class Unlike(Toy):
         def forward(self, input_ids, use_cache):
             return self.blocks[0](self.embed(input_ids))[0].split(use_cache)
@@ -227,6 +274,42 @@ def test_errors_of_the_model_reach_the_caller_and_end_all_forwards():
     with pytest.raises(QuantizationError, match=r"Unlike cannot be run block by block: .* TypeError"):
         capture(model, list(model.blocks), torch.randint(1, 96, (2, 4)))
     assert not waiting_threads()
+
+
+def test_a_long_order_is_cut():
+    model = Order().eval()
+    model.blocks = nn.ModuleList(ToyBlock() for _ in range(25))
+    model.order = (*range(25), 0)
+    with pytest.raises(QuantizationError, match=r"18, 19, \.\.\.\]; statistics"):
+        capture(model, list(model.blocks), torch.randint(1, 96, (2, 4)))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2)])
+def test_threads_that_start_later_have_the_setting_of_before(order):
+    """The forwards set their own to 1."""
+    model = Order().eval()
+    model.order = order
+    found = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with suppress(QuantizationError), capture(model, list(model.blocks), torch.randint(1, 96, (2, 4))):
+            pass
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert found == [3]
+
+
+def test_leaving_ends_the_forwards_and_takes_everything_back():
+    model = Toy().eval()
+    with capture(model, list(model.blocks), torch.randint(1, 96, (2, 4))) as inputs:
+        assert waiting_threads() == 1
+    assert not waiting_threads()
+    assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
+    assert not inputs.hidden
 
 
 def test_calibration_that_is_given_up_leaves_no_threads_and_no_stand_ins():

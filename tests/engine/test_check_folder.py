@@ -55,7 +55,7 @@ def recast(tensors: dict[str, Tensor]) -> None:
 
 
 def norm(tensors: dict[str, Tensor]) -> None:
-    tensors["model.layers.1.input_layernorm.weight"].view(torch.uint8)[0] ^= 1
+    tensors["model.layers.1.input_layernorm.weight"].view(torch.uint8)[-1] ^= 1
 
 
 def test_whole(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +110,26 @@ def test_names_of_files_do_not_lead_out_of_the_folder(written: Path) -> None:
     (written / PROVENANCE).write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"\.\./other\.txt: is missing"):
         verify_folder(written)
+
+
+def test_names_and_a_long_list(written: Path) -> None:
+    content = json.loads((written / PROVENANCE).read_text())
+    hashes = content["tensors"]
+    hashes["model.gone.weight"] = hashes.pop("model.norm.weight")
+    (written / PROVENANCE).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError) as caught:
+        verify_folder(written)
+    assert str(caught.value).splitlines()[1:] == [
+        "  model.gone.weight: is missing",
+        "  model.norm.weight: was not written by this run",
+    ]
+    content["tensors"] = dict.fromkeys(hashes, "0")
+    (written / PROVENANCE).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError) as caught:
+        verify_folder(written)
+    lines = str(caught.value).splitlines()[1:]
+    assert len(lines) == 11
+    assert lines[-1] == f"  and {len(hashes) + 1 - 10} more"
 
 
 @pytest.mark.parametrize(("edit", "said"), [(swap, "up_proj: does not decode"), (nan, "holds NaN"), (norm, None)])

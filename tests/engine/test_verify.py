@@ -35,3 +35,21 @@ def test_one_flipped_bit_is_found(checkpoint, tmp_path, monkeypatch, tensor, sai
     with pytest.raises(OutputError, match=f"{tensor.split('.weight_')[0]} {said}"):
         quantize(checkpoint, RTN, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("tensor", "said"), [("foreign.weight", "missing"), ("model.norm.weight", "not ours")])
+def test_other_tensors_than_were_written(checkpoint, tmp_path, monkeypatch, tensor, said):
+    verify = finalize_module.verify
+
+    def change_first(folder, units, journal, *rest):
+        """What the journal says was written, so that the files are whole by themselves."""
+        record = next(record for record in journal.shards.values() if "model.norm.weight" in record.tensors)
+        if said == "missing":
+            record.tensors.append(tensor)
+        else:
+            record.tensors.remove(tensor)
+        return verify(folder, units, journal, *rest)
+
+    monkeypatch.setattr(finalize_module, "verify", change_first)
+    with pytest.raises(OutputError, match=f"tensor {tensor} is {said}"):
+        quantize(checkpoint, RTN, tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,12 +61,27 @@ def test_a_folder_that_changed_is_refused_on_demand(
     for part in ("weight_packed", "weight_scale"):
         tensors[f"{one}.{part}"], tensors[f"{other}.{part}"] = tensors[f"{other}.{part}"], tensors[f"{one}.{part}"]
     save_file(tensors, file, {"format": "pt"})
+    (folder / JOURNAL).write_text("{}\n")  # killed after all was done
     load(folder)
     with pytest.raises(CheckpointError, match=r"mlp\.(up|gate)_proj\.weight_.*: its bytes, dtype or shape differ"):
         load(folder, verify=True)
-    (folder / PROVENANCE).unlink()
+    for name in (JOURNAL, PROVENANCE):
+        (folder / name).unlink()
     load(folder, verify=True)
     assert f"have no digest to compare with, as {PROVENANCE} is missing" in caplog.text
+
+
+def test_what_a_folder_lacks_is_named(dense_folder: Folder, tmp_path: Path) -> None:
+    folder = tmp_path / "dense"
+    shutil.copytree(dense_folder("llama"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"has no tensor for model\.norm\.weight, which transformers filled"):
+        load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        load(folder)
 
 
 def test_unfinished_run(tmp_path: Path) -> None:
