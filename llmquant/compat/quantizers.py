@@ -57,7 +57,7 @@ class CompressedTensorsConfig(OriginalConfig):
 
     def original(self) -> OriginalConfig:
         """The config that transformers would have made of the stored entry and the user's wishes."""
-        config: Any = OriginalConfig.from_dict(copy.deepcopy(self.stored))
+        config: Any = OriginalConfig.from_dict(self.stored)
         for name in ("dequantize", "use_optimized_inference"):
             if getattr(self, name) is not None:
                 setattr(config, name, getattr(self, name))

@@ -191,7 +191,7 @@ def _decide(module: ModuleInfo, recipe: Recipe, decider: int | None) -> Decision
     scheme = rule.parsed
     if module.obstacle and not scheme.is_keep and not _asked_for(module, rule):
         return Decision(module, decider, KEEP, module.obstacle)
-    if scheme.is_keep or scheme.divides(module.shape[-1]):
+    if scheme.divides(module.shape[-1]):
         return Decision(module, decider, scheme, tied)
     fallback = _fallback(rule, module.shape[-1])
     if fallback is None:

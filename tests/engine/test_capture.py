@@ -175,7 +175,11 @@ class Shared(Toy):
         self.blocks = nn.ModuleList(InPlaceBlock() for _ in range(3))
 
 
-class ObjectBlock(ToyBlock):
+class ObjectBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
     def forward(self, hidden, again, listed, named, module, cache):
         assert again is hidden
         assert listed[0] is hidden
@@ -217,7 +221,7 @@ def test_modules_that_are_needed_between_the_blocks_are_named():
 class Order(Toy):
     """Calls its blocks in the order that the test gives."""
 
-    order = (0, 1, 2)
+    order: tuple[int, ...] = (0, 1, 2)
 
     def forward(self, input_ids, use_cache):
         del use_cache

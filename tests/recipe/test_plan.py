@@ -73,6 +73,14 @@ def test_bytes_are_exact(llama: Make) -> None:
     assert plan.bytes_before == 2 * plan.inventory.parameters
 
 
+def test_a_bias_stays_as_it_is(llama: Make) -> None:
+    plain, biased = llama(blocks=1), llama(blocks=1)
+    more = {m.name: replace(m, parameters=m.parameters + m.shape[0], bias=True) for m in plain.modules}
+    biased = replace(biased, modules=tuple(more[m.name] if "linear" in m.sets else m for m in plain.modules))
+    before, after = (plan_of(inventory, ("linear", "int8")).bytes_after for inventory in (plain, biased))
+    assert after - before == 2 * sum(m.shape[0] for m in plain.modules if "linear" in m.sets)
+
+
 def test_tied_weight_counts_once(llama: Make) -> None:
     plan = plan_of(llama(tied=True), ("linear", "int8"))
     head = plan.rows[-1]
@@ -293,6 +301,24 @@ def test_a_fused_set_stays_as_a_whole(llama: Make) -> None:
         "q_proj": "keep", "k_proj": "keep", "v_proj": "keep", "o_proj": "int4-g128",
     }  # fmt: skip
     assert found["model.layers.1.self_attn.q_proj"].note == "vLLM loads it as one with model.layers.1.self_attn.k_proj"
+
+
+def test_notes_and_errors_of_a_fused_set_that_stays(llama: Make) -> None:
+    """Only what would have been packed is told why it is not, and what is named exactly is still an error."""
+    block, q, k = "model.layers.1.self_attn", *(f"model.layers.1.self_attn.{letter}_proj" for letter in "qk")
+    one, both = with_obstacle(llama(), k), llama()
+    for part in (q, k):
+        both = with_obstacle(both, part)
+    plan = plan_of(one, ("linear", "int8"), (q, "keep"))
+    notes = {row.module.name: row.note for row in plan.rows if row.module.name.startswith(block)}
+    assert notes[q] == ""
+    assert notes[f"{block}.v_proj"] == f"vLLM loads it as one with {k}"
+    plan = plan_of(one, ("linear", "int8"), ("attention.qkv", "keep"))
+    assert not any(row.note for row in plan.rows)  # that is what the rule says
+    for inventory, name in ((one, k), (both, q)):
+        problems = refusal(inventory, ("linear", "int8"), (name, "int8"))
+        assert problems[0].startswith(f"{name}: cannot be packed: model code reads its weight")
+    assert len(refusal(one, ("linear", "int8"), (k, "int8"))) == 1
 
 
 def test_nothing_left_to_quantize(llama: Make) -> None:
