@@ -96,7 +96,7 @@ class Plan:
     def warnings(self) -> tuple[str, ...]:
         """What nobody should overlook, a sentence each: experts that stay, with their share of the result."""
         warnings = []
-        experts = sum(row.bytes_after for row in self.rows if row.module.kind == "experts" and row.scheme.is_keep)
+        experts = sum(row.bytes_after for row in self.rows if row.module.kind == "experts")
         if experts:
             warnings.append(
                 f"the experts stay in {str(self.inventory.dtype).removeprefix('torch.')}: {experts:,} of "

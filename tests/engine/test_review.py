@@ -97,12 +97,16 @@ def test_an_incomplete_checkpoint_is_refused_by_quantize_and_load(checkpoint, tm
         llmquant.load(copy)
 
 
-def test_a_foreign_folder_of_our_working_name_is_left_alone(checkpoint, tmp_path):
-    (tmp_path / "out.replaced").mkdir()
-    (tmp_path / "out.replaced" / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="in the way"):
-        quantize(checkpoint, RTN, tmp_path / "out")
-    assert (tmp_path / "out.replaced" / "thesis.tex").exists()
+def test_foreign_folders_beside_the_result_are_left_alone(checkpoint, tmp_path):
+    for name in ("out.replaced", "other.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        quantize(checkpoint, RTN, tmp_path / "out", overwrite=overwrite)
+    with pytest.raises(OutputError, match="is not an interrupted run; move it away"):
+        quantize(checkpoint, RTN, tmp_path / "other", overwrite=True)
+    for name in ("out.replaced", "other.partial"):
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["thesis.tex"]
 
 
 def test_a_linked_output_lands_where_the_link_points(checkpoint, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmquant.errors import PlanError
-from llmquant.recipe.inventory import NAMED_SETS, Inventory
+from llmquant.recipe.inventory import NAMED_SETS, Inventory, ModuleInfo
 from llmquant.recipe.load import load_recipe, preset_names
 from llmquant.recipe.plan import EXPERTS_STAY, NO_RULE, Plan, make_plan
 from llmquant.spec import KEEP, Scheme
@@ -32,7 +32,7 @@ def refusal(inventory: Inventory, *rules: tuple[Any, ...], **more: Any) -> list[
     with pytest.raises(PlanError) as caught:
         plan_of(inventory, *rules, **more)
     first, *problems = str(caught.value).split("\n  - ")
-    assert first.endswith(":")
+    assert first.endswith(", 1 problem:" if len(problems) == 1 else f", {len(problems)} problems:")
     return problems
 
 
@@ -319,6 +319,19 @@ def test_notes_and_errors_of_a_fused_set_that_stays(llama: Make) -> None:
         problems = refusal(inventory, ("linear", "int8"), (name, "int8"))
         assert problems[0].startswith(f"{name}: cannot be packed: model code reads its weight")
     assert len(refusal(one, ("linear", "int8"), (k, "int8"))) == 1
+
+
+def test_what_nobody_should_overlook(llama: Make) -> None:
+    inventory = llama()
+    assert plan_of(inventory, ("linear", "int8")).warnings == ()
+    (warning,) = plan_of(replace(inventory, untried="it does not run"), ("linear", "int8")).warnings
+    assert "would be packed is not known (it does not run); if the result does not run, keep" in warning
+    size = plan_of(inventory, ("linear", "int8")).bytes_after
+    for parameters, said in ((size // 300, False), (size // 100, True)):  # of 2 bytes each
+        outside = ModuleInfo("model.other", "linear", (1, parameters), parameters)
+        more = replace(inventory, modules=(*inventory.modules, outside))
+        warnings = plan_of(more, ("linear", "int8")).warnings
+        assert [warning.endswith("the first is model.other") for warning in warnings] == [True] * said
 
 
 def test_nothing_left_to_quantize(llama: Make) -> None:

@@ -358,3 +358,20 @@ def test_heatmap_scales_to_many_layers() -> None:
     assert drawing is not None
     assert drawing.count('class="cell"') == 80
     assert loss_heatmap({}, "x") is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said", "short"),
+    [
+        (0, "no BOS token", "BOS no"),
+        (1, "each begins with the BOS token", "BOS yes"),
+        (2, "each begins with the 2 tokens that the tokenizer puts in front of a text", "BOS yes"),
+    ],
+)
+def test_what_each_window_begins_with(report: EvalReport, tokens: int, said: str, short: str) -> None:
+    changed = dataclasses.replace(report, protocol=dataclasses.replace(report.protocol, prefix_tokens=tokens))
+    assert said in " ".join(_parsed(render_page([changed])).text.split())
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(render_table([changed]))
+    assert short in " ".join(shown.get().split())
