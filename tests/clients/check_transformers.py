@@ -25,8 +25,9 @@ def compare(job: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         {"error"} if the folder does not load or run; else {"equal", "largest_difference", "missing"} and "packed", the
-        number of layers that are still packed after running; and for 8-bit activations "equal_with_activations":
-        against the twin with inputs rounded as compressed-tensors does.
+        number of layers that are still packed after running; and for 8-bit activations, against the twin with inputs
+        rounded as compressed-tensors does, "equal_with_activations" and "error_ratio": how far the logits are from
+        those of the dense twin, to how far those of the rounded twin are (root mean squares).
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(job["folder"], dtype="auto", output_loading_info=True)
@@ -47,7 +48,9 @@ def compare(job: dict[str, Any]) -> dict[str, Any]:
     if job["activations"]:
         for name in job["activations"]:
             twin.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (_rounded(inputs[0]),))
-        result["equal_with_activations"] = _equal(found, _logits(twin, job["prompts"]))
+        rounded = _logits(twin, job["prompts"])
+        result["equal_with_activations"] = _equal(found, rounded)
+        result["error_ratio"] = _distance(found, wanted) / _distance(rounded, wanted)
     return result
 
 
@@ -58,6 +61,11 @@ def _logits(model: Any, prompts: list[list[int]]) -> list[Tensor]:
 
 def _equal(found: list[Tensor], wanted: list[Tensor]) -> bool:
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def _distance(found: list[Tensor], wanted: list[Tensor]) -> float:
+    differences = [a.double() - b.double() for a, b in zip(found, wanted, strict=True)]
+    return torch.cat(differences).square().mean().sqrt().item()
 
 
 def _rounded(inputs: Tensor) -> Tensor:
