@@ -27,7 +27,7 @@ from llmquant.formats.compressed_tensors import encode
 from llmquant.hf.config import RecipeConfig
 from llmquant.hf.packed import PackedQuantizer
 from llmquant.hf.place import finish, place_empty, stand_in
-from llmquant.hf.stored import check_stored, read_headers, require
+from llmquant.hf.stored import check_stored, read_headers
 from llmquant.hf.ties import replace, share_with_heads
 from llmquant.layers.packed_embedding import PackedEmbedding
 from llmquant.layers.packed_linear import PackedLinear
@@ -227,7 +227,6 @@ def _check_plan(plan: Plan) -> None:
 def _check_source(model: PreTrainedModel, plan: Plan, tensors: Mapping[str, TensorInfo]) -> None:
     check_stored(model, tensors)
     rows = {f"{row.module.name}.weight": row for row in plan.quantized}
-    require(model, tensors, rows)  # what a class adds to a stored model is random, so it cannot be quantized
     for key, parameter in map_keys(model, tensors).parameter.items():
         if parameter in rows:
             check_alone(rows[parameter], key, tensors)

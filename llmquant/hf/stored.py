@@ -78,20 +78,6 @@ def check_packed_places(model: PreTrainedModel, keys: Iterable[str]) -> None:
         )
 
 
-def require(model: PreTrainedModel, keys: Iterable[str], wanted: Iterable[str]) -> None:
-    """Check that a checkpoint has all `wanted` parameters of `model`, the names in the checkpoint being `keys`.
-
-    Raises:
-        CheckpointError: naming the first that is missing.
-    """
-    from llmquant.compat.loading import map_keys
-
-    missing = sorted(set(wanted) - map_keys(model, keys).reached)
-    if missing:
-        more = f" and {len(missing) - 1} more tensors" if missing[1:] else ""
-        raise CheckpointError(f"the checkpoint lacks {missing[0]}{more}")
-
-
 def _check_kinds(model: nn.Module, tensors: Mapping[str, TensorInfo], key_map: KeyMap, new: frozenset[str]) -> None:
     wanted = model.state_dict()
     packed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, PackedLinear))

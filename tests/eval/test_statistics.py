@@ -14,6 +14,7 @@ from llmquant.eval.statistics import (
     Estimate,
     Spread,
     _score_interval,
+    _skewness,
     cluster_bootstrap,
     cluster_share,
     cluster_sums,
@@ -98,6 +99,27 @@ def test_long_tail_is_on_the_side_of_the_skewness() -> None:
     assert cluster_bootstrap(sums, np.ones(16), least=up.value).low == up.value
 
 
+@pytest.mark.parametrize("seed", [3, 16, 41, 176])  # whose resamples alone would give less
+def test_the_long_tail_is_never_shorter_than_that_of_student(seed: int) -> None:
+    sums = np.random.default_rng(seed).normal(0, 1, 8)
+    found = cluster_bootstrap(sums, np.ones(8))
+    assert found.low is not None
+    assert found.high is not None
+    assert found.standard_error is not None
+    skewness = _skewness(sums - sums.mean()) / math.sqrt(8)
+    long = found.high - found.value if skewness > 0 else found.value - found.low
+    least = student_quantile(0.975, 7) * (1 + 2 * abs(skewness)) * found.standard_error
+    assert long == pytest.approx(least, rel=1e-9)
+
+
+def test_resamples_without_spread_make_no_endless_interval() -> None:
+    sums = np.where(np.arange(8) == 7, 1.0, 0.0) + np.random.default_rng(0).normal(0, 1e-6, 8)
+    found = cluster_bootstrap(sums, np.ones(8))
+    assert found.low is not None
+    assert found.high is not None
+    assert found.high - found.low < 30 * (sums.max() - sums.min())
+
+
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 SHAPES: dict[str, tuple[Draw, float]] = {
     "normal": (lambda rng, n: rng.normal(3.0, 1.0, n), 3.0),
@@ -148,6 +170,14 @@ def test_agreement_covers_the_truth_with_windows_as_the_unit() -> None:
             assert 0 <= found.low <= found.value <= found.high <= 1
             hits[windows] += found.low <= 0.9 <= found.high
     assert all(0.93 <= hit / 1000 <= 0.975 for hit in hits.values())
+
+
+def test_windows_that_agree_too_well_are_no_more_than_their_tokens() -> None:
+    hits = np.concatenate([np.arange(100) < 50 + (window == 0) for window in range(8)])
+    found = cluster_share(hits, np.repeat(np.arange(8), 100))
+    assert found.standard_error is not None
+    assert found.standard_error < 0.002  # far below that of 800 tokens that have nothing to do with each other
+    assert (found.low, found.high) == _score_interval(401 / 800, 800, student_quantile(0.975, 7))
 
 
 def test_agreement_of_every_token_still_has_an_interval() -> None:

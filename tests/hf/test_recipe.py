@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from llmquant.errors import CheckpointError, PlanError, QuantizationError
 from llmquant.hf.config import RecipeConfig
@@ -129,6 +129,20 @@ def test_missing_weight_is_an_error(dense_folder: Folder, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_bytes((dense_folder("llama") / "config.json").read_bytes())
     with pytest.raises(CheckpointError, match=r"lacks model\.layers\.0\.mlp\.up_proj\.weight and 1 more tensors"):
         load(tmp_path, RecipeConfig("int8"))
+
+
+def test_a_layer_that_the_checkpoint_never_had_is_not_quantized(dense_folder: Folder) -> None:
+    rules = [{"match": "linear", "scheme": "int8"}]
+    classifier = AutoModelForSequenceClassification.from_pretrained
+    model = classifier(
+        dense_folder("llama"), dtype="auto", quantization_config=RecipeConfig({"version": 1, "rules": rules})
+    )
+    assert type(model.score) is torch.nn.Linear
+    rules.append({"match": "score", "scheme": "int8"})
+    with pytest.raises(PlanError, match=r"score: lies outside the decoder blocks"):
+        classifier(
+            dense_folder("llama"), dtype="auto", quantization_config=RecipeConfig({"version": 1, "rules": rules})
+        )
 
 
 def test_quantized_checkpoint_takes_no_recipe(dense_folder: Folder, tmp_path: Path) -> None:

@@ -36,6 +36,17 @@ def test_harmless_keys_pass(tmp_path: Path) -> None:
     assert ConfigFile.read(tmp_path / "config.json").data == data
 
 
+@pytest.mark.parametrize(
+    "key", ["num_hidden_layers", "n_layer", "depth", "num_blocks", "encoder_layers", "vision_depth"]
+)
+def test_more_layers_than_any_model_has_are_refused(tmp_path: Path, key: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "text_config": {key: 10_001}}))
+    with pytest.raises(CheckpointError, match=rf"text_config\.{key} is more than 10000"):
+        ConfigFile.read(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", key: 10_000, "players": 10_001}))
+    ConfigFile.read(tmp_path / "config.json")
+
+
 def test_links(tmp_path: Path) -> None:
     snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "123", tmp_path / "models--a--b" / "blobs"
     for folder in (snapshot, blobs, tmp_path / "other"):
@@ -51,6 +62,10 @@ def test_links(tmp_path: Path) -> None:
     plain.mkdir()
     (plain / "cached").symlink_to(blobs / "hash")
     assert leads_outside(plain / "cached")
+    beside = tmp_path / "models--a--b" / "other" / "123"
+    beside.mkdir(parents=True)
+    (beside / "cached").symlink_to("../../blobs/hash")
+    assert leads_outside(beside / "cached")
     # The whole folder may be a link.
     (tmp_path / "alias").symlink_to(snapshot)
     assert not leads_outside(tmp_path / "alias" / "cached")
