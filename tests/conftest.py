@@ -12,8 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+settings.register_profile("house", deadline=None)  # on a busy machine an example takes as long as it takes
+settings.load_profile("house")
 
 if not torch.cuda.is_available():
     # Here, because it counts only before triton is imported, and torch.compile imports it in any test.

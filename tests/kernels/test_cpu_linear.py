@@ -45,7 +45,7 @@ def bound(x: Tensor, weight: Tensor, block: int, exact: bool) -> Tensor:
     return step / 2 @ sums.T
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     bits=st.sampled_from(BITS),
     shape=st.sampled_from([(1, 32), (33, 64), (70, 192), (5, 172), (17, 37), (64, 256), (96, 33), (40, 384)]),

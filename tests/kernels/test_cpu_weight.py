@@ -21,7 +21,7 @@ def bits_of(tensor: torch.Tensor) -> list[int]:
     return tensor.contiguous().view(torch.uint8).flatten().tolist()
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     bits=st.sampled_from(BITS),
     rows=st.integers(1, 70),

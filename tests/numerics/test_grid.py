@@ -96,7 +96,7 @@ def test_largest_element_takes_the_extra_code(bits: int, dtype: torch.dtype) -> 
     torch.testing.assert_close(got.dequantize().gather(1, at).float(), largest, rtol=torch.finfo(dtype).eps, atol=0)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     scheme=st.sampled_from(SCHEMES),
     dtype=st.sampled_from(SCALE_DTYPES),

@@ -57,7 +57,7 @@ def test_equals_compressed_tensors(bits: int, shape: tuple[int, int]) -> None:
     assert zeros.is_contiguous()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(bits=st.sampled_from(BITS), rows=st.integers(1, 9), cols=st.integers(1, 140), seed=st.integers(0, 2**31))
 def test_round_trip(bits: int, rows: int, cols: int, seed: int) -> None:
     torch.manual_seed(seed)
