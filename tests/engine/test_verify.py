@@ -6,7 +6,9 @@ from safetensors.torch import load_file, save_file
 
 from llmquant.api import quantize
 from llmquant.engine import finalize as finalize_module
+from llmquant.engine.progress import Progress
 from llmquant.errors import OutputError
+from tests.engine.conftest import tiny_llama
 
 RTN = {"version": 1, "name": "test", "rules": [{"match": "linear", "scheme": "int4-g32"}]}
 
@@ -53,3 +55,21 @@ def test_other_tensors_than_were_written(checkpoint, tmp_path, monkeypatch, tens
     monkeypatch.setattr(finalize_module, "verify", change_first)
     with pytest.raises(OutputError, match=f"tensor {tensor} is {said}"):
         quantize(checkpoint, RTN, tmp_path / "out")
+
+
+def test_copied_nan_is_said(tmp_path):
+    model = tiny_llama()
+    model.model.layers[1].input_layernorm.weight.data[3] = float("nan")
+    model.model.norm.weight.data[5] = float("-inf")  # what masks hold; it is a number like others
+    model.save_pretrained(tmp_path / "model")
+    said = Notes()
+    quantize(tmp_path / "model", RTN, tmp_path / "out", progress=said)
+    assert [note.partition(",")[0] for note in said.notes] == ["model.layers.1.input_layernorm.weight holds NaN"]
+
+
+class Notes(Progress):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
