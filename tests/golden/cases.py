@@ -85,7 +85,8 @@ GPTQ = [
 def golden_model(case: Case) -> PreTrainedModel:
     """The model of a case in bfloat16."""
     # One word for each of the tokenizer's 257.
-    model = tiny_model(case.model_type, **({"vocab_size": 288, "vocab_size_per_layer_input": 288} | case.changes))
+    changes: dict[str, Any] = {"vocab_size": 288, "vocab_size_per_layer_input": 288} | case.changes
+    model = tiny_model(case.model_type, **changes)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim > 1:
