@@ -59,8 +59,9 @@ def test_other_tensors_than_were_written(checkpoint, tmp_path, monkeypatch, tens
 
 def test_copied_nan_is_said(tmp_path):
     model = tiny_llama()
-    model.model.layers[1].input_layernorm.weight.data[3] = float("nan")
-    model.model.norm.weight.data[5] = float("-inf")  # what masks hold; it is a number like others
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.input_layernorm.weight")[3] = float("nan")
+        model.get_parameter("model.norm.weight")[5] = float("-inf")  # what masks hold; a number like others
     model.save_pretrained(tmp_path / "model")
     said = Notes()
     quantize(tmp_path / "model", RTN, tmp_path / "out", progress=said)
