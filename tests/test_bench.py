@@ -104,8 +104,6 @@ def test_a_scheme_needs_no_recipe() -> None:
         (["MODEL", "--dtypes", "fp8"], "fp32, bf16, fp16"),
         (["MODEL", "--schemes", "int5"], "int5"),
         (["MODEL", "--prompt", "100"], "context is 64"),
-        (["MODEL", "--new", "0"], "at least 1"),
-        (["MODEL", "--threads", "-1"], "at least 1"),
         (["nowhere/at/all"], "nowhere/at/all"),
     ],
 )
@@ -115,6 +113,14 @@ def test_mistakes_are_named(model: Path, quantized: Path, capsys, arguments: lis
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert said in error
+
+
+@pytest.mark.parametrize("option", ["--new", "--threads"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan"])
+def test_numbers_that_are_none_are_wrong_command_lines(model: Path, capsys, option: str, value: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", str(model), option, value])
+    assert "wanted a whole number from 1 on" in capsys.readouterr().err
 
 
 def test_too_little_memory_is_refused_before_loading(model: Path, monkeypatch, capsys) -> None:
