@@ -79,7 +79,7 @@ def test_gradient_flows_to_the_input() -> None:
     x = torch.randn(3, 24, requires_grad=True)
     layer(x).sum().backward()
     assert x.grad is not None
-    assert torch.allclose(x.grad, layer.dequantize().sum(0).expand(3, 24))
+    assert torch.allclose(x.grad, layer.dequantize().sum(0).expand(3, 24), atol=1e-6)  # sums in another order
 
 
 def test_cast_rounds_the_scales_only() -> None:
