@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
+from llmquant.engine.memory import available_bytes
 from llmquant.layers.packed_embedding import PackedEmbedding
 from llmquant.layers.packed_linear import PackedLinear
 
@@ -26,25 +26,13 @@ if TYPE_CHECKING:
 Wanted = Literal["auto", "checkpoint"]
 
 _SPARE = 0.85  # share of the free memory that the wider weights may take; the rest is for activations
-_MEMINFO = Path("/proc/meminfo")
-_CGROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
 
 
 def free_bytes(device: torch.device) -> int | None:
     """Memory that is free on a device: what the system or the container has left; None where nothing tells."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    known = []
-    if _MEMINFO.is_file():
-        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
-        known += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    for limit, used in _CGROUPS:
-        if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
-            known.append(int(most) - int(used.read_text()))
-    return min(known, default=None)
+    return available_bytes()
 
 
 def widening_bytes(model: nn.Module) -> int:

@@ -77,14 +77,16 @@ def _dequantizing(model: PreTrainedModel) -> Iterator[Any]:
             yield converter
 
 
-def initialisations(model: PreTrainedModel) -> Iterator[Any]:
+def initialisations(model: nn.Module) -> Iterator[Any]:
     """What transformers calls for each module to give it random weights, unless all of them are read from a file.
 
     Of packed layers it believes that they are not, so it is called for them, and for all that holds none itself.
 
     Yields:
-        functions without arguments.
+        functions without arguments; none for a module that is no model of transformers.
     """
+    if not isinstance(model, PreTrainedModel):
+        return
 
     def walk(module: nn.Module, owner: Any) -> Iterator[Any]:
         for child in module.children():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from llmquant.engine.memory import available_bytes
 from llmquant.errors import LlmquantError
 from llmquant.kernels import native
 from llmquant.kernels.gpu import runtime, table
@@ -159,7 +160,7 @@ def memory() -> Memory:
     chosen = re.search(r"\[(\w+)\]", _text(_HUGE_PAGES) or "")
     return Memory(
         total=int(found["MemTotal"]) * 1024 if "MemTotal" in found else None,
-        available=int(found["MemAvailable"]) * 1024 if "MemAvailable" in found else None,
+        available=available_bytes(),
         huge_pages=chosen[1] if chosen else None,
     )
 

@@ -54,7 +54,8 @@ def verify_folder(source: str | Path) -> Verified:
         CheckpointError: naming the files and tensors that are missing, foreign, changed, or hold numbers that are none.
     """
     checkpoint = Checkpoint.open(source, allow_quantized=True)
-    if not (checkpoint.config and checkpoint.config.data.get("quantization_config")):
+    stored = checkpoint.config.data.get("quantization_config") if checkpoint.config else None
+    if not stored:
         raise CheckpointError(
             f"{checkpoint.folder}: is not quantized (config.json has no quantization_config), so there is nothing to "
             "verify; give a folder that llmquant wrote"
@@ -65,7 +66,7 @@ def verify_folder(source: str | Path) -> Verified:
     problems = [*_files(checkpoint.folder, files), *_names(checkpoint, hashes), *_numbers(checkpoint, hashes)]
     checked = {name for name in checkpoint.tensors if name in hashes}
     if not hashes:
-        problems += _layers(checkpoint, written.get("layers"), checked)
+        problems += _layers(checkpoint, stored, written.get("layers"), checked)
     if problems:
         more = f"\n  and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
         raise CheckpointError(
@@ -119,10 +120,10 @@ def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
 
 
-def _layers(checkpoint: Checkpoint, records: Any, checked: set[str]) -> Iterator[str]:
+def _layers(checkpoint: Checkpoint, stored: Mapping[str, Any], records: Any, checked: set[str]) -> Iterator[str]:
     """Packed layers by their own digests, of folders that have no others; or at least that they can be decoded."""
     records = records if isinstance(records, Mapping) else {}
-    table = schemes_of(read_json(checkpoint.folder / "config.json").get("quantization_config") or {})
+    table = schemes_of(stored)
     for key in checkpoint.tensors:
         base = key.removesuffix(".weight_scale")
         if base == key:

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from llmquant.compat.border import first_line
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -117,8 +119,7 @@ def _run(model: PreTrainedModel, hidden: Mapping[int, str], reads: _Reads, found
             after = {name: buffer.dtype for name, buffer in model.named_buffers()}
             found.recast = next((name for name in before if after.get(name, before[name]) != before[name]), "")
     except Exception as error:  # noqa: BLE001 - other people's code on a device it was not written for
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {lines[0] if lines else ''}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return ""
 
 
@@ -153,8 +154,6 @@ def _initialise(model: PreTrainedModel, hidden: Mapping[int, str]) -> dict[str, 
     """The layers without which plain transformers, which has none of our stand-ins, cannot initialise a model."""
     from llmquant.compat.plain_loading import initialisations  # which imports transformers
 
-    if not hasattr(model, "_init_weights"):
-        return {}
     found: dict[str, str] = {}
     for initialise in initialisations(model):
         while True:
