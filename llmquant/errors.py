@@ -39,6 +39,10 @@ class OutputError(LlmquantError, OSError):
     """The result cannot be written: no space, a folder that is not ours, a run that was never finished."""
 
 
+class DeviceError(LlmquantError, ValueError):
+    """A device that this machine or torch does not have."""
+
+
 class OutOfMemoryError(LlmquantError, MemoryError):
     """The system did not give the memory that was asked for."""
 
