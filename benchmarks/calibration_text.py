@@ -51,9 +51,10 @@ LANGUAGES = (
 #: This repository's files, Apache-2.0.
 CODE = (
     "kernels/cpu/linear_tiles.h", "kernels/cpu/threads.cpp", "kernels/cpu/api.cpp", "kernels/cpu/unpack_rows.h",
-    "kernels/linear_w8a8.py", "kernels/gpu/linear_a16.py", "llmquant/algorithms/gptq.py", "llmquant/numerics/grid.py",
-    "llmquant/numerics/grid_search.py", "llmquant/numerics/pack.py", "llmquant/recipe/match.py",
-    "llmquant/recipe/yaml_nodes.py", "llmquant/models/checkpoint.py", "llmquant/engine/journal.py",
+    "kernels/linear_w8a8.py", "kernels/gpu/linear_a16.py", "llmquant/algorithms/rounding/gptq.py",
+    "llmquant/numerics/grid.py", "llmquant/numerics/grid_search.py", "llmquant/numerics/pack.py",
+    "llmquant/recipe/match.py", "llmquant/recipe/yaml_nodes.py", "llmquant/models/checkpoint.py",
+    "llmquant/engine/journal.py",
     "eval/statistics.py", "eval/report/charts.py", "eval/report/page.css", "eval/windows.py", "CMakeLists.txt",
     "Makefile", "recipes/mixed-int4-int8.yaml", "tests/numerics/test_grid.py", "tests/kernels/cpp/driver.cpp",
     "tests/kernels/cpp/sanitize.sh",

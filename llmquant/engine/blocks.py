@@ -14,12 +14,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from llmquant.algorithms.base import LayerResult
+from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.engine.capture import BlockInputs, capture
 from llmquant.engine.layer import dense_weight, needs_statistics, quantize_layer
 from llmquant.engine.memory import return_free_memory
-from llmquant.engine.statistics import HessianCollector
 from llmquant.recipe.plan import PlanRow
+from llmquant.statistics.collect import HessianCollector
 
 
 class BlockWeights(Protocol):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from llmquant.algorithms.base import LayerResult
+from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.compat.loading import release
 from llmquant.compat.remote_code import runs_remote_code
 from llmquant.engine.blocks import quantize_blocks, replace_weight

@@ -7,10 +7,11 @@ import hashlib
 import torch
 from torch import Tensor
 
-from llmquant.algorithms.base import LayerResult, LayerStatistics
+from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.errors import PlanError, QuantizationError
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.recipe.plan import Plan, PlanRow
+from llmquant.statistics.base import LayerStatistics
 
 
 def needs_statistics(row: PlanRow) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmquant.algorithms.base import LayerResult
+from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.compat.loading import KeyMap, check_complete, check_fits, map_keys
 from llmquant.engine.blocks import quantize_blocks, replace_weight
 from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration

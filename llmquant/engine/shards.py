@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmquant.algorithms.base import LayerResult
+from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.engine.journal import Journal, LayerRecord, ShardRecord
 from llmquant.engine.layer import dense_weight, digest, quantize_layer
 from llmquant.engine.progress import Progress

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
-from llmquant.algorithms.base import LayerResult
+from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.compat.loading import map_keys
 from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, tied
 from llmquant.compat.remote_code import runs_remote_code

@@ -29,7 +29,7 @@ from llmquant.recipe.words import did_you_mean, listed, shortened, shown
 from llmquant.spec import BITS, EXAMPLES, KEEP, Scheme
 
 if TYPE_CHECKING:
-    from llmquant.algorithms.base import Algorithm
+    from llmquant.algorithms.rounding.base import Algorithm
 
 VERSION = 1
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*(/[\w-]+)?")
@@ -51,7 +51,7 @@ class _Model(BaseModel):
 
 
 class Rounding(_Model):
-    """How codes are chosen: a method of `llmquant.algorithms` and its options, side by side in one mapping."""
+    """How codes are chosen: a method of `llmquant.algorithms.rounding` and its options, side by side in one mapping."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -64,8 +64,8 @@ class Rounding(_Model):
 
     @property
     def algorithm(self) -> Algorithm:
-        """The module in `llmquant.algorithms`."""
-        from llmquant.algorithms import find
+        """The module in `llmquant.algorithms.rounding`."""
+        from llmquant.algorithms.rounding import find
 
         return find(self.method)
 

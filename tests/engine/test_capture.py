@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmquant.engine import capture as capture_module
 from llmquant.engine.capture import capture
-from llmquant.engine.statistics import HessianCollector
 from llmquant.errors import QuantizationError
 from llmquant.models.skeleton import decoder_blocks
+from llmquant.statistics.collect import HessianCollector
 
 
 def waiting_threads() -> int:

@@ -27,12 +27,12 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from llmquant.algorithms import rtn
-from llmquant.algorithms.base import LayerStatistics
+from llmquant.algorithms.rounding import rtn
 from llmquant.formats.compressed_tensors import encode, quantization_config
 from llmquant.hf import register
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
+from llmquant.statistics.base import LayerStatistics
 
 TOKENS = torch.arange(2, 26).reshape(2, 12)
 

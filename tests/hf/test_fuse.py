@@ -24,14 +24,14 @@ from transformers import (
     StaticCache,
 )
 
-from llmquant.algorithms import rtn
-from llmquant.algorithms.base import LayerStatistics
+from llmquant.algorithms.rounding import rtn
 from llmquant.hf import fused_layers
 from llmquant.hf.fuse import fuse, is_fused, unfuse
 from llmquant.hf.ties import replace
 from llmquant.kernels import cpu_linear, native
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.spec import Scheme
+from llmquant.statistics.base import LayerStatistics
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the C++ kernels are not installed")
 

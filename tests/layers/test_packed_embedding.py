@@ -11,10 +11,10 @@ from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 
-from llmquant.algorithms import rtn
-from llmquant.algorithms.base import LayerStatistics
+from llmquant.algorithms.rounding import rtn
 from llmquant.layers.packed_embedding import PackedEmbedding, is_table
 from llmquant.spec import Scheme
+from llmquant.statistics.base import LayerStatistics
 
 IDS = torch.tensor([[3, 0, 19], [7, 7, 1]])
 

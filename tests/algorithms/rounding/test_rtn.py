@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmquant.algorithms import rtn
-from llmquant.algorithms.base import LayerStatistics
+from llmquant.algorithms.rounding import rtn
 from llmquant.errors import RecipeError
 from llmquant.numerics.grid import choose_grid, round_to_grid
 from llmquant.spec import Scheme
+from llmquant.statistics.base import LayerStatistics
 
 
 @pytest.mark.parametrize("name", ["int3-g32", "int4-g32-asym", "int8"])

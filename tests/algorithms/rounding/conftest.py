@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmquant.algorithms.base import LayerStatistics
+from llmquant.statistics.base import LayerStatistics
 
 
 def correlated_inputs(tokens: int, in_features: int) -> Tensor:

@@ -11,12 +11,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from llmquant.algorithms._loss import relative_loss
-from llmquant.algorithms.base import LayerResult, LayerStatistics
+from llmquant.algorithms.rounding.base import LayerResult
+from llmquant.algorithms.rounding.shared.loss import relative_loss
 from llmquant.errors import RecipeError
 from llmquant.numerics.grid import choose_grid, round_to_grid
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
+from llmquant.statistics.base import LayerStatistics
 
 NEEDS: frozenset[str] = frozenset()
 GridObjective = Literal["absmax", "mse"]

@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmquant import algorithms
-from llmquant.algorithms.base import Algorithm, LayerResult, LayerStatistics
+from llmquant.algorithms import rounding
+from llmquant.algorithms.rounding.base import Algorithm, LayerResult
 from llmquant.errors import QuantizationError
 from llmquant.spec import Scheme
+from llmquant.statistics.base import LayerStatistics
 
 SCHEMES = ["int2-g32", "int3-g16-asym", "int4-g32", "int4-g32-asym", "int4", "int8", "int8-tensor", "w8a8-dynamic"]
 
 
-@pytest.fixture(params=algorithms.names())
+@pytest.fixture(params=rounding.names())
 def algorithm(request: pytest.FixtureRequest) -> Algorithm:
-    return algorithms.find(request.param)
+    return rounding.find(request.param)
 
 
 def run(
@@ -71,7 +72,7 @@ def test_result(
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_never_worse_than_rtn(algorithm: Algorithm, weight: Tensor, statistics: LayerStatistics, name: str) -> None:
-    plain = run(algorithms.find("rtn"), weight, statistics, name)
+    plain = run(rounding.find("rtn"), weight, statistics, name)
     assert run(algorithm, weight, statistics, name).loss <= plain.loss
 
 

@@ -25,16 +25,17 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from llmquant.algorithms._ldl import unit_lower
-from llmquant.algorithms._loss import relative_loss
-from llmquant.algorithms._order import Order, processing_order
-from llmquant.algorithms.base import LayerResult, LayerStatistics
+from llmquant.algorithms.rounding.base import LayerResult
+from llmquant.algorithms.rounding.shared.ldl import unit_lower
+from llmquant.algorithms.rounding.shared.loss import relative_loss
+from llmquant.algorithms.rounding.shared.order import Order, processing_order
 from llmquant.errors import QuantizationError, RecipeError
 from llmquant.numerics.checks import require_finite
 from llmquant.numerics.grid import Grid, choose_grid
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.numerics.threads import one_thread
 from llmquant.spec import Scheme
+from llmquant.statistics.base import LayerStatistics
 
 NEEDS: frozenset[str] = frozenset({"hessian"})
 BLOCK = 128

@@ -13,20 +13,7 @@ from torch import Tensor
 
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
-
-
-@dataclass(frozen=True, slots=True)
-class LayerStatistics:
-    """What calibration measured on the inputs of one layer.
-
-    Attributes:
-        hessian: (in_features, in_features) float32, X^T X / tokens of its inputs X (tokens, in_features); symmetric.
-            Algorithms read it only, so layers that share their inputs can share it.
-        tokens: how many inputs were seen.
-    """
-
-    hessian: Tensor | None = None
-    tokens: int = 0
+from llmquant.statistics.base import LayerStatistics
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmquant.engine.statistics import HessianCollector
 from llmquant.errors import QuantizationError
+from llmquant.statistics.collect import HessianCollector
 
 
 class Block(nn.Module):

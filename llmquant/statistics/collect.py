@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from llmquant.algorithms.base import LayerStatistics
 from llmquant.errors import QuantizationError
+from llmquant.statistics.base import LayerStatistics
 
 
 class HessianCollector:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmquant.algorithms import gptq, rtn
-from llmquant.algorithms.base import LayerStatistics
+from llmquant.algorithms.rounding import gptq, rtn
 from llmquant.errors import QuantizationError, RecipeError
 from llmquant.numerics.grid import Grid, choose_grid, round_to_grid
 from llmquant.spec import Scheme
+from llmquant.statistics.base import LayerStatistics
 
 ORDERS = ("static", "group", "none")
 
@@ -192,7 +192,7 @@ def test_either_precision_of_the_factor_gives_the_same_quality(
     weight: Tensor, statistics: LayerStatistics, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact = run(weight, statistics)
-    monkeypatch.setattr("llmquant.algorithms._ldl.FLOAT64_UP_TO", 0 if dtype == torch.float32 else 4096)
+    monkeypatch.setattr("llmquant.algorithms.rounding.shared.ldl.FLOAT64_UP_TO", 0 if dtype == torch.float32 else 4096)
     assert run(weight, statistics).loss == pytest.approx(exact.loss, rel=1e-3)
 
 

@@ -1,0 +1,1 @@
+"""What rounding methods share."""

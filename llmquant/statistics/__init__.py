@@ -1,0 +1,1 @@
+"""What calibration measures on the inputs of layers."""
