@@ -3,7 +3,7 @@
 The result is `(codes - zeros) * scales`, computed in the dtype of the scales as compressed-tensors does, and then cast.
 So a packed layer gives the bits of the dense layer that plain transformers makes of the same file.
 
-The tensors are those of a compressed-tensors file (see formats/compressed_tensors.py):
+The tensors are those of a compressed-tensors file (see formats/compressed_tensors/codec.py):
 
     packed  (out_features, ceil(in_features * bits / 32)) int32
     scale   (out_features, groups), or (1,) or (1, 1) for one scale per tensor; a float dtype

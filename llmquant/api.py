@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmquant.engine.output import is_finished, read_provenance
+from llmquant.engine.output.folder import is_finished, read_provenance
 from llmquant.engine.prepare import load_tokenizer, plan_only, prepare
 from llmquant.engine.progress import Progress
 from llmquant.engine.run import RunResult, run

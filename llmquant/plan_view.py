@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from llmquant.formats.profile import readers
+from llmquant.formats.compressed_tensors.readers import readers
 from llmquant.layers.prepared import kernel_on
 from llmquant.readable import bytes_text, shown
 from llmquant.recipe.plan import NO_RULE, Plan

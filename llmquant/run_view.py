@@ -14,8 +14,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
-from llmquant.engine.journal import LayerRecord
 from llmquant.engine.memory import peak_resident_bytes
+from llmquant.engine.output.journal import LayerRecord
 from llmquant.engine.progress import Progress
 from llmquant.readable import bytes_text, duration, printable, shown
 

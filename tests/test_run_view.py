@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from llmquant.engine.journal import LayerRecord
+from llmquant.engine.output.journal import LayerRecord
 from llmquant.run_view import RunDisplay, Stage
 
 

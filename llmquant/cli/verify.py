@@ -22,7 +22,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Read everything, compare, say what was and what could not be."""
     from rich.markup import escape
 
-    from llmquant.engine.check_folder import verify_folder
+    from llmquant.engine.output.check_folder import verify_folder
 
     result = verify_folder(args.folder)
     files = f", and {result.files} files beside them" if result.files else ""

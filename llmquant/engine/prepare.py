@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmquant.compat.border import foreign
 from llmquant.compat.remote_code import remote_code_of
-from llmquant.engine.output import PROVENANCE
+from llmquant.engine.output.folder import PROVENANCE
 from llmquant.errors import CheckpointError, DataError
 from llmquant.models.checkpoint import Checkpoint, refuse_quantized
 from llmquant.models.config_file import NAME as CONFIG

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmquant.engine.journal import LayerRecord
+from llmquant.engine.output.journal import LayerRecord
 
 
 class Progress:

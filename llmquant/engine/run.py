@@ -18,15 +18,15 @@ from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.compat.loading import KeyMap, check_complete, check_fits, map_keys
 from llmquant.engine.blocks import quantize_blocks, replace_weight
 from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
-from llmquant.engine.finalize import finalize
-from llmquant.engine.journal import Journal
 from llmquant.engine.layer import check_statistics, needs_statistics
-from llmquant.engine.output import OutputFolder, is_finished, read_provenance
+from llmquant.engine.output.finalize import finalize
+from llmquant.engine.output.folder import OutputFolder, is_finished, read_provenance
+from llmquant.engine.output.journal import Journal
+from llmquant.engine.output.units import Unit, split_into_units
+from llmquant.engine.output.writer import ShardWriter
 from llmquant.engine.prepare import Prepared, load_tokenizer
 from llmquant.engine.progress import Progress
-from llmquant.engine.shards import ShardWriter
 from llmquant.engine.streaming import StreamedWeights
-from llmquant.engine.units import Unit, split_into_units
 from llmquant.errors import CheckpointError, OutputError
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import decoder_blocks

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from llmquant.compat.border import foreign
 from llmquant.compat.loading import FLOATS
 from llmquant.compat.remote_code import remote_code_of
-from llmquant.engine.check_folder import verify_folder
-from llmquant.engine.output import JOURNAL, is_finished
+from llmquant.engine.output.check_folder import verify_folder
+from llmquant.engine.output.folder import JOURNAL, is_finished
 from llmquant.errors import CheckpointError, RecipeError
 from llmquant.files import check_name
 from llmquant.hf import register

@@ -17,13 +17,13 @@ from llmquant.compat.loading import map_keys
 from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, tied
 from llmquant.compat.remote_code import runs_remote_code
 from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
-from llmquant.engine.finalize import model_quantization_config
 from llmquant.engine.inplace import quantize_loaded
 from llmquant.engine.layer import check_statistics, needs_statistics, quantize_layer
+from llmquant.engine.output.finalize import model_quantization_config
+from llmquant.engine.output.units import check_alone
 from llmquant.engine.prepare import load_tokenizer
-from llmquant.engine.units import check_alone
 from llmquant.errors import CheckpointError, LlmquantError, PlanError
-from llmquant.formats.compressed_tensors import encode
+from llmquant.formats.compressed_tensors.codec import encode
 from llmquant.hf.config import RecipeConfig
 from llmquant.hf.packed import PackedQuantizer
 from llmquant.hf.place import finish, place_empty, stand_in

@@ -201,7 +201,7 @@ def _check_something_is_left(decisions: Sequence[Decision], problems: Problems) 
 
 
 def _check_embeddings(decisions: Sequence[Decision], problems: Problems, *, portable: bool) -> None:
-    """Who could read packed embeddings back; see `formats.profile`."""
+    """Who could read packed embeddings back; see `formats.compressed_tensors.readers`."""
     quantized = [d for d in decisions if not d.scheme.is_keep and d.module.tied_to is None]
     schemes = {decision.scheme for decision in quantized}
     for decision in quantized:

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 import llmquant
 from llmquant.compat.loading import map_keys
 from llmquant.errors import LlmquantError
-from llmquant.formats.profile import TRANSFORMERS, readers
-from llmquant.formats.reference import decode_reference
+from llmquant.formats.compressed_tensors.readers import TRANSFORMERS, readers
+from llmquant.formats.compressed_tensors.reference import decode_reference
 from llmquant.recipe.plan import Plan
 from tests.architectures.plain import LOGITS
 

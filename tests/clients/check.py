@@ -30,7 +30,7 @@ from folders import Folders, make_folders
 import llmquant.hf
 from llmquant.engine.prepare import load_tokenizer
 from llmquant.eval.machine import machine, versions
-from llmquant.formats.profile import LLMQUANT, TRANSFORMERS, VLLM_CPU
+from llmquant.formats.compressed_tensors.readers import LLMQUANT, TRANSFORMERS, VLLM_CPU
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmquant.api import plan, quantize
-from llmquant.formats.profile import Verdict, readers
-from llmquant.formats.reference import decode_reference
+from llmquant.formats.compressed_tensors.readers import Verdict, readers
+from llmquant.formats.compressed_tensors.reference import decode_reference
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.recipe.plan import Plan
 

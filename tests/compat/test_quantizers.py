@@ -31,7 +31,7 @@ from llmquant.compat.quantizers import (
     tied,
 )
 from llmquant.errors import CheckpointError
-from llmquant.formats.compressed_tensors import quantization_config
+from llmquant.formats.compressed_tensors.config import quantization_config
 from llmquant.spec import Scheme
 
 STORED = quantization_config({"model.layers.0.mlp.up_proj": Scheme.parse("int4-g32-asym")}, ["lm_head"])

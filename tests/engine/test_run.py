@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from llmquant.api import quantize
-from llmquant.engine import shards
 from llmquant.engine.calibration import load_calibration
 from llmquant.engine.inplace import quantize_loaded
+from llmquant.engine.output import writer as shards
 from llmquant.engine.prepare import load_tokenizer, prepare
 from llmquant.errors import CheckpointError, DataError, OutputError, QuantizationError
-from llmquant.formats.compressed_tensors import decode
+from llmquant.formats.compressed_tensors.codec import decode
 from llmquant.recipe.load import load_recipe
 from llmquant.spec import Scheme
 
@@ -163,7 +163,7 @@ def test_damage_to_a_finished_shard_is_found(checkpoint, tmp_path, monkeypatch):
 
 
 def test_too_little_disk_is_said_before_any_work(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("llmquant.engine.output.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr("llmquant.engine.output.folder.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(OutputError, match="free, but"):
         quantize(checkpoint, RTN, tmp_path / "out")
     assert not list((tmp_path / "out.partial").glob("*.safetensors"))

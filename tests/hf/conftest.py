@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from llmquant.algorithms.rounding import rtn
-from llmquant.formats.compressed_tensors import encode, quantization_config
+from llmquant.formats.compressed_tensors.codec import encode
+from llmquant.formats.compressed_tensors.config import quantization_config
 from llmquant.hf import register
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme

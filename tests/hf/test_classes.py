@@ -31,7 +31,7 @@ from transformers import (
 from llmquant.engine.prepare import prepare
 from llmquant.engine.run import run
 from llmquant.errors import CheckpointError
-from llmquant.formats.compressed_tensors import schemes_of
+from llmquant.formats.compressed_tensors.config import schemes_of
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.recipe.load import load_recipe
 from tests.hf import open_classes

@@ -17,7 +17,7 @@ import llmquant
 from llmquant.engine.prepare import prepare
 from llmquant.engine.run import run
 from llmquant.errors import CheckpointError
-from llmquant.formats.profile import readers
+from llmquant.formats.compressed_tensors.readers import readers
 from llmquant.hf.config import RecipeConfig
 from llmquant.layers.packed_embedding import PackedEmbedding
 from llmquant.layers.packed_linear import PackedLinear

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmquant.formats.compressed_tensors import quantization_config
+from llmquant.formats.compressed_tensors.config import quantization_config
 from llmquant.hf.find import NotPackable, find_packed
 from llmquant.spec import Scheme
 from tests.architectures.tiny import tiny_model

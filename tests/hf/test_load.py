@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from llmquant.api import quantize
-from llmquant.engine.output import JOURNAL, PROVENANCE
+from llmquant.engine.output.folder import JOURNAL, PROVENANCE
 from llmquant.errors import CheckpointError, RecipeError
 from llmquant.hf.load import load
 from llmquant.layers.accuracy import kernels_used

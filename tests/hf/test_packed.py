@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
 from llmquant.errors import CheckpointError
-from llmquant.formats.compressed_tensors import encode, quantization_config
+from llmquant.formats.compressed_tensors.codec import encode
+from llmquant.formats.compressed_tensors.config import quantization_config
 from llmquant.hf.config import RecipeConfig
 from llmquant.layers.accuracy import kernels_used
 from llmquant.layers.packed_linear import PackedLinear

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmquant.formats.compressed_tensors import encode
+from llmquant.formats.compressed_tensors.codec import encode
 from llmquant.kernels import native
 from llmquant.kernels.linear_w8a8 import linear_reference
 from llmquant.layers.accuracy import accuracy_of, kernels_used

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llmquant.formats.compressed_tensors import decode, encode
+from llmquant.formats.compressed_tensors.codec import decode, encode
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import Gemma4TextConfig, LlamaConfig
 
 from llmquant.errors import CheckpointError, PlanError
-from llmquant.formats.profile import VLLM_CPU, readers
+from llmquant.formats.compressed_tensors.readers import VLLM_CPU, readers
 from llmquant.models import skeleton
 from llmquant.models.inventory import list_modules
 from llmquant.models.skeleton import build_skeleton, decoder_blocks, load_config, take_inventory

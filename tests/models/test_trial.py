@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedConfig, Rw
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llmquant.errors import PlanError
-from llmquant.formats.profile import TRANSFORMERS, readers
+from llmquant.formats.compressed_tensors.readers import TRANSFORMERS, readers
 from llmquant.models import obstacles
 from llmquant.models.skeleton import build_skeleton, take_inventory
 from llmquant.models.trial import Trial, try_packed

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmquant.formats.compressed_tensors import encode
+from llmquant.formats.compressed_tensors.codec import encode
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.recipe.sizes import SHAPE_BYTES, payload_bytes, stored_bytes
 from llmquant.spec import Scheme

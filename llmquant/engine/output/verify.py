@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmquant.engine.journal import Journal
 from llmquant.engine.layer import digest
+from llmquant.engine.output.journal import Journal
+from llmquant.engine.output.units import Unit
 from llmquant.engine.progress import Progress
-from llmquant.engine.units import Unit
 from llmquant.errors import OutputError
 from llmquant.files import read_plain
-from llmquant.formats.compressed_tensors import suffixes
-from llmquant.formats.reference import decode_reference
+from llmquant.formats.compressed_tensors.codec import suffixes
+from llmquant.formats.compressed_tensors.reference import decode_reference
 from llmquant.models.checkpoint import Checkpoint
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from llmquant.errors import CheckpointError, QuantizationError
-from llmquant.formats.compressed_tensors import decode, encode, quantization_config, schemes_of, suffixes
+from llmquant.formats.compressed_tensors.codec import decode, encode, suffixes
+from llmquant.formats.compressed_tensors.config import quantization_config, schemes_of
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import KEEP, Scheme
 

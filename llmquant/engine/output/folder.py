@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llmquant.engine.journal import Journal
+from llmquant.engine.output.journal import Journal
 from llmquant.errors import OutputError
 from llmquant.files import read_json
 from llmquant.readable import bytes_text

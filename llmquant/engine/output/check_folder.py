@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from llmquant.engine.layer import digest
-from llmquant.engine.output import PROVENANCE
-from llmquant.engine.verify import hash_bytes, hash_file
+from llmquant.engine.output.folder import PROVENANCE
+from llmquant.engine.output.verify import hash_bytes, hash_file
 from llmquant.errors import CheckpointError
 from llmquant.files import read_json
-from llmquant.formats.compressed_tensors import schemes_of, suffixes
-from llmquant.formats.reference import decode_reference
+from llmquant.formats.compressed_tensors.codec import suffixes
+from llmquant.formats.compressed_tensors.config import schemes_of
+from llmquant.formats.compressed_tensors.reference import decode_reference
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.spec import Scheme
 

@@ -1,4 +1,4 @@
-"""Write the golden file of the installed compressed-tensors: `python tests/formats/golden/make.py` in its environment.
+"""Write the golden file of the installed compressed-tensors: `python make.py` in its environment.
 
 For each case the integers that were meant (codes, zeros), the scales, the tensors that compressed-tensors packs and the
 weight that it unpacks, under "<case>|meant|..." and "<case>|packed|...", "<case>|dense".

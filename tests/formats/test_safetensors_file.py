@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from llmquant.errors import OutputError, QuantizationError
-from llmquant.formats import shard
-from llmquant.formats.shard import INDEX, write_index, write_json_atomic, write_shard
+from llmquant.formats import safetensors_file as shard
+from llmquant.formats.safetensors_file import INDEX, write_index, write_json_atomic, write_shard
 from llmquant.models.safetensors_header import DTYPES, read_header
 
 
@@ -115,7 +115,7 @@ import sys
 from pathlib import Path
 import torch
 from llmquant.errors import OutputError
-from llmquant.formats import shard
+from llmquant.formats import safetensors_file as shard
 folder = Path(sys.argv[1])
 if sys.argv[2] == "limit":
     import resource

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmquant.api import quantize
-from llmquant.engine import finalize as finalize_module
+from llmquant.engine.output import finalize as finalize_module
 from llmquant.engine.progress import Progress
 from llmquant.errors import OutputError
 from tests.engine.conftest import tiny_llama

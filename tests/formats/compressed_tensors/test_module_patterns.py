@@ -7,7 +7,7 @@ import time
 import pytest
 
 from llmquant.errors import QuantizationError
-from llmquant.formats.module_patterns import LENGTH, module_patterns
+from llmquant.formats.compressed_tensors.module_patterns import LENGTH, module_patterns
 from llmquant.patterns import target_matches
 
 LEAVES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llmquant.errors import CheckpointError
-from llmquant.formats.compressed_tensors import decode, encode
-from llmquant.formats.reference import decode_reference
+from llmquant.formats.compressed_tensors.codec import decode, encode
+from llmquant.formats.compressed_tensors.reference import decode_reference
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from llmquant.algorithms.rounding.base import LayerResult
-from llmquant.engine.journal import Journal, LayerRecord, ShardRecord
 from llmquant.engine.layer import dense_weight, digest, quantize_layer
+from llmquant.engine.output.journal import Journal, LayerRecord, ShardRecord
+from llmquant.engine.output.units import Unit
 from llmquant.engine.progress import Progress
-from llmquant.engine.units import Unit
-from llmquant.formats.compressed_tensors import decode, encode, suffixes
-from llmquant.formats.shard import write_shard
+from llmquant.formats.compressed_tensors.codec import decode, encode, suffixes
+from llmquant.formats.safetensors_file import write_shard
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.safetensors_header import read_header
 

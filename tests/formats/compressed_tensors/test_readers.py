@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from llmquant.errors import PlanError
-from llmquant.formats.compressed_tensors import quantization_config
-from llmquant.formats.profile import LLMQUANT, TRANSFORMERS, VLLM_CPU, VLLM_GPU, Verdict, readers
+from llmquant.formats.compressed_tensors.config import quantization_config
+from llmquant.formats.compressed_tensors.readers import LLMQUANT, TRANSFORMERS, VLLM_CPU, VLLM_GPU, Verdict, readers
 from llmquant.recipe.inventory import Inventory, Kind, ModuleInfo
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.plan import Plan, PlanRow, make_plan

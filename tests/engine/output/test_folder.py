@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from llmquant.engine.journal import Journal, LayerRecord, ShardRecord
-from llmquant.engine.output import JOURNAL, PROVENANCE, REPLACED, OutputFolder, is_finished
+from llmquant.engine.output.folder import JOURNAL, PROVENANCE, REPLACED, OutputFolder, is_finished
+from llmquant.engine.output.journal import Journal, LayerRecord, ShardRecord
 from llmquant.errors import OutputError
 from tests.engine.kill_boundaries import every_kill
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from llmquant.api import quantize
 from llmquant.cli import main
-from llmquant.engine.check_folder import verify_folder
-from llmquant.engine.output import PROVENANCE
+from llmquant.engine.output.check_folder import verify_folder
+from llmquant.engine.output.folder import PROVENANCE
 from llmquant.errors import CheckpointError
 from llmquant.hf.load import load
 

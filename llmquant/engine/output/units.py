@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llmquant.compat.loading import KeyMap
 from llmquant.engine.layer import needs_statistics
 from llmquant.errors import CheckpointError
-from llmquant.formats.compressed_tensors import suffixes
+from llmquant.formats.compressed_tensors.codec import suffixes
 from llmquant.models.safetensors_header import TensorInfo
 from llmquant.recipe.plan import Plan, PlanRow
 

@@ -9,15 +9,15 @@ from dataclasses import asdict
 from typing import Any
 
 from llmquant.engine.calibration import CalibrationData
-from llmquant.engine.journal import Journal
 from llmquant.engine.memory import peak_resident_bytes
-from llmquant.engine.output import PROVENANCE, OutputFolder
+from llmquant.engine.output.folder import PROVENANCE, OutputFolder
+from llmquant.engine.output.journal import Journal
+from llmquant.engine.output.units import Unit
+from llmquant.engine.output.verify import hash_file, verify
 from llmquant.engine.prepare import Prepared, small_files
 from llmquant.engine.progress import Progress
-from llmquant.engine.units import Unit
-from llmquant.engine.verify import hash_file, verify
-from llmquant.formats.compressed_tensors import quantization_config
-from llmquant.formats.shard import copy_file, write_index, write_json_atomic
+from llmquant.formats.compressed_tensors.config import quantization_config
+from llmquant.formats.safetensors_file import copy_file, write_index, write_json_atomic
 from llmquant.models.config_file import NAME as CONFIG
 from llmquant.models.safetensors_header import TensorInfo, read_header
 from llmquant.recipe.inventory import ModuleInfo

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from llmquant.errors import CheckpointError
-from llmquant.formats.compressed_tensors import encode
-from llmquant.formats.reference import decode_reference, unpack_rows
+from llmquant.formats.compressed_tensors.codec import encode
+from llmquant.formats.compressed_tensors.reference import decode_reference, unpack_rows
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
 
@@ -29,7 +29,7 @@ def test_unpack_rows(bits: int, count: int) -> None:
 
 
 def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmquant.formats.reference._CODES_AT_ONCE", 20)
+    monkeypatch.setattr("llmquant.formats.compressed_tensors.reference._CODES_AT_ONCE", 20)
     codes = np.random.randint(-4, 4, (7, 10))  # noqa: NPY002
     assert np.array_equal(unpack_rows(naive_pack(codes.tolist(), 3), 3, 10), codes)
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmquant.formats.compressed_tensors import encode, quantization_config
-from llmquant.formats.profile import TRANSFORMERS, readers
-from llmquant.formats.shard import write_json_atomic, write_shard
+from llmquant.formats.compressed_tensors.codec import encode
+from llmquant.formats.compressed_tensors.config import quantization_config
+from llmquant.formats.compressed_tensors.readers import TRANSFORMERS, readers
+from llmquant.formats.safetensors_file import write_json_atomic, write_shard
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.recipe.inventory import Inventory, ModuleInfo
 from llmquant.recipe.load import load_recipe

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from llmquant.formats.compressed_tensors import encode, quantization_config, suffixes
+from llmquant.formats.compressed_tensors.codec import encode, suffixes
+from llmquant.formats.compressed_tensors.config import quantization_config
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
 
