@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.eval.budget import check_budget, check_limits
-from llmquant.eval.divergence import Comparison, Progress, compare, score_window
 from llmquant.eval.dtypes import LossDtype, Wanted, choose, in_float32, is_narrow
 from llmquant.eval.kernels import in_accuracy
 from llmquant.eval.machine import machine, versions
-from llmquant.eval.memory import CheckpointSize, checkpoint_size, measure_memory
-from llmquant.eval.noise import check_noise_floor, measure_noise_floor
+from llmquant.eval.metrics.memory import CheckpointSize, checkpoint_size, measure_memory
+from llmquant.eval.metrics.noise_floor import check_noise_floor, measure_noise_floor
+from llmquant.eval.metrics.worst import worst_tokens
 from llmquant.eval.result import AnatomyPart, EvalReport, Memory, ModelSection, Speed, WorstToken
+from llmquant.eval.scoring import Comparison, Progress, compare, score_window
 from llmquant.eval.statistics import Estimate
 from llmquant.eval.throughput import Throughput, ThroughputOptions, check_prompt, measure_throughput
 from llmquant.eval.windows import Protocol, Windows
-from llmquant.eval.worst import worst_tokens
 from llmquant.layers.accuracy import Accuracy, accuracy_of, kernels_used
 from llmquant.layers.counting import weight_count
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from llmquant.errors import DataError
-from llmquant.eval.divergence import Progress, evaluating
 from llmquant.eval.dtypes import free_bytes
 from llmquant.eval.machine import device_name
 from llmquant.eval.result import DenseSpeed, Speed, SpeedProtocol
+from llmquant.eval.scoring import Progress, evaluating
 from llmquant.eval.statistics import Spread, spread
 from llmquant.layers.accuracy import accuracy_of, kernels_used
 from llmquant.layers.counting import is_packed, weight_count

@@ -14,9 +14,9 @@ from llmquant.engine.progress import Progress
 from llmquant.engine.run import RunResult, run
 from llmquant.engine.text import read_documents
 from llmquant.errors import DataError, RecipeError
-from llmquant.eval.anatomy import anatomy_of, baseline_anatomy_of
 from llmquant.eval.budget import check_limits
 from llmquant.eval.evaluate import Subject
+from llmquant.eval.metrics.anatomy import anatomy_of, baseline_anatomy_of
 from llmquant.eval.result import AnatomyPart, EvalReport
 from llmquant.eval.windows import Windows, make_windows
 from llmquant.models.skeleton import load_config

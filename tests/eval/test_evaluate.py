@@ -14,12 +14,12 @@ from rich.console import Console
 from llmquant.errors import CheckpointError, DataError, RecipeError
 from llmquant.eval import throughput
 from llmquant.eval.budget import check_budget
-from llmquant.eval.divergence import compare
 from llmquant.eval.evaluate import Subject, evaluate
 from llmquant.eval.machine import machine, versions
-from llmquant.eval.memory import checkpoint_size, parameter_bytes, peak_rss_of
+from llmquant.eval.metrics.memory import checkpoint_size, parameter_bytes, peak_rss_of
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
+from llmquant.eval.scoring import compare
 from llmquant.eval.table import render_table
 from llmquant.eval.throughput import ThroughputOptions, Timing, measure_throughput
 from llmquant.eval.windows import make_windows

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmquant.errors import DataError
-from llmquant.eval.divergence import Progress, batches, evaluating, logits, score_batch
 from llmquant.eval.dtypes import fits_float32, in_float32, is_narrow
+from llmquant.eval.scoring import Progress, batches, evaluating, logits, score_batch
 from llmquant.eval.windows import Windows
 
 if TYPE_CHECKING:

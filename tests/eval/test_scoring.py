@@ -11,8 +11,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from llmquant.errors import DataError, QuantizationError
-from llmquant.eval import divergence
-from llmquant.eval.divergence import compare, score_tokens
+from llmquant.eval import scoring as divergence
+from llmquant.eval.scoring import compare, score_tokens
 from llmquant.eval.windows import Windows, make_windows
 
 

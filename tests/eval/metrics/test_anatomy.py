@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmquant.eval.anatomy import anatomy_of, baseline_anatomy_of
+from llmquant.eval.metrics.anatomy import anatomy_of, baseline_anatomy_of
 from llmquant.eval.result import AnatomyPart
 from llmquant.models.skeleton import build_skeleton, take_inventory
 from llmquant.recipe.load import load_recipe

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from llmquant.engine.calibration import check_vocabulary
 from llmquant.errors import DataError, QuantizationError
+from llmquant.eval.metrics.divergence import summarize
 from llmquant.eval.result import ComparisonSection
 from llmquant.eval.scores import TokenScores
 from llmquant.eval.statistics import Estimate, Floats, cluster_bootstrap, cluster_sums, exponential
-from llmquant.eval.summary import summarize
 from llmquant.eval.windows import Windows
 
 if TYPE_CHECKING:
