@@ -29,7 +29,7 @@ from llmquant.spec import KEEP, Scheme
 
 if TYPE_CHECKING:
     from llmquant.layers.accuracy import Accuracy
-    from llmquant.recipe.inventory import ModuleInfo
+    from llmquant.models.inventory import ModuleInfo
 
 Stage = Callable[[str, int, int], None]
 

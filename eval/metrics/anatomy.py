@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from llmquant.eval.result import AnatomyPart
-from llmquant.recipe.inventory import ModuleInfo
+from llmquant.models.inventory import ModuleInfo
 from llmquant.recipe.plan import Plan, PlanRow
 
 _SETS = ("attention", "mlp", "experts", "router", "embedding", "lm_head")

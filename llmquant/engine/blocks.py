@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.engine.capture import BlockInputs, capture
-from llmquant.engine.layer import dense_weight, needs_statistics, quantize_layer
+from llmquant.engine.layer import dense_weight, quantize_layer
 from llmquant.engine.memory import return_free_memory
-from llmquant.recipe.plan import PlanRow
+from llmquant.recipe.plan import MatrixRow
 from llmquant.statistics.collect import HessianCollector
 
 
@@ -51,7 +51,7 @@ def quantize_blocks(
     model: nn.Module,
     base_model: nn.Module,
     blocks: Sequence[nn.Module],
-    rows: Sequence[Sequence[PlanRow]],
+    rows: Sequence[Sequence[MatrixRow]],
     windows: Tensor,
     *,
     scale_dtype: torch.dtype,
@@ -96,12 +96,12 @@ def _quantize_block(
     model: nn.Module,
     block: nn.Module,
     index: int,
-    rows: Sequence[PlanRow],
+    rows: Sequence[MatrixRow],
     inputs: BlockInputs,
     scale_dtype: torch.dtype,
     sink: BlockSink,
 ) -> None:
-    calibrated = {row.module.name: model.get_submodule(row.module.name) for row in rows if needs_statistics(row)}
+    calibrated = {row.name: model.get_submodule(row.name) for row in rows if row.needs}
     collector = HessianCollector(calibrated)
     if calibrated:
         with collector.attached(block):
@@ -109,12 +109,12 @@ def _quantize_block(
     results = {}
     for row in rows:
         began = time.monotonic()
-        module = model.get_submodule(row.module.name)
-        statistics = collector.take(row.module.name) if row.module.name in calibrated else None
+        module = model.get_submodule(row.name)
+        statistics = collector.take(row.name) if row.name in calibrated else None
         assert isinstance(module.weight, Tensor)
         result = quantize_layer(row, module.weight, statistics, scale_dtype)
         replace_weight(module, dense_weight(row, result.quantized))
-        results[row.module.name] = (result, time.monotonic() - began)
+        results[row.name] = (result, time.monotonic() - began)
     sink.emit(index, results)
 
 

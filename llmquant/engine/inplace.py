@@ -37,15 +37,15 @@ def quantize_loaded(model: PreTrainedModel, plan: Plan, windows: Tensor) -> dict
     """
     skeleton = build_skeleton(model.config, trust_remote_code=runs_remote_code(model)).float()
     path, blocks = decoder_blocks(skeleton)
-    rows = [[row for row in plan.quantized if row.module.block == i] for i in range(len(blocks))]
+    rows = [[row for row in plan.quantized if row.matrix.block == i] for i in range(len(blocks))]
     weights = _BorrowedWeights(skeleton, model, path, plan.inventory.dtype)
     weights.load_outside()
     sink = _Results()
     for row in plan.quantized:
-        if row.module.kind == "embedding":
-            weight = model.get_parameter(f"{row.module.name}.weight")
-            result = sink.results[row.module.name] = quantize_layer(row, weight, None, plan.inventory.dtype)
-            replace_weight(skeleton.get_submodule(row.module.name), dense_weight(row, result.quantized))
+        if row.matrix.table:
+            weight = model.get_parameter(f"{row.name}.weight")
+            result = sink.results[row.name] = quantize_layer(row, weight, None, plan.inventory.dtype)
+            replace_weight(skeleton.get_submodule(row.name), dense_weight(row, result.quantized))
     quantize_blocks(
         skeleton, skeleton.base_model, list(blocks), rows, windows,
         scale_dtype=plan.inventory.dtype, weights=weights, sink=sink,

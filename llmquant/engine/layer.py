@@ -10,14 +10,8 @@ from torch import Tensor
 from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.errors import PlanError, QuantizationError
 from llmquant.numerics.quantized import QuantizedTensor
-from llmquant.recipe.plan import Plan, PlanRow
+from llmquant.recipe.plan import MatrixRow, Plan
 from llmquant.statistics.base import LayerStatistics
-
-
-def needs_statistics(row: PlanRow) -> bool:
-    """Whether the rounding of this row looks at calibration data."""
-    assert row.rounding is not None
-    return bool(row.rounding.algorithm.NEEDS)
 
 
 def check_statistics(plan: Plan) -> bool:
@@ -26,44 +20,41 @@ def check_statistics(plan: Plan) -> bool:
     Raises:
         PlanError: if a layer outside the decoder blocks does: no statistics are collected there.
     """
-    needing = [row for row in plan.quantized if needs_statistics(row)]
+    needing = [row for row in plan.quantized if row.needs]
     for row in needing:
         if row.module.block is None:
             raise PlanError(
-                f"{row.module.name} lies outside the decoder blocks, where no statistics are collected; "
+                f"{row.name} lies outside the decoder blocks, where no statistics are collected; "
                 "give its rule `rounding: {method: rtn}`"
             )
     return bool(needing)
 
 
 def quantize_layer(
-    row: PlanRow, weight: Tensor, statistics: LayerStatistics | None, scale_dtype: torch.dtype
+    row: MatrixRow, parameter: Tensor, statistics: LayerStatistics | None, scale_dtype: torch.dtype
 ) -> LayerResult:
-    """Quantize the weight of one module.
+    """Quantize one matrix.
 
     Args:
-        row: what the module becomes.
-        weight: as the module holds it: (out_features, in_features), or turned for a Conv1D. It is not changed.
+        row: what it becomes.
+        parameter: that holds it, as `Matrix` says. It is not changed.
         statistics: of the layer's inputs, where the rounding needs them.
         scale_dtype: the dtype of the checkpoint, in which scales are stored.
 
     Raises:
-        QuantizationError: naming the module, if the weight or the statistics cannot be quantized.
+        QuantizationError: naming the matrix, if the weight or the statistics cannot be quantized.
     """
-    assert row.rounding is not None
     algorithm, options = row.rounding.algorithm, row.rounding.build_options()
-    matrix = weight.T if row.module.kind == "conv1d" else weight
-    matrix = matrix.to(scale_dtype)  # what the baseline would compute with
+    matrix = row.matrix.of(parameter).to(scale_dtype)  # what the baseline would compute with
     try:
         return algorithm.quantize(matrix, statistics or LayerStatistics(), row.scheme, options, scale_dtype=scale_dtype)
     except QuantizationError as error:
-        raise QuantizationError(f"{row.module.name}: {error}") from error
+        raise QuantizationError(f"{row.name}: {error}") from error
 
 
-def dense_weight(row: PlanRow, quantized: QuantizedTensor) -> Tensor:
-    """The dequantized weight in the orientation of the module."""
-    dense = quantized.dequantize()
-    return dense.T if row.module.kind == "conv1d" else dense
+def dense_weight(row: MatrixRow, quantized: QuantizedTensor) -> Tensor:
+    """The dequantized weight in the orientation of its parameter."""
+    return row.matrix.held(quantized.dequantize())
 
 
 def digest(quantized: QuantizedTensor) -> str:

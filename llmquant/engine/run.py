@@ -18,7 +18,7 @@ from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.compat.loading import KeyMap, check_complete, check_fits, map_keys
 from llmquant.engine.blocks import quantize_blocks, replace_weight
 from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
-from llmquant.engine.layer import check_statistics, needs_statistics
+from llmquant.engine.layer import check_statistics
 from llmquant.engine.output.finalize import finalize
 from llmquant.engine.output.folder import OutputFolder, is_finished, read_provenance
 from llmquant.engine.output.journal import Journal
@@ -175,7 +175,7 @@ def _write_units(
     for unit in units:
         if writer.is_written(unit):
             progress.step(unit.file, work=0)
-        elif any(needs_statistics(row) for row, _ in unit.quantized):
+        elif any(row.needs for row, _ in unit.quantized):
             pending.append(unit)
         else:
             writer.write_data_free(unit)
@@ -190,7 +190,7 @@ def _calibrate(prepared: Prepared, units: list[Unit], writer: ShardWriter, calib
     by_block = {unit.block: unit for unit in units}
     weights = StreamedWeights(model, prepared.checkpoint, _key_map(prepared), path, prepared.plan.inventory.dtype)
     weights.load_outside()
-    embeddings = tuple(pair for pair in by_block[None].quantized if pair[0].module.kind == "embedding")
+    embeddings = tuple(pair for pair in by_block[None].quantized if pair[0].matrix.table)
     for name, weight in writer.read_dense(replace(by_block[None], quantized=embeddings)).items():
         replace_weight(model.get_submodule(name), weight)
     last = max(unit.block for unit in units if unit.block is not None and not writer.is_written(unit))

@@ -18,7 +18,7 @@ from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, 
 from llmquant.compat.remote_code import runs_remote_code
 from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
 from llmquant.engine.inplace import quantize_loaded
-from llmquant.engine.layer import check_statistics, needs_statistics, quantize_layer
+from llmquant.engine.layer import check_statistics, quantize_layer
 from llmquant.engine.output.finalize import model_quantization_config
 from llmquant.engine.output.units import check_alone
 from llmquant.engine.prepare import load_tokenizer
@@ -33,7 +33,7 @@ from llmquant.layers.packed_embedding import PackedEmbedding
 from llmquant.layers.packed_linear import PackedLinear
 from llmquant.models.safetensors_header import TensorInfo
 from llmquant.models.skeleton import take_inventory
-from llmquant.recipe.plan import Plan, PlanRow, make_plan
+from llmquant.recipe.plan import MatrixRow, Plan, make_plan
 from llmquant.spec import Scheme
 
 log = logging.getLogger(__name__)
@@ -56,13 +56,13 @@ class RecipeQuantizer(HfQuantizer):
         self.counters: dict[str, int] = {}
         self.error: LlmquantError | None = None
         self._calibration: CalibrationData | None = None
-        self._pending: dict[str, PlanRow] = {}  # by the name of the weight that is still to be read
+        self._pending: dict[str, MatrixRow] = {}  # by the name of the weight that is still to be read
 
     @property
     def calibrated(self) -> bool:
         """Whether any layer needs calibration data, so that quantizing has to wait for the whole model."""
         assert self.plan is not None
-        return any(needs_statistics(row) for row in self.plan.quantized)
+        return any(row.needs for row in self.plan.quantized)
 
     def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]  # abstract, without a type
         return True

@@ -1,167 +1,164 @@
-"""Take stock of a model: every parameter in exactly one entry, each named by what it is."""
+"""What a model holds, as plain data: every parameter in exactly one entry. `llmquant.models.walk` fills it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor
 
-from llmquant.layers.packed_embedding import is_table
-from llmquant.models import families
-from llmquant.recipe.inventory import Kind, ModuleInfo
+Kind = Literal["linear", "conv1d", "embedding", "experts", "router", "norm", "other"]
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+NAMED_SETS = {
+    "linear": "every linear layer (Conv1D too) inside the decoder blocks, routers and experts aside",
+    "attention": "the linear layers of attention",
+    "attention.qkv": "query, key and value projections, separate or fused",
+    "attention.o": "the output projection of attention",
+    "mlp": "the linear layers of the MLP, shared experts included",
+    "mlp.gate_up": "gate and up projections (the first layer of a plain MLP)",
+    "mlp.down": "the down projection (the last layer of a plain MLP)",
+    "first_block": "the linear layers of the first decoder block",
+    "last_block": "the linear layers of the last decoder block",
+    "lm_head": "the output layer",
+    "embedding": "token and position embeddings, where they are plain tables of rows",
+    "experts": "the experts of a mixture of experts",
+    "router": "what chooses the experts",
+}
+"""Words that mean the same for every architecture, with their meaning."""
 
 
-def list_modules(model: PreTrainedModel, prefix: str, blocks: int) -> tuple[ModuleInfo, ...]:
-    """List everything in `model` that has parameters, in the model's order.
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One weight (out_features, in_features), however its module holds it: plans, sizes and methods see this alone.
 
-    Args:
-        model: a causal language model; on meta is enough.
-        prefix: name of the list of decoder blocks, such as "model.layers".
-        blocks: how many there are.
+    Attributes:
+        module: name of the module that owns it.
+        key: name of the parameter that holds it.
+        index: which of the matrices in a 3-D parameter it is, such as an expert; None where all of it is.
+        shape: (out_features, in_features).
+        turned: the parameter holds it as (in_features, out_features), as GPT-2's Conv1D does.
+        block: index of its decoder block, None outside.
+        tied_to: name of the module that owns the weight, or None.
+        table: its rows are looked up, as in an embedding, not multiplied with inputs.
     """
-    walk = _Walk(model, prefix, blocks)
-    return _with_fused(tuple(info for name, module in model.named_modules() for info in walk.entries(name, module)))
+
+    module: str
+    key: str
+    index: int | None
+    shape: tuple[int, int]
+    turned: bool = False
+    block: int | None = None
+    tied_to: str | None = None
+    table: bool = False
+
+    @property
+    def name(self) -> str:
+        """What plans, journals and results call it: its module, or its place in a stack."""
+        return self.module if self.index is None else f"{self.key}.{self.index}"
+
+    @property
+    def stored_shape(self) -> tuple[int, int]:
+        """The shape in which its parameter holds it."""
+        rows, columns = self.shape
+        return (columns, rows) if self.turned else self.shape
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """The matrix (out_features, in_features) in its parameter (a view)."""
+        held = parameter if self.index is None else parameter[self.index]
+        return held.T if self.turned else held
+
+    def held(self, weight: Tensor) -> Tensor:
+        """A matrix (out_features, in_features) in the orientation of its parameter (a view)."""
+        return weight.T if self.turned else weight
 
 
-class _Walk:
-    def __init__(self, model: PreTrainedModel, prefix: str, blocks: int) -> None:
-        from transformers.pytorch_utils import Conv1D
+@dataclass(frozen=True, slots=True)
+class ModuleInfo:
+    """One module with parameters of its own, or one parameter of a fused experts module.
 
-        self.conv1d = Conv1D
-        self.prefix = f"{prefix}."
-        self.blocks = blocks
-        self.head = model.get_output_embeddings()
-        self.modules = dict(model.named_modules())
-        self.owners: dict[int, str] = {}  # id of a parameter -> the module that owns it
+    Attributes:
+        name: dotted name in the model; for experts the parameter's name ("model.layers.0.mlp.experts.gate_up_proj").
+        kind: what it is; "conv1d" is transformers' transposed linear layer of GPT-2. Asked where modules are described
+            and chosen; what works on weights asks its `Matrix`.
+        shape: (out_features, in_features) for linear and conv1d (turned already); the largest parameter otherwise, as
+            it lies in memory, e.g. (experts, out, in).
+        parameters: how many numbers it owns, bias included; tied ones count where they are owned.
+        block: index of its decoder block, None outside.
+        sets: the named sets it belongs to.
+        fused: the set that readers such as vLLM load as one layer ("model.layers.0.self_attn:qkv"), or None.
+        tied_to: name of the module that owns its weight, or None.
+        bias: whether it has a bias.
+        obstacle: why its weight cannot be packed though it looks as if it could; "" where nothing stands in the way.
+        plain_obstacle: why plain transformers cannot load it: what may be packed if it is, all else if it stays.
+        turned: its matrices lie as (in_features, out_features).
+        idle: text alone does not run it, as with attention to an encoder, so nothing can be calibrated on text.
+    """
 
-    def entries(self, name: str, module: nn.Module) -> Iterator[ModuleInfo]:
-        own = dict(module.named_parameters(recurse=False))
-        if not own:
-            return
-        kind = self._kind(name, module)
-        if kind == "experts" and not isinstance(module, nn.Linear):
-            yield from self._experts(name, own)
-            return
-        yield self._entry(name, kind, module, own)
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    parameters: int
+    block: int | None = None
+    sets: frozenset[str] = frozenset()
+    fused: str | None = None
+    tied_to: str | None = None
+    bias: bool = False
+    obstacle: str = ""
+    plain_obstacle: str = ""
+    turned: bool = False
+    idle: bool = False
 
-    def _entry(self, name: str, kind: Kind, module: nn.Module, own: dict[str, nn.Parameter]) -> ModuleInfo:
-        largest = max(own.values(), key=lambda parameter: parameter.numel())
-        shape = tuple(largest.shape)
-        if isinstance(module, self.conv1d):
-            shape = shape[::-1]
-        block = self._block(name)
-        return ModuleInfo(
-            name=name,
-            kind=kind,
-            shape=shape,
-            parameters=self._claim(name, own.values()),
-            block=block,
-            sets=self._sets(name, kind, block, module),
-            tied_to=None if self.owners[id(largest)] == name else self.owners[id(largest)],
-            bias=own.get("bias") is not None,
-        )
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Its weights as matrices: one, or one for each expert of a stack; none where it holds none."""
+        if self.kind == "experts" and len(self.shape) == 3:
+            count, *held = self.shape
+            rows, columns = reversed(held) if self.turned else held
+            module = self.name.rpartition(".")[0]
+            return tuple(
+                Matrix(module, self.name, index, (rows, columns), self.turned, self.block) for index in range(count)
+            )
+        if len(self.shape) != 2 or self.kind in ("norm", "other"):
+            return ()
+        rows, columns = self.shape
+        table = self.kind == "embedding"
+        key = f"{self.name}.weight"
+        return (Matrix(self.name, key, None, (rows, columns), self.turned, self.block, self.tied_to, table),)
 
-    def _experts(self, name: str, own: dict[str, nn.Parameter]) -> Iterator[ModuleInfo]:
-        for key, weight in own.items():
-            if key.endswith("_bias") and key.removesuffix("_bias") in own:
-                continue
-            bias = own.get(f"{key}_bias")
-            full = f"{name}.{key}"
-            count = self._claim(full, [weight] if bias is None else [weight, bias])
-            shape, block = tuple(weight.shape), self._block(name)
-            yield ModuleInfo(full, "experts", shape, count, block, frozenset({"experts"}), bias=bias is not None)
-
-    def _claim(self, name: str, parameters: Iterable[nn.Parameter]) -> int:
-        count = 0
-        for parameter in parameters:
-            if self.owners.setdefault(id(parameter), name) == name:
-                count += parameter.numel()
-        return count
-
-    def _kind(self, name: str, module: nn.Module) -> Kind:
-        components, class_name = name.split("."), type(module).__name__
-        if isinstance(module, nn.Embedding):
-            return "embedding"
-        if "Router" in class_name or self._routes(components, module):
-            return "router"
-        if families.EXPERTS.intersection(components) or self._stacks_experts(components, module):
-            return "experts"
-        if isinstance(module, nn.Linear):
-            return "linear"
-        if isinstance(module, self.conv1d):
-            return "conv1d"
-        return "norm" if "norm" in class_name.lower() or "norm" in components[-1].lower() else "other"
-
-    def _routes(self, components: list[str], module: nn.Module) -> bool:
-        if families.ROUTERS.intersection(components):
-            return True
-        if isinstance(module, nn.Linear) and any(families.ROUTER_WORD in word.lower() for word in components):
-            return True
-        gates = [end for end, word in enumerate(components) if word == families.ROUTER_BESIDE_EXPERTS]
-        siblings = (".".join([*components[:end], word]) for end in gates for word in families.EXPERTS)
-        return any(name in self.modules for name in siblings)
-
-    def _stacks_experts(self, components: list[str], module: nn.Module) -> bool:
-        """Whether it holds one matrix per expert, stacked. Not every 3-D parameter is that: attention has such, too."""
-        if not any(parameter.ndim == 3 for parameter in module.parameters(recurse=False)):
-            return False
-        path = [".".join(components[:end]) for end in range(1, len(components) + 1)]
-        words = [*components, *(type(self.modules[name]).__name__ for name in path)]
-        return any(families.STACKED_EXPERTS in word.lower() for word in words)
-
-    def _block(self, name: str) -> int | None:
-        if not name.startswith(self.prefix):
-            return None
-        return int(name[len(self.prefix) :].split(".", 1)[0])
-
-    def _sets(self, name: str, kind: Kind, block: int | None, module: nn.Module) -> frozenset[str]:
-        if module is self.head:
-            return frozenset({"lm_head"})
-        if kind in ("experts", "router") or (kind == "embedding" and is_table(module)):
-            return frozenset({kind})
-        if kind not in ("linear", "conv1d") or block is None:
-            return frozenset()
-        *parents, leaf = name[len(self.prefix) :].split(".")
-        sets = {"linear", *_part_sets(parents, leaf)}
-        if block == 0:
-            sets.add("first_block")
-        if block == self.blocks - 1:
-            sets.add("last_block")
-        return frozenset(sets)
+    @property
+    def protected(self) -> bool:
+        """Whether only its named set or exact name reaches it, never a glob or a regular expression."""
+        return "linear" not in self.sets
 
 
-def _part_sets(parents: list[str], leaf: str) -> set[str]:
-    """Sets that follow from the names inside a block."""
-    if any(word in parent.lower() for parent in parents for word in families.ATTENTION):
-        parts = {"attention"}
-        if leaf in families.QKV:
-            parts.add("attention.qkv")
-        if leaf in families.ATTENTION_OUTPUT:
-            parts.add("attention.o")
-        return parts
-    if leaf in families.GATE_UP:
-        return {"mlp", "mlp.gate_up"}
-    return {"mlp", "mlp.down"} if leaf in families.DOWN else set()
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """All modules of a model, in the model's order.
 
+    Attributes:
+        architecture: class name, e.g. "LlamaForCausalLM".
+        model_type: the config's model type, e.g. "llama".
+        dtype: in which the checkpoint stores its weights, and llmquant its scales.
+        modules: every parameter of the model belongs to exactly one.
+        blocks: number of decoder blocks.
+        head_sizes: of attention; several where they differ by layer, none where the config does not say.
+        recast: the buffer that model code replaces by one of another dtype while it runs; "" where it does not.
+        untried: why it is not known whether model code reads weights that could be packed; "" where it is known.
+        path: name of the list of decoder blocks, such as "model.layers".
+    """
 
-def _with_fused(modules: tuple[ModuleInfo, ...]) -> tuple[ModuleInfo, ...]:
-    """Mark sets of sibling layers that readers load as one."""
-    siblings: dict[tuple[str, frozenset[str]], list[str]] = {}
-    labels: dict[str, tuple[tuple[str, frozenset[str]], str]] = {}
-    for module in modules:
-        parent, _, leaf = module.name.rpartition(".")
-        for label, members in families.FUSED:
-            if leaf in members and "linear" in module.sets:
-                siblings.setdefault((parent, members), []).append(module.name)
-                labels[module.name] = ((parent, members), f"{parent}:{label}")
-    return tuple(
-        replace(module, fused=labels[module.name][1])
-        if module.name in labels and len(siblings[labels[module.name][0]]) > 1
-        else module
-        for module in modules
-    )
+    architecture: str
+    model_type: str
+    dtype: torch.dtype
+    modules: tuple[ModuleInfo, ...]
+    blocks: int
+    head_sizes: tuple[int, ...] = ()
+    untried: str = ""
+    recast: str = ""
+    path: str = ""
+
+    @property
+    def parameters(self) -> int:
+        """Number of unique parameters of the model."""
+        return sum(module.parameters for module in self.modules)

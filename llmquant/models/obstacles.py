@@ -10,8 +10,8 @@ from torch import nn
 
 from llmquant.compat.linears import why_not_linear
 from llmquant.models import families
+from llmquant.models.inventory import ModuleInfo
 from llmquant.models.trial import Trial, try_packed
-from llmquant.recipe.inventory import ModuleInfo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -24,9 +24,9 @@ from llmquant.models.config_file import NAME as CONFIG
 from llmquant.models.config_file import ConfigFile
 from llmquant.models.families import ATTENTION
 from llmquant.models.hub import check_kind, locate
-from llmquant.models.inventory import list_modules
+from llmquant.models.inventory import Inventory
 from llmquant.models.obstacles import with_obstacles
-from llmquant.recipe.inventory import Inventory
+from llmquant.models.walk import list_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -164,6 +164,7 @@ def take_inventory(model: PreTrainedModel) -> Inventory:
         dtype=model.dtype,
         modules=modules,
         blocks=len(blocks),
+        path=prefix,
         head_sizes=_head_sizes(model.config),
         untried=trial.failure,
         recast=trial.recast,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llmquant.recipe.inventory import NAMED_SETS, Inventory, ModuleInfo
+from llmquant.models.inventory import NAMED_SETS, Inventory, ModuleInfo
 from llmquant.recipe.match import Pattern
 from llmquant.recipe.naming import collective_names, template
 from llmquant.recipe.schema import Recipe, Rule

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from llmquant.models.inventory import NAMED_SETS, Inventory, ModuleInfo
 from llmquant.patterns import Expression, compiled
-from llmquant.recipe.inventory import NAMED_SETS, Inventory, ModuleInfo
 
 _GLOB_CHARACTERS = frozenset("*?[")
 MAX_LENGTH = 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from llmquant.recipe.inventory import ModuleInfo
+from llmquant.models.inventory import ModuleInfo
 
 
 def template(module: ModuleInfo) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 from llmquant.errors import PlanError
+from llmquant.models.inventory import Inventory, Matrix, ModuleInfo
 from llmquant.recipe.checks import Decision, Problems, check_budget, check_decisions, check_rules
-from llmquant.recipe.inventory import Inventory, ModuleInfo
 from llmquant.recipe.match import matching
 from llmquant.recipe.schema import Recipe, Rounding, Rule, recipe_to_dict
 from llmquant.recipe.sizes import payload_bytes, stored_bytes
@@ -20,7 +22,7 @@ EXPERTS_STAY = "experts cannot be quantized yet, so they stay"
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """The fate of one module.
+    """The fate of one module; of one that is quantized, a `MatrixRow`.
 
     Attributes:
         module: what it is.
@@ -41,20 +43,19 @@ class PlanRow:
     note: str = ""
 
     @property
+    def name(self) -> str:
+        """Of the module, or of the matrix in a stack."""
+        return self.module.name
+
+    @property
     def bits_per_weight(self) -> float:
-        """Bits that store one weight, scales and zero points included, bias and recorded shape aside; 0 if tied."""
-        if self.module.parameters == 0:
-            return 0.0
-        itemsize = self.bytes_before // self.module.parameters
-        if self.scheme.is_keep:
-            return 8.0 * itemsize
-        out_features, in_features = self.module.shape
-        return 8 * payload_bytes((out_features, in_features), self.scheme, itemsize) / (out_features * in_features)
+        """Bits of one of its numbers; 0 if another module owns them."""
+        return 8 * self.bytes_before / self.module.parameters if self.module.parameters else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain data for JSON."""
         return {
-            "module": self.module.name,
+            "module": self.name,
             "kind": self.module.kind,
             "shape": list(self.module.shape),
             "parameters": self.module.parameters,
@@ -70,17 +71,47 @@ class PlanRow:
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixRow(PlanRow):
+    """The fate of a weight that is quantized; of a stack of experts there is one for each.
+
+    Attributes:
+        rounding: how codes are chosen.
+        matrix: the weight.
+        payload: bytes of codes, scales and zero points.
+    """
+
+    rounding: Rounding
+    matrix: Matrix = field(kw_only=True)
+    payload: int = field(kw_only=True)
+
+    @property
+    def name(self) -> str:
+        """Of the module, or of the matrix in a stack."""
+        return self.matrix.name
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that store one weight, scales and zero points included, bias and recorded shape aside."""
+        return 8 * self.payload / prod(self.matrix.shape)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics of its inputs that the rounding looks at."""
+        return self.rounding.algorithm.NEEDS
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """What a recipe means for one model: one row for each entry of the inventory, in its order."""
+    """What a recipe means for one model: rows in the order of the inventory."""
 
     recipe: Recipe
     inventory: Inventory
     rows: tuple[PlanRow, ...]
 
     @property
-    def quantized(self) -> tuple[PlanRow, ...]:
+    def quantized(self) -> tuple[MatrixRow, ...]:
         """The rows that own a weight that changes."""
-        return tuple(row for row in self.rows if not row.scheme.is_keep and row.module.tied_to is None)
+        return tuple(row for row in self.rows if isinstance(row, MatrixRow))
 
     @property
     def bytes_before(self) -> int:
@@ -160,7 +191,7 @@ def make_plan(recipe: Recipe, inventory: Inventory) -> Plan:
     check_decisions(recipe, inventory, decisions, problems)
     _raise_if_any(problems, recipe, inventory)
     itemsize = inventory.dtype.itemsize
-    plan = Plan(recipe, inventory, tuple(_row(decision, recipe, itemsize) for decision in decisions))
+    plan = Plan(recipe, inventory, tuple(row for decision in decisions for row in rows_of(decision, recipe, itemsize)))
     if recipe.budget and recipe.budget.bits_per_weight is not None:
         sizes = [(row.module, row.bytes_after) for row in plan.rows]
         check_budget(recipe.budget.bits_per_weight, plan.bits_per_weight, sizes, problems)
@@ -232,17 +263,28 @@ def _fallback(rule: Rule, in_features: int) -> Scheme | None:
     return next((scheme for scheme in rule.fallbacks if scheme.divides(in_features)), None)
 
 
-def _row(decision: Decision, recipe: Recipe, itemsize: int) -> PlanRow:
-    module, scheme = decision.module, decision.scheme
-    before = after = module.parameters * itemsize
-    rounding = None
+def rows_of(decision: Decision, recipe: Recipe, itemsize: int) -> Iterator[PlanRow]:
+    """The rows of one module: one, or one for each matrix of a stack that is quantized.
+
+    Args:
+        decision: what becomes of it.
+        recipe: that decided.
+        itemsize: bytes of a number of the model, and of a scale.
+    """
+    module, scheme, note = decision.module, decision.scheme, decision.note
     rule = NO_RULE if decision.decider is None else rule_label(recipe, decision.decider)
-    if not scheme.is_keep and decision.decider is not None and module.tied_to is None:
-        out_features, in_features = module.shape
-        bias = (module.parameters - out_features * in_features) * itemsize
-        after = stored_bytes((out_features, in_features), scheme, itemsize) + bias
-        rounding = recipe.rules[decision.decider].rounding or recipe.rounding
-    return PlanRow(module, scheme, rule, rounding, before, after, decision.note)
+    if scheme.is_keep or decision.decider is None or module.tied_to is not None:
+        size = module.parameters * itemsize
+        yield PlanRow(module, scheme, rule, None, size, size, note)
+        return
+    rounding = recipe.rules[decision.decider].rounding or recipe.rounding
+    beside = module.parameters - sum(prod(matrix.shape) for matrix in module.matrices)  # biases; with the first
+    for matrix in module.matrices:
+        before = (prod(matrix.shape) + beside) * itemsize
+        after = stored_bytes(matrix.shape, scheme, itemsize) + beside * itemsize
+        payload = payload_bytes(matrix.shape, scheme, itemsize)
+        yield MatrixRow(module, scheme, rule, rounding, before, after, note, matrix=matrix, payload=payload)
+        beside = 0
 
 
 def _raise_if_any(problems: Problems, recipe: Recipe, inventory: Inventory) -> None:

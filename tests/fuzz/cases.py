@@ -22,8 +22,8 @@ from llmquant.api import evaluate, plan, quantize
 from llmquant.errors import LlmquantError
 from llmquant.hf.load import load
 from llmquant.models.checkpoint import Checkpoint
+from llmquant.models.inventory import Inventory
 from llmquant.models.skeleton import build_skeleton, load_config, take_inventory
-from llmquant.recipe.inventory import Inventory
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.plan import make_plan
 from tests.engine.conftest import byte_tokenizer, tiny_llama

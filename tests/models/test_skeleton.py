@@ -18,9 +18,9 @@ from transformers import Gemma4TextConfig, LlamaConfig
 from llmquant.errors import CheckpointError, PlanError
 from llmquant.formats.compressed_tensors.readers import VLLM_CPU, readers
 from llmquant.models import skeleton
-from llmquant.models.inventory import list_modules
+from llmquant.models.inventory import Inventory, ModuleInfo
 from llmquant.models.skeleton import build_skeleton, decoder_blocks, load_config, take_inventory
-from llmquant.recipe.inventory import Inventory, ModuleInfo
+from llmquant.models.walk import list_modules
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.plan import make_plan
 from llmquant.recipe.summary import summarize

@@ -15,9 +15,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from llmquant.errors import PlanError
 from llmquant.formats.compressed_tensors.readers import TRANSFORMERS, readers
 from llmquant.models import obstacles
+from llmquant.models.inventory import Inventory
 from llmquant.models.skeleton import build_skeleton, take_inventory
 from llmquant.models.trial import Trial, try_packed
-from llmquant.recipe.inventory import Inventory
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.plan import make_plan
 from tests.architectures.tiny import tiny_config

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from llmquant.recipe.inventory import Inventory, Kind, ModuleInfo
+from llmquant.models.inventory import Inventory, Kind, ModuleInfo
 
 _LAYERS = {
     "self_attn.q_proj": ("attention", "attention.qkv"),

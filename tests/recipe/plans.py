@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from llmquant.errors import PlanError
-from llmquant.recipe.inventory import Inventory
+from llmquant.models.inventory import Inventory, ModuleInfo
 from llmquant.recipe.load import load_recipe
-from llmquant.recipe.plan import Plan, make_plan
+from llmquant.recipe.plan import MatrixRow, Plan, PlanRow, make_plan
+from llmquant.recipe.schema import Rounding
+from llmquant.spec import Scheme
 
 Make = Callable[..., Inventory]
 
@@ -41,3 +43,10 @@ def with_obstacle(inventory: Inventory, part: str, obstacle: str = "model code r
         inventory,
         modules=tuple(replace(m, obstacle=obstacle) if part in m.name else m for m in inventory.modules),
     )
+
+
+def plan_row(module: ModuleInfo, scheme: Scheme) -> PlanRow:
+    """A row of a plan that nobody made, without sizes."""
+    if scheme.is_keep:
+        return PlanRow(module, scheme, "rule", None, 0, 0)
+    return MatrixRow(module, scheme, "rule", Rounding(), 0, 0, matrix=module.matrices[0], payload=0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from llmquant.errors import PlanError
-from llmquant.recipe.inventory import Inventory
+from llmquant.models.inventory import Inventory
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.plan import make_plan
 from tests.recipe.plans import Make, plan_of, refusal, with_obstacle

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from llmquant.errors import PatternError
-from llmquant.recipe.inventory import Inventory
+from llmquant.models.inventory import Inventory
 from llmquant.recipe.match import Pattern, matching
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmquant.errors import PlanError
-from llmquant.recipe.inventory import NAMED_SETS, ModuleInfo
+from llmquant.models.inventory import NAMED_SETS, ModuleInfo
 from llmquant.recipe.load import load_recipe, preset_names
 from llmquant.recipe.plan import EXPERTS_STAY, NO_RULE, make_plan
 from llmquant.spec import KEEP, Scheme

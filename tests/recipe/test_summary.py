@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llmquant.recipe.inventory import Inventory, ModuleInfo
+from llmquant.models.inventory import Inventory, ModuleInfo
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.naming import collective, collective_names, template
 from llmquant.recipe.plan import make_plan

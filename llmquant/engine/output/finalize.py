@@ -19,8 +19,8 @@ from llmquant.engine.progress import Progress
 from llmquant.formats.compressed_tensors.config import quantization_config
 from llmquant.formats.safetensors_file import copy_file, write_index, write_json_atomic
 from llmquant.models.config_file import NAME as CONFIG
+from llmquant.models.inventory import ModuleInfo
 from llmquant.models.safetensors_header import TensorInfo, read_header
-from llmquant.recipe.inventory import ModuleInfo
 from llmquant.recipe.plan import Plan
 from llmquant.recipe.schema import recipe_to_dict
 
@@ -100,7 +100,7 @@ def model_quantization_config(
         schemes |= {key.removesuffix(".weight"): row.scheme for row, key in unit.quantized}
         weights = (key for key in unit.copied if key.endswith(".weight") and len((tensors or {})[key].shape) == 2)
         kept += [key.removesuffix(".weight") for key in weights]
-    embeddings = any(row.module.kind == "embedding" for row in plan.quantized)
+    embeddings = any(row.matrix.table for row in plan.quantized)
     return quantization_config(schemes, list(dict.fromkeys(kept)), embeddings=embeddings)
 
 

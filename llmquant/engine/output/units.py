@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from llmquant.compat.loading import KeyMap
-from llmquant.engine.layer import needs_statistics
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors.codec import suffixes
 from llmquant.models.safetensors_header import TensorInfo
-from llmquant.recipe.plan import Plan, PlanRow
+from llmquant.recipe.plan import MatrixRow, Plan
 
 _CALIBRATED = 100  # work of a weight that needs statistics, where one that is only rounded is 1
 
@@ -30,12 +30,12 @@ class Unit:
     block: int | None
     file: str
     copied: tuple[str, ...]
-    quantized: tuple[tuple[PlanRow, str], ...]
+    quantized: tuple[tuple[MatrixRow, str], ...]
 
     @property
     def work(self) -> float:
         """About how long it takes, compared with other units; only for estimates of the time left."""
-        costs = ((row.module.parameters, needs_statistics(row)) for row, _ in self.quantized)
+        costs = ((prod(row.matrix.shape), row.needs) for row, _ in self.quantized)
         return 1.0 + sum(weights * (_CALIBRATED if calibrated else 1) for weights, calibrated in costs)
 
 
@@ -52,10 +52,10 @@ def split_into_units(plan: Plan, tensors: Mapping[str, TensorInfo], key_map: Key
         CheckpointError: if a weight to be quantized is missing, has another shape than the config says, is not a
             tensor of its own, or has tensors beside it that only quantized weights have.
     """
-    quantized = {f"{row.module.name}.weight": row for row in plan.quantized}
+    quantized = {row.matrix.key: row for row in plan.quantized}
     copies = {f"{row.module.name}.weight" for row in plan.rows if row.module.tied_to and not row.scheme.is_keep}
     copied: dict[int | None, list[str]] = {None: []}
-    chosen: dict[int | None, list[tuple[PlanRow, str]]] = {None: []}
+    chosen: dict[int | None, list[tuple[MatrixRow, str]]] = {None: []}
     found = set()
     for key in sorted(tensors):
         parameter = key_map.parameter.get(key)
@@ -68,7 +68,7 @@ def split_into_units(plan: Plan, tensors: Mapping[str, TensorInfo], key_map: Key
             continue
         if key in key_map.merged:
             raise CheckpointError(
-                f"{row.module.name} is assembled from several checkpoint tensors ({key}, ...), which cannot be "
+                f"{row.name} is assembled from several checkpoint tensors ({key}, ...), which cannot be "
                 "quantized one by one; keep it with a rule"
             )
         _check_shape(row, tensors[key])
@@ -81,20 +81,20 @@ def split_into_units(plan: Plan, tensors: Mapping[str, TensorInfo], key_map: Key
             "quantizes; the weights and the config do not belong together"
         )
     order = [None, *sorted(b for b in copied.keys() | chosen.keys() if b is not None)]
-    rank = {row.module.name: i for i, row in enumerate(plan.rows)}
+    rank = {row.name: i for i, row in enumerate(plan.rows)}
     return [
         Unit(
             block,
             f"model-{index:05d}-of-{len(order):05d}.safetensors",
             tuple(copied.get(block, ())),
-            tuple(sorted(chosen.get(block, ()), key=lambda pair: rank[pair[0].module.name])),
+            tuple(sorted(chosen.get(block, ()), key=lambda pair: rank[pair[0].name])),
         )
         for index, block in enumerate(order, 1)
     ]
 
 
-def _check_shape(row: PlanRow, tensor: TensorInfo) -> None:
-    wanted = row.module.shape[::-1] if row.module.kind == "conv1d" else row.module.shape
+def _check_shape(row: MatrixRow, tensor: TensorInfo) -> None:
+    wanted = row.matrix.stored_shape
     if tensor.shape != wanted:
         raise CheckpointError(
             f"{tensor.name} has shape {tensor.shape} in the checkpoint, but config.json describes {wanted}; "
@@ -102,7 +102,7 @@ def _check_shape(row: PlanRow, tensor: TensorInfo) -> None:
         )
 
 
-def check_alone(row: PlanRow, key: str, tensors: Mapping[str, TensorInfo]) -> None:
+def check_alone(row: MatrixRow, key: str, tensors: Mapping[str, TensorInfo]) -> None:
     """Check that a checkpoint does not hold what quantizing the weight `key` will make, such as its scales.
 
     Raises:

@@ -43,7 +43,7 @@ def verify(
         for row, key in unit.quantized:
             name = key.removesuffix(".weight")
             tensors = {n: written.read(n) for n in (f"{name}.{suffix}" for suffix in suffixes(row.scheme))}
-            if digest(decode_reference(name, tensors, row.scheme)) != layers[row.module.name].digest:
+            if digest(decode_reference(name, tensors, row.scheme)) != layers[row.name].digest:
                 raise OutputError(f"{folder}: {name} does not decode to what was written; {_ADVICE}")
             hashes |= {part: hash_bytes(tensor) for part, tensor in tensors.items()}
         for key in unit.copied:

@@ -39,7 +39,7 @@ class ShardWriter:
         for row, key in unit.quantized:
             began = time.monotonic()
             result = quantize_layer(row, self._checkpoint.read(key), None, self._scale_dtype)
-            results[row.module.name] = (result, time.monotonic() - began)
+            results[row.name] = (result, time.monotonic() - began)
         self.write(unit, results)
 
     def write(self, unit: Unit, results: Mapping[str, tuple[LayerResult, float]]) -> None:
@@ -52,10 +52,9 @@ class ShardWriter:
         tensors = {key: self._checkpoint.read(key) for key in unit.copied}
         records = {}
         for row, key in unit.quantized:
-            result, seconds = results[row.module.name]
+            result, seconds = results[row.name]
             tensors |= encode(key.removesuffix(".weight"), result.quantized, row.scheme)
-            assert row.rounding is not None
-            records[row.module.name] = LayerRecord(
+            records[row.name] = LayerRecord(
                 row.scheme.name,
                 row.rounding.method,
                 digest(result.quantized),
@@ -77,5 +76,5 @@ class ShardWriter:
         for row, key in unit.quantized:
             name = key.removesuffix(".weight")
             tensors = {n: shard.read(n) for n in (f"{name}.{suffix}" for suffix in suffixes(row.scheme))}
-            dense[row.module.name] = dense_weight(row, decode(name, tensors, row.scheme))
+            dense[row.name] = dense_weight(row, decode(name, tensors, row.scheme))
         return dense

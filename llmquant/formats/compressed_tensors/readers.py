@@ -165,7 +165,7 @@ def _recast(plan: Plan) -> Reason:
 
 def _one_scheme_if_embeddings(plan: Plan) -> Reason:
     """They fail at load (`'Embedding' object has no attribute 'weight'`) unless the file asks to dequantize."""
-    if len(_schemes(plan)) == 1 or all(row.module.kind != "embedding" for row in plan.quantized):
+    if len(_schemes(plan)) == 1 or not any(row.matrix.table for row in plan.quantized):
         return None
     return "packed embeddings load only when all quantized layers share one scheme"
 
@@ -198,7 +198,7 @@ def _dense_in_memory(plan: Plan) -> Reason:
 
 
 def _dense_at_load(plan: Plan) -> bool:
-    embeddings = any(row.module.kind == "embedding" for row in plan.quantized)
+    embeddings = any(row.matrix.table for row in plan.quantized)
     return embeddings or any(not scheme.symmetric for scheme in _schemes(plan))
 
 

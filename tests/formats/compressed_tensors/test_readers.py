@@ -10,10 +10,11 @@ import torch
 from llmquant.errors import PlanError
 from llmquant.formats.compressed_tensors.config import quantization_config
 from llmquant.formats.compressed_tensors.readers import LLMQUANT, TRANSFORMERS, VLLM_CPU, VLLM_GPU, Verdict, readers
-from llmquant.recipe.inventory import Inventory, Kind, ModuleInfo
+from llmquant.models.inventory import Inventory, Kind, ModuleInfo
 from llmquant.recipe.load import load_recipe
-from llmquant.recipe.plan import Plan, PlanRow, make_plan
+from llmquant.recipe.plan import Plan, make_plan
 from llmquant.spec import Scheme
+from tests.recipe.plans import plan_row
 
 SHAPES = {
     "self_attn.q_proj": (256, 256),
@@ -50,7 +51,7 @@ def plan_of(
             block=0,
             fused=fused and f"model.layers.0.{parent}:{fused}",
         )
-        rows.append(PlanRow(module, Scheme.parse(name), "rule", None, 0, 0))
+        rows.append(plan_row(module, Scheme.parse(name)))
     inventory = Inventory("LlamaForCausalLM", "llama", dtype, tuple(row.module for row in rows), 1, head_sizes)
     recipe = load_recipe({"version": 1, "rules": [{"match": "linear", "scheme": "int8"}]})
     return Plan(recipe, inventory, tuple(rows))

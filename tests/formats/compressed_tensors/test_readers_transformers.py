@@ -15,11 +15,12 @@ from llmquant.formats.compressed_tensors.codec import encode
 from llmquant.formats.compressed_tensors.config import quantization_config
 from llmquant.formats.compressed_tensors.readers import TRANSFORMERS, readers
 from llmquant.formats.safetensors_file import write_json_atomic, write_shard
+from llmquant.models.inventory import Inventory, ModuleInfo
 from llmquant.numerics.quantized import QuantizedTensor
-from llmquant.recipe.inventory import Inventory, ModuleInfo
 from llmquant.recipe.load import load_recipe
-from llmquant.recipe.plan import Plan, PlanRow
+from llmquant.recipe.plan import Plan
 from llmquant.spec import Scheme
+from tests.recipe.plans import plan_row
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -78,7 +79,7 @@ def make(folder: Path, most: str, down: str, embedding: str = "keep") -> bool:
     for name, shape in {"model.embed_tokens": (32, 64), **LINEARS}.items():
         kind = "embedding" if "embed" in name else "linear"
         scheme = Scheme.parse(embedding if kind == "embedding" else down if "down" in name else most)
-        rows.append(PlanRow(ModuleInfo(name, kind, shape, 1), scheme, "rule", None, 0, 0))
+        rows.append(plan_row(ModuleInfo(name, kind, shape, 1), scheme))
         state[f"{name}.weight"] = dense[name] = torch.randn(shape).bfloat16()
         if scheme.is_keep:
             continue
