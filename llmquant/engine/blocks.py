@@ -19,7 +19,7 @@ from llmquant.engine.capture import BlockInputs, capture
 from llmquant.engine.layer import dense_weight, quantize_layer
 from llmquant.engine.memory import return_free_memory
 from llmquant.recipe.plan import MatrixRow
-from llmquant.statistics.collect import HessianCollector
+from llmquant.statistics.collect import Collector
 
 
 class BlockWeights(Protocol):
@@ -102,7 +102,7 @@ def _quantize_block(
     sink: BlockSink,
 ) -> None:
     calibrated = {row.name: model.get_submodule(row.name) for row in rows if row.needs}
-    collector = HessianCollector(calibrated)
+    collector = Collector(calibrated, {row.name: row.needs for row in rows})
     if calibrated:
         with collector.attached(block):
             inputs.run(index, block)

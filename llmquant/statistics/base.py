@@ -1,21 +1,60 @@
-"""What a rounding is told about the inputs of its layer."""
+"""What a statistic is, and what methods are told about a layer.
+
+Legend: T tokens, F features: in_features for inputs, out_features for gradients of outputs.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class LayerStatistics:
-    """What calibration measured on the inputs of one layer.
+    """What calibration measured on one layer.
 
     Attributes:
-        hessian: (in_features, in_features) float32, X^T X / tokens of its inputs X (tokens, in_features); symmetric.
-            Algorithms read it only, so layers that share their inputs can share it.
+        values: each statistic by its name; the file of that name in this package says what it is. They are read only,
+            so layers that share their inputs can share them.
         tokens: how many inputs were seen.
     """
 
-    hessian: Tensor | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
+
+    def get(self, name: str) -> Tensor | None:
+        """One statistic; None where it was not collected."""
+        return self.values.get(name)
+
+
+class Statistic(Protocol):
+    """One statistic of one layer (or of several that read the same inputs) while it is collected."""
+
+    def add(self, rows: Tensor) -> None:
+        """Count more rows (T, F), T > 0, all on one device."""
+        ...
+
+    def merge(self, other: Statistic) -> None:
+        """Count what `other`, of the same module, has counted: the result is that of all rows together."""
+        ...
+
+    def take(self) -> Tensor:
+        """The value. Called once, at the end; it may use up what was counted."""
+        ...
+
+
+class StatisticModule(Protocol):
+    """A module of this package.
+
+    Attributes:
+        OF: what it is a statistic of: the inputs of a layer, or the gradients of its outputs, see `gradients`.
+    """
+
+    OF: Literal["inputs", "gradients"]
+
+    def start(self) -> Statistic:
+        """A statistic that has counted nothing yet."""
+        ...

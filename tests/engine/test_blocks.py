@@ -41,7 +41,7 @@ def test_statistics_come_from_behind_the_quantized_blocks(checkpoint, gptq_recip
     quantize_layer = blocks_module.quantize_layer
 
     def spy(row, weight, statistics, scale_dtype):
-        seen[row.module.name] = statistics.hessian.double()
+        seen[row.module.name] = statistics.values["hessian"].double()
         return quantize_layer(row, weight, statistics, scale_dtype)
 
     monkeypatch.setattr(blocks_module, "quantize_layer", spy)

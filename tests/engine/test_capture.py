@@ -14,7 +14,7 @@ from llmquant.engine import capture as capture_module
 from llmquant.engine.capture import capture
 from llmquant.errors import QuantizationError
 from llmquant.models.skeleton import decoder_blocks
-from llmquant.statistics.collect import HessianCollector
+from llmquant.statistics.collect import Collector
 
 
 def waiting_threads() -> int:
@@ -350,16 +350,16 @@ def test_hessians_are_those_of_the_real_inputs_and_shared_where_inputs_are():
         for handle in handles:
             handle.remove()
         inputs = capture(model.base_model, list(blocks), windows)
-        collector = HessianCollector(layers)
+        collector = Collector(layers, {name: {"hessian"} for name in layers})
         with collector.attached(block):
             inputs.run(0, block)
     taken = {name: collector.take(name) for name in names}
     for name in names:
         x = torch.cat(seen[name]).reshape(-1, seen[name][0].shape[-1])
         assert taken[name].tokens == x.shape[0] == 48
-        hessian = taken[name].hessian
+        hessian = taken[name].get("hessian")
         assert hessian is not None
         torch.testing.assert_close(hessian.double(), x.T @ x / 48, rtol=1e-5, atol=1e-6)
-    assert taken["self_attn.q_proj"].hessian is taken["self_attn.k_proj"].hessian
-    assert taken["mlp.gate_proj"].hessian is taken["mlp.up_proj"].hessian
-    assert taken["self_attn.q_proj"].hessian is not taken["mlp.gate_proj"].hessian
+    assert taken["self_attn.q_proj"].get("hessian") is taken["self_attn.k_proj"].get("hessian")
+    assert taken["mlp.gate_proj"].get("hessian") is taken["mlp.up_proj"].get("hessian")
+    assert taken["self_attn.q_proj"].get("hessian") is not taken["mlp.gate_proj"].get("hessian")

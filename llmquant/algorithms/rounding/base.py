@@ -36,7 +36,7 @@ class Algorithm(Protocol):
     """A module of this package.
 
     Attributes:
-        NEEDS: statistics that the engine must collect: empty, or {"hessian"}.
+        NEEDS: names of the statistics that the engine must collect.
         Options: frozen keyword-only dataclass of the recipe keys it takes, all with defaults.
     """
 

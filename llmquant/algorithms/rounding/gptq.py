@@ -102,7 +102,7 @@ def quantize(
 
 def _require_hessian(statistics: LayerStatistics, in_features: int) -> Tensor:
     """The Hessian, if calibration made one that can be used."""
-    hessian = statistics.hessian
+    hessian = statistics.get("hessian")
     if hessian is None or statistics.tokens == 0:
         missing = "there is none" if hessian is None else "no token was seen"
         raise QuantizationError(

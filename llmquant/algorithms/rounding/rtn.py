@@ -46,4 +46,4 @@ def quantize(
     grid = choose_grid(weight, scheme, scale_dtype=scale_dtype, objective=options.grid)
     quantized = QuantizedTensor(round_to_grid(weight, grid, scheme), grid.scales, grid.zeros)
     counters = {"zero_groups": grid.zero_groups} if grid.zero_groups else {}
-    return LayerResult(quantized, relative_loss(weight, quantized, statistics.hessian), counters)
+    return LayerResult(quantized, relative_loss(weight, quantized, statistics.get("hessian")), counters)

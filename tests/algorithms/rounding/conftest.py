@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmquant.statistics import find, names
 from llmquant.statistics.base import LayerStatistics
 
 
@@ -24,6 +25,11 @@ def weight() -> Tensor:
 
 @pytest.fixture
 def statistics() -> LayerStatistics:
-    """Of 640 correlated inputs of the layer."""
-    inputs = correlated_inputs(640, 160)
-    return LayerStatistics(inputs.t() @ inputs / 640, 640)
+    """All that there are, of 640 correlated inputs of the layer and as many gradients of its outputs."""
+    rows = {"inputs": correlated_inputs(640, 160), "gradients": torch.randn(640, 24)}
+    values = {}
+    for name in names():
+        statistic = find(name).start()
+        statistic.add(rows[find(name).OF])
+        values[name] = statistic.take()
+    return LayerStatistics(values, 640)

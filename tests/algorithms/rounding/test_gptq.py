@@ -18,8 +18,7 @@ ORDERS = ("static", "group", "none")
 
 
 def hessian_of(statistics: LayerStatistics) -> Tensor:
-    assert statistics.hessian is not None
-    return statistics.hessian
+    return statistics.values["hessian"]
 
 
 def run(weight: Tensor, statistics: LayerStatistics, name: str = "int4-g32", **options: Any) -> Any:
@@ -100,7 +99,7 @@ def test_options_help_in_the_order_of_their_cost(weight: Tensor, statistics: Lay
 
 def test_inputs_without_correlation_are_rounded_to_nearest(weight: Tensor) -> None:
     scheme = Scheme.parse("int4-g32")
-    result = run(weight, LayerStatistics(torch.diag(torch.rand(160) + 0.1), 1), grid="mse")
+    result = run(weight, LayerStatistics({"hessian": torch.diag(torch.rand(160) + 0.1)}, 1), grid="mse")
     grid = choose_grid(weight, scheme, scale_dtype=torch.float32, objective="mse")
     assert torch.equal(result.quantized.codes, round_to_grid(weight, grid, scheme))
 
@@ -149,7 +148,7 @@ def test_a_group_of_dead_inputs_alone_has_a_grid_of_its_own(
 def test_damping_is_a_share_of_what_the_live_inputs_carry(weight: Tensor, statistics: LayerStatistics) -> None:
     dead = kill(statistics, list(range(64)))
     codes = run(weight, statistics, damp=0.5).quantized.codes
-    alone = LayerStatistics(hessian_of(statistics)[64:, 64:], statistics.tokens)
+    alone = LayerStatistics({"hessian": hessian_of(statistics)[64:, 64:]}, statistics.tokens)
     assert torch.equal(codes[:, ~dead], run(weight[:, 64:], alone, damp=0.5).quantized.codes)
     assert not torch.equal(codes[:, ~dead], run(weight[:, 64:], alone, damp=0.3).quantized.codes)
 
@@ -162,16 +161,18 @@ def test_pivots_below_the_noise_of_the_hessian_raise_the_damping(weight: Tensor,
         hessian = torch.eye(160)
         hessian[3, 4] = hessian[4, 3] = 1
         hessian[4, 4] += apart
-        assert run(weight, LayerStatistics(hessian * scale, 9), damp=0.0, order="none").counters == raised
+        assert run(weight, LayerStatistics({"hessian": hessian * scale}, 9), damp=0.0, order="none").counters == raised
     # The diagonal of a dead input is no measurement, so no noise either.
     hessian[7, 7] = 0
-    assert run(weight, LayerStatistics(hessian * scale, 9), damp=0.0, order="none").counters == {"dead_columns": 1}
+    assert run(weight, LayerStatistics({"hessian": hessian * scale}, 9), damp=0.0, order="none").counters == {
+        "dead_columns": 1
+    }
 
 
 @pytest.mark.parametrize("damp", [0.0, 0.01])
 def test_fewer_tokens_than_inputs(weight: Tensor, damp: float) -> None:
     inputs = torch.randn(20, 160)
-    result = run(weight, LayerStatistics(inputs.t() @ inputs / 20, 20), damp=damp)
+    result = run(weight, LayerStatistics({"hessian": inputs.t() @ inputs / 20}, 20), damp=damp)
     # 20 tokens leave most directions of the 160 inputs free, so the damping has to fill them.
     assert result.counters == ({"damping_raised": 1} if damp == 0 else {})
     assert result.loss < 1e-3
@@ -199,16 +200,16 @@ def test_either_precision_of_the_factor_gives_the_same_quality(
 def test_unusable_statistics_are_refused(weight: Tensor, statistics: LayerStatistics) -> None:
     hessian = hessian_of(statistics)
     with pytest.raises(QuantizationError, match="but no token was seen"):
-        run(weight, LayerStatistics(hessian, 0))
+        run(weight, LayerStatistics({"hessian": hessian}, 0))
     with pytest.raises(QuantizationError, match=r"shape \[8, 8\], but in_features = 160"):
-        run(weight, LayerStatistics(hessian[:8, :8], 9))
+        run(weight, LayerStatistics({"hessian": hessian[:8, :8]}, 9))
     with pytest.raises(QuantizationError, match=r"diagonal of the Hessian lies in \[0, 0\]"):
-        run(weight, LayerStatistics(torch.zeros(160, 160), 9))
+        run(weight, LayerStatistics({"hessian": torch.zeros(160, 160)}, 9))
     with pytest.raises(QuantizationError, match="none may be negative"):
-        run(weight, LayerStatistics(-hessian, 9))
+        run(weight, LayerStatistics({"hessian": -hessian}, 9))
     hessian[2, 7] = float("nan")
     with pytest.raises(QuantizationError, match=r"the Hessian holds 1 values .* the first at \[2, 7\]"):
-        run(weight, LayerStatistics(hessian, 9))
+        run(weight, LayerStatistics({"hessian": hessian}, 9))
 
 
 def test_unknown_options() -> None:

@@ -1,0 +1,39 @@
+"""The largest magnitude of each input: (in_features,)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+OF: Literal["inputs"] = "inputs"
+
+
+def start() -> AbsoluteMaxima:
+    """Maxima of nothing yet."""
+    return AbsoluteMaxima()
+
+
+class AbsoluteMaxima:
+    """The largest magnitude so far."""
+
+    def __init__(self) -> None:
+        self._largest: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Raise the maxima to those of the rows."""
+        self._raise(rows.abs().amax(0))
+
+    def merge(self, other: AbsoluteMaxima) -> None:
+        """Raise the maxima to those of `other`."""
+        if other._largest is not None:
+            self._raise(other._largest)
+
+    def take(self) -> Tensor:
+        """The maxima."""
+        assert self._largest is not None
+        return self._largest
+
+    def _raise(self, values: Tensor) -> None:
+        self._largest = values if self._largest is None else torch.maximum(self._largest, values.to(self._largest))
