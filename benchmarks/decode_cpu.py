@@ -29,13 +29,13 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
-from llmquant.eval.machine import cpu_name, versions
 from llmquant.eval.statistics import spread
 from llmquant.hf.fuse import fuse, unfuse
 from llmquant.hf.place import finish, place_empty
 from llmquant.kernels import native
 from llmquant.layers.accuracy import ACCURACIES, Accuracy, set_accuracy
 from llmquant.layers.packed_linear import PackedLinear
+from llmquant.machine import cpu_name, versions
 from llmquant.spec import Scheme
 
 SHAPE = {

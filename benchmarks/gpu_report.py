@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from llmquant.eval.machine import machine, versions
 from llmquant.eval.statistics import spread
 from llmquant.kernels.bench import gpu_facts
 from llmquant.kernels.gpu.fallback import fallbacks
+from llmquant.machine import machine, versions
 
 Row = dict[str, Any]
 Result = TypeVar("Result")

@@ -18,13 +18,13 @@ from torch import Tensor
 from llmquant.engine.calibration import context_limit
 from llmquant.errors import DataError
 from llmquant.eval.kernels import in_accuracy
-from llmquant.eval.machine import OtherPrograms, machine, versions
 from llmquant.eval.metrics.memory import parameter_bytes
 from llmquant.eval.scoring import Progress
 from llmquant.eval.statistics import Spread
 from llmquant.eval.throughput import ThroughputOptions, Timing, ratio, speed, take_turns, time_once
 from llmquant.layers.accuracy import Accuracy, accuracy_of, kernels_used, set_accuracy
 from llmquant.layers.counting import weight_count
+from llmquant.machine import OtherPrograms, machine, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from llmquant.eval.budget import check_budget, check_limits
 from llmquant.eval.dtypes import LossDtype, Wanted, choose, in_float32, is_narrow
 from llmquant.eval.kernels import in_accuracy
-from llmquant.eval.machine import machine, versions
 from llmquant.eval.metrics.memory import CheckpointSize, checkpoint_size, measure_memory
 from llmquant.eval.metrics.noise_floor import check_noise_floor, measure_noise_floor
 from llmquant.eval.metrics.worst import worst_tokens
@@ -23,6 +22,7 @@ from llmquant.eval.throughput import Throughput, ThroughputOptions, check_prompt
 from llmquant.eval.windows import Protocol, Windows
 from llmquant.layers.accuracy import Accuracy, accuracy_of, kernels_used
 from llmquant.layers.counting import weight_count
+from llmquant.machine import machine, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from llmquant.errors import DataError
 from llmquant.eval.dtypes import free_bytes
-from llmquant.eval.machine import device_name
 from llmquant.eval.result import DenseSpeed, Speed, SpeedProtocol
 from llmquant.eval.scoring import Progress, evaluating
 from llmquant.eval.statistics import Spread, spread
 from llmquant.layers.accuracy import accuracy_of, kernels_used
 from llmquant.layers.counting import is_packed, weight_count
+from llmquant.machine import device_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,11 +18,11 @@ import torch
 from llmquant.bench import DEFAULT_SCHEMES, recipe_for
 from llmquant.engine.prepare import plan_only
 from llmquant.errors import LlmquantError, RecipeError
-from llmquant.eval.machine import versions
 from llmquant.formats.compressed_tensors.config import schemes_of
 from llmquant.kernels.gpu import runtime, tune
 from llmquant.kernels.gpu.weight import DTYPES as SCALE_DTYPES
 from llmquant.kernels.gpu.weight import TILE_K, Format
+from llmquant.machine import versions
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import build_skeleton, load_config, take_inventory
 from llmquant.spec import KEEP, Scheme

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from llmquant.eval.bench import BenchReport, BenchRow
 from llmquant.eval.lines import kernels_text, number, quartiles, speedup
-from llmquant.eval.machine import BUSY
 from llmquant.eval.statistics import Spread
 from llmquant.kernels.gpu.config import DENSE, Config
+from llmquant.machine import BUSY
 from llmquant.readable import bytes_text, shown
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ def _normalized(name: str) -> str:
 
 def test_kernels_name_the_pinned_triton(repository: Path) -> None:
     """The gates were seen with the version that users get, and the extra asks for no older one than was seen."""
-    from llmquant.kernels.bench.gate_cases import TRITON_SEEN
+    from llmquant.kernels.bench.gates.cases import TRITON_SEEN
 
     assert pins(repository)["triton"] in TRITON_SEEN
     oldest = min(TRITON_SEEN, key=lambda version: [int(part) for part in version.split(".")])

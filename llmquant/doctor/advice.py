@@ -8,9 +8,9 @@ from typing import Literal
 
 from llmquant.doctor.bandwidth import Bandwidth
 from llmquant.doctor.facts import Gpu, Gpus, Kernels, Memory, Threads
-from llmquant.eval.machine import BUSY, NOT_INSTALLED
 from llmquant.kernels.gpu import runtime, table
 from llmquant.kernels.native import ISA_VARIABLE, KERNELS_VARIABLE
+from llmquant.machine import BUSY, NOT_INSTALLED
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from llmquant.eval.machine import OtherPrograms
 from llmquant.kernels import native
+from llmquant.machine import OtherPrograms
 
 _BYTES = 256 << 20  # several times the last-level cache of a desktop, little memory
 _SECONDS = 0.4  # per thread count

@@ -8,7 +8,7 @@ from typing import Any
 from llmquant.doctor.advice import Advice, advise
 from llmquant.doctor.bandwidth import Bandwidth, measure_bandwidth
 from llmquant.doctor.facts import Gpus, Kernels, Memory, Threads, gpus, kernels, memory, threads
-from llmquant.eval.machine import VERSIONED, cpu_name, system_name, versions
+from llmquant.machine import VERSIONED, cpu_name, system_name, versions
 from llmquant.spec import Scheme
 
 SIZES = (1e9, 3e9, 8e9)

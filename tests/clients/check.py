@@ -29,8 +29,8 @@ from folders import Folders, make_folders
 
 import llmquant.hf
 from llmquant.engine.prepare import load_tokenizer
-from llmquant.eval.machine import machine, versions
 from llmquant.formats.compressed_tensors.readers import LLMQUANT, TRANSFORMERS, VLLM_CPU
+from llmquant.machine import machine, versions
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]

@@ -21,10 +21,10 @@ from llmquant.doctor.bandwidth import Bandwidth
 from llmquant.doctor.diagnosis import Diagnosis, diagnose, expected
 from llmquant.doctor.facts import Gpu, Gpus, Kernels, Memory, Threads
 from llmquant.doctor.view import print_diagnosis
-from llmquant.eval.machine import NOT_INSTALLED
 from llmquant.kernels import native
 from llmquant.kernels.gpu import runtime, table
 from llmquant.kernels.gpu.config import Config
+from llmquant.machine import NOT_INSTALLED
 
 KERNELS = Kernels(
     library="libllmquant_cpu.so", interface=1, in_use="avx512", available=("scalar", "avx2", "avx512"),

@@ -15,7 +15,6 @@ from llmquant.errors import CheckpointError, DataError, RecipeError
 from llmquant.eval import throughput
 from llmquant.eval.budget import check_budget
 from llmquant.eval.evaluate import Subject, evaluate
-from llmquant.eval.machine import machine, versions
 from llmquant.eval.metrics.memory import checkpoint_size, parameter_bytes, peak_rss_of
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
@@ -23,6 +22,7 @@ from llmquant.eval.scoring import compare
 from llmquant.eval.table import render_table
 from llmquant.eval.throughput import ThroughputOptions, Timing, measure_throughput
 from llmquant.eval.windows import make_windows
+from llmquant.machine import machine, versions
 
 
 def test_report_holds_what_was_measured(report: EvalReport, baseline) -> None:

@@ -15,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from llmquant.kernels.bench.gate_compile import Limits, measure, recording
-from llmquant.kernels.bench.gates import failures
+from llmquant.kernels.bench.gates.__main__ import failures
+from llmquant.kernels.bench.gates.compile import Limits, measure, recording
 
 GOOD = Limits(tensor="wgmma", a_in_registers=True, prmt=16, conversions=0, stores=4, waits=2, issue=125)
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from llmquant.kernels.bench import gate_cases, gates, sass
-from llmquant.kernels.bench.gate_compile import Case, Limits
+from llmquant.kernels.bench.gates import __main__ as gates
+from llmquant.kernels.bench.gates import cases as gate_cases
+from llmquant.kernels.bench.gates import sass
+from llmquant.kernels.bench.gates.compile import Case, Limits
 
 ROOT = Path(__file__).resolve().parents[3]
 needs_triton = pytest.mark.skipif(
@@ -34,7 +36,7 @@ def script(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_kernels_pass(tmp_path: Path) -> None:
     """What CI runs: the most important cases. About a minute on two cores."""
     file = tmp_path / "gates.json"
-    done = script("kernels/bench/gates.py", "--quick", "--json", str(file))
+    done = script("-m", "llmquant.kernels.bench.gates", "--quick", "--json", str(file))
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     rows = json.loads(file.read_text())["rows"]
     assert {row["arch"] for row in rows} == set(gate_cases.QUICK_ARCHS)

@@ -1,12 +1,12 @@
 """Compile gates: what the compiler makes of the GPU kernels, on a machine without a GPU, and whether it may.
 
-    python kernels/bench/gates.py --quick --json gates.json        # what CI runs: sm_80, sm_90, sm_100
-    python kernels/bench/gates.py --json gates.json                # every case, every architecture
-    python kernels/bench/gates.py --arch sm_90 --kernel linear_a16 # some; --kernel is part of a kernel's or case's name
+    python -m llmquant.kernels.bench.gates --quick --json gates.json   # what CI runs: sm_80, sm_90, sm_100
+    python -m llmquant.kernels.bench.gates --json gates.json           # every case, every architecture
+    python -m llmquant.kernels.bench.gates --arch sm_90 --kernel a16   # some; --kernel is part of a kernel's name
 
 A kernel that is right can still be slow by a multiple because of one line: weights that take the way through shared
 memory, conversions on the slow pipe, registers that spill, a wait after every multiplication. All of that shows in the
-machine code. Exit code 1 where a gate fails. gate_cases.py holds the cases and what they are allowed.
+machine code. Exit code 1 where a gate fails. cases.py holds the cases and what they are allowed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from llmquant.kernels.bench.cases import available_cores
-from llmquant.kernels.bench.gate_cases import CARDS, QUICK_ARCHS, cases
-from llmquant.kernels.bench.gate_compile import Case, Limits, Row, measure
+from llmquant.kernels.bench.gates.cases import CARDS, QUICK_ARCHS, cases
+from llmquant.kernels.bench.gates.compile import Case, Limits, Row, measure
 from llmquant.kernels.gpu import runtime
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _MOST_WORKERS = 8  # of half a GB each
 
 
 def run(chosen: Sequence[Case]) -> list[Row]:
-    """Compile cases, past Triton's cache; rows as of gate_compile.measure, with limits and failures."""
+    """Compile cases, past Triton's cache; rows as of compile.measure, with limits and failures."""
     workers = min(available_cores(), _MOST_WORKERS)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -54,7 +54,7 @@ def failures(row: Row, limits: Limits) -> list[str]:
     """What a compiled kernel is that it may not be, each with what was got and what is allowed.
 
     Args:
-        row: as of gate_compile.measure.
+        row: as of compile.measure.
         limits: of its case.
     """
     if "error" in row:

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from llmquant.kernels.bench.gate_compile import Case, Limits, recording
+from llmquant.kernels.bench.gates.compile import Case, Limits, recording
 from llmquant.kernels.gpu.config import Config
 from llmquant.kernels.gpu.weight import DTYPES, Format
 

@@ -21,8 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from llmquant.kernels.bench import sass
-from llmquant.kernels.bench.sass import Instruction
+from llmquant.kernels.bench.gates import sass
+from llmquant.kernels.bench.gates.sass import Instruction
 
 Row = dict[str, Any]
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)")
@@ -162,7 +162,7 @@ def measure(case: Case) -> Row:
         case: to compile; the process must not run Triton's interpreter.
 
     Returns:
-        one row of the JSON of gates.py, without limits; with `error` and little else where the compiler failed.
+        one row of the JSON of the gates, without limits; with `error` and little else where the compiler failed.
     """
     import triton
     from triton.compiler import ASTSource
