@@ -6,7 +6,7 @@ Unlike an evaluation it says nothing of quality, so it needs no text; the tokens
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,8 +20,9 @@ from llmquant.errors import DataError
 from llmquant.eval.kernels import in_accuracy
 from llmquant.eval.metrics.memory import parameter_bytes
 from llmquant.eval.scoring import Progress
+from llmquant.eval.static_decoding import StaticDecoding
 from llmquant.eval.statistics import Spread
-from llmquant.eval.throughput import ThroughputOptions, Timing, ratio, speed, take_turns, time_once
+from llmquant.eval.throughput import ThroughputOptions, Timing, ratio, speed, time_once, timed_rounds
 from llmquant.layers.accuracy import Accuracy, accuracy_of, kernels_used, set_accuracy
 from llmquant.layers.counting import weight_count
 from llmquant.machine import OtherPrograms, machine, versions
@@ -32,14 +33,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A model that takes part; `accuracy` is that of its CPU kernels, None where it has none to choose from.
+    """A model that takes part. One model may do so in both accuracies, and with both caches.
 
-    One model may take part in both accuracies.
+    Attributes:
+        name: for the report.
+        model: to time.
+        accuracy: of its kernels; None where it has none to choose from.
+        static: whether the cache has a fixed size; on a CUDA device decoding is a CUDA graph then.
     """
 
     name: str
     model: PreTrainedModel
     accuracy: Accuracy | None
+    static: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another program, which times as many tokens in its own way.
+
+    Attributes:
+        name: for the report.
+        parameter_bytes: memory of its weights.
+        run: a prefill and the decode steps after it.
+    """
+
+    name: str
+    parameter_bytes: int
+    run: Callable[[], Timing]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +69,9 @@ class BenchRow:
 
     Attributes:
         name: dtype, scheme, or folder.
-        dtype: in which it computes.
+        dtype: in which it computes; empty for another program, which decides that itself.
         accuracy: "exact" or "fast"; None where the model has no such choice.
+        static: whether the cache had a fixed size, see `Contender`.
         kernels: packed layers by kernel; none for a dense model, which torch runs.
         parameter_bytes: memory of weights.
         prefill: tokens per second.
@@ -61,6 +83,7 @@ class BenchRow:
     name: str
     dtype: str
     accuracy: str | None
+    static: bool
     kernels: dict[str, int]
     parameter_bytes: int
     prefill: Spread
@@ -103,7 +126,12 @@ def contenders_of(name: str, model: PreTrainedModel, accuracies: Sequence[Accura
 
 
 def bench(
-    name: str, contenders: Sequence[Contender], options: ThroughputOptions, *, progress: Progress | None = None
+    name: str,
+    contenders: Sequence[Contender],
+    options: ThroughputOptions,
+    *,
+    peers: Sequence[Peer] = (),
+    progress: Progress | None = None,
 ) -> BenchReport:
     """Time all contenders.
 
@@ -111,6 +139,7 @@ def bench(
         name: of the model that all of them are versions of.
         contenders: the first is what the others are compared with.
         options: what is timed.
+        peers: other programs that take turns with them.
         progress: called with (whole seconds used, seconds planned) after each round.
 
     Raises:
@@ -122,8 +151,9 @@ def bench(
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(in_accuracy(model, "exact"))  # the runs switch it; this puts it back
-        rounds = take_turns(models, [partial(_time, each, ids, options) for each in contenders], options, progress)
-        rows = tuple(_row(each, rounds, place) for place, each in enumerate(contenders))
+        runs = [_run(each, ids, options) for each in contenders] + [each.run for each in peers]
+        rounds = timed_rounds(models, runs, options, progress)
+        rows = [_row(each, rounds, place) for place, each in enumerate([*contenders, *peers])]
     return BenchReport(
         model=name,
         parameters=weight_count(contenders[0].model),
@@ -133,7 +163,7 @@ def bench(
         prompt_tokens=options.prompt_tokens,
         decode_tokens=options.decode_tokens,
         others=others.share(),
-        rows=rows,
+        rows=tuple(rows),
     )
 
 
@@ -150,22 +180,37 @@ def _tokens(model: PreTrainedModel, options: ThroughputOptions) -> Tensor:
     return torch.randint(vocabulary, (options.batch_size, count), generator=generator)
 
 
-def _time(contender: Contender, ids: Tensor, options: ThroughputOptions) -> Timing:
-    if contender.accuracy is not None:
-        set_accuracy(contender.model, contender.accuracy)
-    return time_once(contender.model, ids, options)
+def _run(contender: Contender, ids: Tensor, options: ThroughputOptions) -> Callable[[], Timing]:
+    model = contender.model
+    once = StaticDecoding(model, ids, options) if contender.static else partial(time_once, model, ids, options)
+
+    def run() -> Timing:
+        _choose(contender)
+        return once()
+
+    return run
 
 
-def _row(contender: Contender, rounds: Sequence[Sequence[Timing]], place: int) -> BenchRow:
+def _choose(contender: Contender) -> None:
     if contender.accuracy is not None:
         set_accuracy(contender.model, contender.accuracy)
+
+
+def _row(contender: Contender | Peer, rounds: Sequence[Sequence[Timing]], place: int) -> BenchRow:
+    if isinstance(contender, Peer):
+        dtype, accuracy, static, kernels, size = "", None, False, {}, contender.parameter_bytes
+    else:
+        _choose(contender)
+        model, accuracy, static = contender.model, contender.accuracy, contender.static
+        dtype, kernels, size = str(model.dtype).removeprefix("torch."), kernels_used(model), parameter_bytes(model)
     timed = speed(rounds, place)
     return BenchRow(
         name=contender.name,
-        dtype=str(contender.model.dtype).removeprefix("torch."),
-        accuracy=contender.accuracy,
-        kernels=kernels_used(contender.model),
-        parameter_bytes=parameter_bytes(contender.model),
+        dtype=dtype,
+        accuracy=accuracy,
+        static=static,
+        kernels=kernels,
+        parameter_bytes=size,
         prefill=timed.prefill,
         decode=timed.decode,
         prefill_speedup=ratio(rounds, place, 0, "prefill"),

@@ -27,6 +27,7 @@ from llmquant.eval.statistics import Spread, spread
 from llmquant.layers.accuracy import accuracy_of, kernels_used
 from llmquant.layers.counting import is_packed, weight_count
 from llmquant.machine import device_name
+from llmquant.turns import take_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,7 +112,7 @@ def measure_throughput(
     dense, left_out = dense_versions(baseline)
     own, *others = dense.values()
     models = [own, quantized, *others]
-    rounds = take_turns(models, [partial(time_once, model, ids, options) for model in models], options, progress)
+    rounds = timed_rounds(models, [partial(time_once, model, ids, options) for model in models], options, progress)
     places = (0, *range(2, len(models)))
     timed = tuple(_dense_speed(rounds, place, name) for place, name in zip(places, dense, strict=True))
     protocol = SpeedProtocol(
@@ -173,13 +174,13 @@ def check_prompt(length: int, options: ThroughputOptions) -> None:
         )
 
 
-def take_turns(
+def timed_rounds(
     models: Sequence[PreTrainedModel],
     runs: Sequence[Callable[[], Timing]],
     options: ThroughputOptions,
     progress: Progress | None = None,
 ) -> list[list[Timing]]:
-    """Call all `runs` once in each round, every second round in reverse.
+    """Let all `runs` take turns, after `options.warmup` rounds that do not count.
 
     Args:
         models: all models that the runs use.
@@ -188,26 +189,26 @@ def take_turns(
         progress: called as in `measure_throughput`.
 
     Returns:
-        For each round the results in the order of `runs`; untimed rounds are not among them.
+        For each round the results in the order of `runs`.
     """
-    rounds: list[list[Timing]] = []
+    planned = round(options.seconds)
     with ExitStack() as stack, torch.inference_mode():
         for model in models:
             stack.enter_context(evaluating(model))
         if progress is not None:
-            progress(0, round(options.seconds))
-        for _ in range(options.warmup):
-            for run in runs:
-                run()
+            progress(0, planned)
+        take_turns(runs, lambda done: done < options.warmup)
         start = time.perf_counter()
-        while _goes_on(len(rounds), time.perf_counter() - start, options):
-            step = 1 if len(rounds) % 2 == 0 else -1
-            rounds.append([run() for run in runs[::step]][::step])
-            if progress is not None:
-                used = time.perf_counter() - start
-                progress(min(int(used), round(options.seconds)), round(options.seconds))
+
+        def goes_on(done: int) -> bool:
+            elapsed = time.perf_counter() - start
+            if progress is not None and done:
+                progress(min(int(elapsed), planned), planned)
+            return _goes_on(done, elapsed, options)
+
+        rounds = take_turns(runs, goes_on)
     if progress is not None:
-        progress(round(options.seconds), round(options.seconds))
+        progress(planned, planned)
     return rounds
 
 
@@ -231,20 +232,21 @@ def time_once(model: PreTrainedModel, ids: Tensor, options: ThroughputOptions) -
     """Run one prefill and the decode steps after it, ids (batch_size, prompt_tokens + decode_tokens)."""
     ids = ids.to(model.device)
     steps = ids[:, options.prompt_tokens :].split(1, dim=1)
-    start = _now(model)
+    start = now(model)
     # generate, too, asks the prefill for the last position's logits only
     cache = model(input_ids=ids[:, : options.prompt_tokens], use_cache=True, logits_to_keep=1).past_key_values
-    middle = _now(model)
+    middle = now(model)
     for step in steps:
         cache = model(input_ids=step, past_key_values=cache, use_cache=True).past_key_values
-    end = _now(model)
+    end = now(model)
     return Timing(
         options.batch_size * options.prompt_tokens / (middle - start),
         options.batch_size * options.decode_tokens / (end - middle),
     )
 
 
-def _now(model: PreTrainedModel) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+def now(model: PreTrainedModel) -> float:
+    """The clock, once the device has done all its work."""
+    if model.device.type != "cpu":
+        getattr(torch, model.device.type).synchronize()
     return time.perf_counter()

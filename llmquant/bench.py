@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,11 @@ import torch
 
 from llmquant.compat.loading import no_progress_bar
 from llmquant.compat.remote_code import remote_code_of
-from llmquant.doctor.facts import memory
+from llmquant.device import resolve_device
 from llmquant.engine.prepare import plan_only
 from llmquant.errors import CheckpointError, DataError, RecipeError
 from llmquant.eval.bench import BenchReport, Contender, bench, contenders_of
+from llmquant.eval.dtypes import free_bytes
 from llmquant.eval.throughput import ThroughputOptions
 from llmquant.hf.config import RecipeConfig
 from llmquant.hf.load import load
@@ -48,6 +50,8 @@ def bench_model(
     accuracies: Sequence[Accuracy] = ("exact", "fast"),
     options: ThroughputOptions,
     threads: int | None = None,
+    device: str | torch.device = "auto",
+    static_cache: bool = False,
     trust_remote_code: bool = False,
     progress: Stage | None = None,
 ) -> BenchReport:
@@ -59,20 +63,23 @@ def bench_model(
         baseline: of a quantized model: the one it was made from.
         dtypes: of the dense model: fp32, bf16, fp16.
         schemes: for a 16- or 32-bit model: schemes, presets or recipe files.
-        accuracies: of the CPU kernels.
+        accuracies: of the kernels.
         options: what is timed.
         threads: of torch; as they are if None.
+        device: where the models lie; "auto" is the first of cuda, xpu and mps that is there, else the CPU.
+        static_cache: also time each with a cache of a fixed size; on a CUDA device decoding is a CUDA graph then.
         trust_remote_code: run code that comes with a checkpoint, if its architecture needs it.
         progress: called with (stage, done, in all) for the stages "load" and "speed".
 
     Raises:
         LlmquantError: RecipeError for a wrong word or a combination that makes no sense, CheckpointError if a model
             cannot be loaded or there is not enough memory, PlanError if a scheme does not fit it, DataError if the
-            tokens do not.
+            tokens do not, DeviceError if there is no such device.
     """
+    place = resolve_device(device)
     if threads is not None and threads < 1:
         raise DataError(f"--threads {threads}: at least 1")
-    sources = _sources(model, baseline, dtypes, schemes, trust_remote_code)
+    sources = _sources(model, baseline, dtypes, schemes, place, trust_remote_code)
     contenders: list[Contender] = []
     with _threads(threads):
         for number, (name, make) in enumerate(sources):
@@ -81,6 +88,8 @@ def bench_model(
             contenders += contenders_of(name, make(), accuracies)
         if progress is not None:
             progress("load", len(sources), len(sources))
+        if static_cache:
+            contenders += [replace(each, static=True) for each in contenders]
         timed = None if progress is None else (lambda done, planned: progress("speed", done, planned))
         return bench(Path(model).name, contenders, options, progress=timed)
 
@@ -93,6 +102,7 @@ def _sources(
     baseline: str | Path | None,
     dtypes: Sequence[str] | None,
     schemes: Sequence[str] | None,
+    device: torch.device,
     trust: bool,
 ) -> list[Source]:
     """Names of the contenders and how to make each; the dense ones first."""
@@ -113,16 +123,16 @@ def _sources(
         parameters = sum(prod(tensor.shape) for tensor in dense.tensors.values())
         for name in dtypes or DEFAULT_DTYPES:
             dtype = _dtype(name)
-            found.append((name, lambda dtype=dtype: _load(dense.folder, dtype, trust)))
+            found.append((name, lambda dtype=dtype: _load(dense.folder, dtype, device, trust)))
             bytes_needed += parameters * dtype.itemsize
     if quantized:
-        found.append((checkpoint.folder.name, lambda: _load(checkpoint.folder, "auto", trust)))
+        found.append((checkpoint.folder.name, lambda: _load(checkpoint.folder, "auto", device, trust)))
     else:
         for word in schemes or DEFAULT_SCHEMES:
             recipe = recipe_for(word)
-            found.append((word, lambda recipe=recipe: _quantize(checkpoint.folder, recipe, trust)))
+            found.append((word, lambda recipe=recipe: _quantize(checkpoint.folder, recipe, device, trust)))
             bytes_needed += plan_only(checkpoint.folder, recipe, trust_remote_code=trust).bytes_after
-    _require_memory(bytes_needed)
+    _require_memory(bytes_needed, device)
     return found
 
 
@@ -153,9 +163,9 @@ def recipe_for(word: str) -> Recipe:
     return load_recipe({"version": 1, "name": word, "rules": [rule], "rounding": {"method": "rtn"}})
 
 
-def _require_memory(wanted: int) -> None:
+def _require_memory(wanted: int, device: torch.device) -> None:
     """All contenders are in memory at the same time; refuse before the system starts to swap."""
-    available = memory().available
+    available = free_bytes(device)
     if available is not None and wanted > available:
         raise CheckpointError(
             f"the models need {bytes_text(wanted)} of memory at the same time, {bytes_text(available)} are free; "
@@ -163,19 +173,23 @@ def _require_memory(wanted: int) -> None:
         )
 
 
-def _load(folder: Path, dtype: str | torch.dtype, trust: bool) -> PreTrainedModel:
+def _load(folder: Path, dtype: str | torch.dtype, device: torch.device, trust: bool) -> PreTrainedModel:
     with no_progress_bar():
-        return load(folder, dtype=dtype, trust_remote_code=trust)
+        return load(folder, dtype=dtype, device_map=_device_map(device), trust_remote_code=trust)
 
 
-def _quantize(folder: Path, recipe: Recipe, trust: bool) -> PreTrainedModel:
+def _quantize(folder: Path, recipe: Recipe, device: torch.device, trust: bool) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with no_progress_bar(), remote_code_of(folder):
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", use_safetensors=True, quantization_config=RecipeConfig(recipe),
-            trust_remote_code=trust,
+            device_map=_device_map(device), trust_remote_code=trust,
         )  # fmt: skip
+
+
+def _device_map(device: torch.device) -> dict[str, torch.device] | None:
+    return None if device.type == "cpu" else {"": device}
 
 
 @contextmanager

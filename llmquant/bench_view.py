@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
 def print_bench(console: Console, report: BenchReport) -> None:
     """A row for each contender, then how it was measured."""
-    threads = report.machine["threads"]
     console.print(
-        f"[bold]{shown(report.model)}[/], {number(report.parameters / 1e6)} M weights, "
-        f"on {shown(report.machine['cpu'])}, {threads} thread{'' if threads == 1 else 's'}",
+        f"[bold]{shown(report.model)}[/], {number(report.parameters / 1e6)} M weights, on {_place(report)}",
         highlight=False,
     )
     table = Table(box=None, header_style="dim", pad_edge=False)
@@ -36,8 +34,8 @@ def print_bench(console: Console, report: BenchReport) -> None:
     table.add_column("kernels", overflow="fold")
     for place, row in enumerate(report.rows):
         table.add_row(
-            f"[bold]{shown(row.name)}[/]",
-            shown(row.dtype),
+            f"[bold]{shown(row.name)}[/]" + ", static cache" * row.static,
+            shown(row.dtype) or "–",
             row.accuracy or "–",
             bytes_text(row.parameter_bytes),
             _cell(row.prefill, row.prefill_speedup if place else None),
@@ -59,6 +57,11 @@ def print_bench(console: Console, report: BenchReport) -> None:
             "better than the speeds\n  [bold]do:[/] run it again when the machine is quiet",
             highlight=False,
         )
+
+
+def _place(report: BenchReport) -> str:
+    cpu, threads, device = (report.machine[name] for name in ("cpu", "threads", "device"))
+    return f"{shown(cpu)}, {threads} thread{'' if threads == 1 else 's'}" if device == "cpu" else shown(str(device))
 
 
 def _kernels(row: BenchRow) -> str:

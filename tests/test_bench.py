@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from llmquant import bench_tune
 from llmquant.api import quantize
 from llmquant.bench import bench_model, recipe_for
 from llmquant.cli import main
-from llmquant.doctor.facts import Memory
+from llmquant.errors import CheckpointError
 from llmquant.eval import bench as eval_bench
 from llmquant.eval.bench import contenders_of
-from llmquant.eval.throughput import ThroughputOptions
+from llmquant.eval.static_decoding import StaticDecoding
+from llmquant.eval.throughput import ThroughputOptions, Timing
 from llmquant.hf.load import load
 from llmquant.kernels.gpu import dispatch, runtime, table, tune, tune_gpu
 from llmquant.layers.accuracy import ACCURACIES, set_accuracy
@@ -59,6 +61,49 @@ def test_a_quantized_model_is_taken_as_it_is(model: Path, quantized: Path) -> No
     alone = bench_model(quantized, accuracies=["exact"], options=QUICK)
     assert [row.name for row in alone.rows] == ["out"]
     assert alone.parameters == report.parameters == tiny_llama().num_parameters()
+
+
+def test_a_static_cache_adds_rows_that_find_the_same_logits(model: Path) -> None:
+    report = bench_model(
+        model, dtypes=["fp32"], schemes=["int8"], accuracies=["exact"], static_cache=True, options=QUICK
+    )
+    assert [(row.name, row.static) for row in report.rows] == [
+        ("fp32", False), ("int8", False), ("fp32", True), ("int8", True),
+    ]  # fmt: skip
+    loaded = load(model)
+    ids = torch.arange(20).view(2, 10) * 3
+    decoding = StaticDecoding(loaded, ids, replace(QUICK, batch_size=2))
+    for _ in range(2):  # the second time the cache begins anew
+        with torch.inference_mode():
+            decoding()
+        torch.testing.assert_close(decoding.logits, loaded(ids).logits[:, -1:])
+
+
+def test_models_lie_on_the_device_that_was_asked_for(model: Path, monkeypatch) -> None:
+    places: list[object] = []
+    monkeypatch.setattr(
+        "llmquant.bench.resolve_device", lambda name: torch.device("cuda:1") if name == "cuda:1" else None
+    )
+    monkeypatch.setattr("llmquant.bench.free_bytes", lambda device: None)
+
+    def loaded(folder: Path, **options: object) -> None:
+        places.append(options["device_map"])
+        raise CheckpointError("enough")
+
+    monkeypatch.setattr("llmquant.bench.load", loaded)
+    with pytest.raises(CheckpointError, match="enough"):
+        bench_model(model, device="cuda:1", options=QUICK)
+    assert places == [{"": torch.device("cuda:1")}]
+
+
+def test_another_program_takes_its_turns(model: Path) -> None:
+    peer = eval_bench.Peer("other", 1000, lambda: Timing(8.0, 4.0))
+    loaded = load(model)
+    report = eval_bench.bench("x", contenders_of("fp32", loaded, ["exact"]), QUICK, peers=[peer])
+    mine, other = report.rows
+    assert (other.name, other.parameter_bytes, other.kernels, other.decode.median) == ("other", 1000, {}, 4.0)
+    assert other.decode_speedup.median == pytest.approx(4.0 / mine.decode.median, rel=0.5)
+    assert mine.decode_speedup.median == 1.0
 
 
 def _mode(model: PreTrainedModel) -> str:
@@ -104,6 +149,8 @@ def test_a_scheme_needs_no_recipe() -> None:
         (["MODEL", "--dtypes", "fp8"], "fp32, bf16, fp16"),
         (["MODEL", "--schemes", "int5"], "int5"),
         (["MODEL", "--prompt", "100"], "context is 64"),
+        (["MODEL", "--device", "cuda:7"], "no device 'cuda:7' here"),
+        (["MODEL", "--device", "gpu"], "unknown device 'gpu'; give auto, cpu"),
         (["nowhere/at/all"], "nowhere/at/all"),
     ],
 )
@@ -124,7 +171,7 @@ def test_numbers_that_are_none_are_wrong_command_lines(model: Path, capsys, opti
 
 
 def test_too_little_memory_is_refused_before_loading(model: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("llmquant.bench.memory", lambda: Memory(total=None, available=100_000, huge_pages=None))
+    monkeypatch.setattr("llmquant.bench.free_bytes", lambda device: 100_000)
     monkeypatch.setattr("llmquant.bench._load", lambda *_: pytest.fail("loaded"))
     assert main(["bench", str(model)]) == 1
     assert "100 kB are free" in capsys.readouterr().err

@@ -24,12 +24,18 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument(
         "--schemes", type=arguments.words, metavar="A,B", help="schemes, presets or recipes (int8,int4-g128)"
     )
-    parser.add_argument(
-        "--accuracy", choices=("exact", "fast", "both"), default="both", help="of the CPU kernels (both)"
-    )
+    parser.add_argument("--accuracy", choices=("exact", "fast", "both"), default="both", help="of the kernels (both)")
     parser.add_argument("--prompt", type=arguments.count, default=128, metavar="N", help="tokens of the prompt (128)")
     parser.add_argument("--new", type=arguments.count, default=32, metavar="N", help="tokens decoded one by one (32)")
     parser.add_argument("--batch", type=arguments.count, default=1, metavar="N", help="sequences at once (1)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, xpu, mps (auto: a GPU if there is one)"
+    )
+    parser.add_argument(
+        "--static-cache",
+        action="store_true",
+        help="also time a cache of fixed size; on CUDA, by CUDA graphs",
+    )
     parser.add_argument("--threads", type=arguments.count, metavar="N", help="threads of torch (as they are)")
     parser.add_argument(
         "--seconds", type=arguments.seconds, default=20, metavar="S", help="time for all rounds; 3 at least (20)"
@@ -56,8 +62,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     with RunDisplay(console) as display:
         report = bench_model(
             args.model, baseline=args.baseline, dtypes=args.dtypes, schemes=args.schemes, options=options,
-            accuracies=_accuracies(args), threads=args.threads, trust_remote_code=args.trust_remote_code,
-            progress=display.stages,
+            accuracies=_accuracies(args), threads=args.threads, device=args.device, static_cache=args.static_cache,
+            trust_remote_code=args.trust_remote_code, progress=display.stages,
         )  # fmt: skip
     if args.json:
         args.json.write_text(report.to_json(), encoding="utf-8")

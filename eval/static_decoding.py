@@ -1,0 +1,86 @@
+"""Prefill and decode with a static cache; on a CUDA device each decoded token is one replay of a CUDA graph.
+
+The graph is captured by hand from one forward pass. That works because a static cache of transformers counts its tokens
+in a tensor: positions, mask and the place of new keys are computed on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from llmquant.eval.throughput import ThroughputOptions, Timing, now
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_WARM_UP = 3  # steps before a capture: kernels are compiled and libraries make their handles in them
+_ROUND_TO = 64  # attention with a mask wants key counts that 8 divides
+
+
+class StaticDecoding:
+    """One model that reads the same tokens again and again.
+
+    Attributes:
+        logits: (batch_size, 1, vocabulary) of the newest token.
+    """
+
+    def __init__(self, model: PreTrainedModel, ids: Tensor, options: ThroughputOptions) -> None:
+        """Make the cache; the graph is captured when it is first called.
+
+        Args:
+            model: to time.
+            ids: (batch_size, prompt_tokens + decode_tokens) token ids.
+            options: what is timed.
+        """
+        from transformers import StaticCache
+
+        self._model, self._options, self._ids = model, options, ids.to(model.device)
+        self._token = self._ids[:, :1].clone()
+        length = -(-max(ids.shape[1], options.prompt_tokens + _WARM_UP + 1) // _ROUND_TO) * _ROUND_TO
+        self._cache: Any = StaticCache(config=model.config, max_cache_len=length)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.logits: Tensor | None = None
+
+    def __call__(self) -> Timing:
+        """Run one prefill and the decode steps after it, as `throughput.time_once` does."""
+        options, model = self._options, self._model
+        if self._graph is None and model.device.type == "cuda":
+            self._prefill()
+            self._graph = _captured(self._step)
+        start = now(model)
+        self._prefill()
+        middle = now(model)
+        for place in range(options.prompt_tokens, self._ids.shape[1]):
+            self._token.copy_(self._ids[:, place : place + 1])
+            self._step() if self._graph is None else self._graph.replay()
+        end = now(model)
+        return Timing(
+            options.batch_size * options.prompt_tokens / (middle - start),
+            options.batch_size * options.decode_tokens / (end - middle),
+        )
+
+    def _prefill(self) -> None:
+        self._cache.reset()  # in place: a captured graph knows the addresses
+        ids = self._ids[:, : self._options.prompt_tokens]
+        self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+
+    def _step(self) -> None:
+        self.logits = self._model(input_ids=self._token, past_key_values=self._cache, use_cache=True).logits
+
+
+def _captured(step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """A graph of one step, after some on a side stream, as torch asks for."""
+    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP):
+            step()
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph
