@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from llmquant.formats.compressed_tensors.readers import readers
 from llmquant.layers.prepared import kernel_on
 from llmquant.readable import bytes_text, shown
 from llmquant.recipe.plan import NO_RULE, Plan
@@ -64,7 +63,7 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
         for scheme in dict.fromkeys(row.scheme for row in plan.quantized):
             console.print(f"  {scheme}  {shown(kernel_on(scheme, device))}", highlight=False)
     console.print("\nwho loads the result")
-    for reader, verdict in readers(plan).items():
+    for reader, verdict in plan.format.readers(plan).items():
         mark = "[green]yes[/]" if verdict.ok else "[red]no [/]"
         console.print(f"  {mark}  {reader:<13} {shown(verdict.note)}", highlight=False)
 

@@ -31,7 +31,7 @@ def check_statistics(plan: Plan) -> bool:
 
 
 def quantize_layer(
-    row: MatrixRow, parameter: Tensor, statistics: LayerStatistics | None, scale_dtype: torch.dtype
+    row: MatrixRow, parameter: Tensor, statistics: LayerStatistics | None, dtype: torch.dtype
 ) -> LayerResult:
     """Quantize one matrix.
 
@@ -39,22 +39,22 @@ def quantize_layer(
         row: what it becomes.
         parameter: that holds it, as `Matrix` says. It is not changed.
         statistics: of the layer's inputs, where the rounding needs them.
-        scale_dtype: the dtype of the checkpoint, in which scales are stored.
+        dtype: of the checkpoint, in which the baseline computes.
 
     Raises:
         QuantizationError: naming the matrix, if the weight or the statistics cannot be quantized.
     """
     algorithm, options = row.rounding.algorithm, row.rounding.build_options()
-    matrix = row.matrix.of(parameter).to(scale_dtype)  # what the baseline would compute with
+    matrix, seen = row.matrix.of(parameter).to(dtype), statistics or LayerStatistics()
     try:
-        return algorithm.quantize(matrix, statistics or LayerStatistics(), row.scheme, options, scale_dtype=scale_dtype)
+        return algorithm.quantize(matrix, seen, row.scheme, options, scale_dtype=row.scale_dtype)
     except QuantizationError as error:
         raise QuantizationError(f"{row.name}: {error}") from error
 
 
 def dense_weight(row: MatrixRow, quantized: QuantizedTensor) -> Tensor:
     """The dequantized weight in the orientation of its parameter."""
-    return row.matrix.held(quantized.dequantize())
+    return row.matrix.held(quantized.dequantize(row.dense_dtype))
 
 
 def digest(quantized: QuantizedTensor) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmquant.compat.border import foreign
 from llmquant.compat.remote_code import remote_code_of
 from llmquant.engine.output.folder import PROVENANCE
-from llmquant.errors import CheckpointError, DataError
+from llmquant.errors import CheckpointError, DataError, PlanError
 from llmquant.models.checkpoint import Checkpoint, refuse_quantized
 from llmquant.models.config_file import NAME as CONFIG
 from llmquant.models.config_file import leads_outside
@@ -65,7 +65,9 @@ def plan_only(
             require_tokenizer_files(Path(source))
         if config.dtype is None:
             _settle_dtype(config, Checkpoint.open(source))
-    return make_plan(recipe, take_inventory(build_skeleton(config, trust_remote_code=trust_remote_code)))
+    plan = make_plan(recipe, take_inventory(build_skeleton(config, trust_remote_code=trust_remote_code)))
+    _check_format(plan, config)
+    return plan
 
 
 def prepare(
@@ -85,8 +87,18 @@ def prepare(
     if config.dtype is None:
         _settle_dtype(config, checkpoint)
     plan = make_plan(recipe, take_inventory(build_skeleton(config, trust_remote_code=trust_remote_code)))
+    _check_format(plan, config)
     model = build_skeleton(config, trust_remote_code=trust_remote_code).float()
     return Prepared(str(source), checkpoint, model, plan, trust_remote_code)
+
+
+def _check_format(plan: Plan, config: PretrainedConfig) -> None:
+    reasons = list(plan.format.obstacles(config.to_dict()))
+    if reasons:
+        raise PlanError(
+            f"{plan.inventory.architecture} cannot be written as {plan.recipe.format}: {'; '.join(reasons)}; drop "
+            "`format:` from the recipe"
+        )
 
 
 def _config_of(checkpoint: Checkpoint, *, trust_remote_code: bool) -> PretrainedConfig:

@@ -22,8 +22,8 @@ from llmquant.engine.layer import check_statistics
 from llmquant.engine.output.finalize import finalize
 from llmquant.engine.output.folder import OutputFolder, is_finished, read_provenance
 from llmquant.engine.output.journal import Journal
-from llmquant.engine.output.units import Unit, split_into_units
-from llmquant.engine.output.writer import ShardWriter
+from llmquant.engine.output.units import Unit, contents_of, split_into_units
+from llmquant.engine.output.writer import UnitWriter
 from llmquant.engine.prepare import Prepared, load_tokenizer
 from llmquant.engine.progress import Progress
 from llmquant.engine.streaming import StreamedWeights
@@ -87,9 +87,11 @@ def run(
         units = _units(prepared)
         journal = output.begin(identity, resume=resume, overwrite=overwrite)
         _check_space(output, prepared.checkpoint, units, journal)
-        writer = ShardWriter(output.partial, journal, prepared.checkpoint, prepared.plan.inventory.dtype, progress)
+        contents = contents_of(units, prepared.checkpoint.tensors)
+        format_writer = prepared.plan.format.writer(output.partial, contents, prepared.model.config.to_dict())
+        writer = UnitWriter(format_writer, prepared.plan, journal, prepared.checkpoint, progress)
         _write_units(prepared, units, writer, calibration, progress)
-        finalize(prepared, units, journal, output, identity, calibration, progress, began)
+        finalize(prepared, units, format_writer, journal, output, identity, calibration, progress, began)
         return RunResult(output.out, read_provenance(output.out))
 
 
@@ -167,7 +169,7 @@ def _check_space(output: OutputFolder, checkpoint: Checkpoint, units: list[Unit]
 
 
 def _write_units(
-    prepared: Prepared, units: list[Unit], writer: ShardWriter, calibration: CalibrationData | None, progress: Progress
+    prepared: Prepared, units: list[Unit], writer: UnitWriter, calibration: CalibrationData | None, progress: Progress
 ) -> None:
     left = sum(unit.work for unit in units if not writer.is_written(unit))
     progress.stage("quantize", len(units), unit="shards", work=left)
@@ -184,7 +186,7 @@ def _write_units(
         _calibrate(prepared, units, writer, calibration)
 
 
-def _calibrate(prepared: Prepared, units: list[Unit], writer: ShardWriter, calibration: CalibrationData) -> None:
+def _calibrate(prepared: Prepared, units: list[Unit], writer: UnitWriter, calibration: CalibrationData) -> None:
     model = prepared.model
     path, blocks = decoder_blocks(model)
     by_block = {unit.block: unit for unit in units}
@@ -210,7 +212,7 @@ def _calibrate(prepared: Prepared, units: list[Unit], writer: ShardWriter, calib
 class _UnitSink:
     """Writes the blocks of a calibrated run, and finds those that an earlier run wrote."""
 
-    def __init__(self, units: Mapping[int | None, Unit], writer: ShardWriter) -> None:
+    def __init__(self, units: Mapping[int | None, Unit], writer: UnitWriter) -> None:
         self._units, self._writer = units, writer
 
     def finished(self, index: int) -> Mapping[str, Tensor] | None:

@@ -19,11 +19,12 @@ from llmquant.compat.remote_code import runs_remote_code
 from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
 from llmquant.engine.inplace import quantize_loaded
 from llmquant.engine.layer import check_statistics, quantize_layer
-from llmquant.engine.output.finalize import model_quantization_config
 from llmquant.engine.output.units import check_alone
 from llmquant.engine.prepare import load_tokenizer
 from llmquant.errors import CheckpointError, LlmquantError, PlanError
+from llmquant.formats import DEFAULT
 from llmquant.formats.compressed_tensors.codec import encode
+from llmquant.formats.compressed_tensors.config import model_quantization_config
 from llmquant.hf.config import RecipeConfig
 from llmquant.hf.packed import PackedQuantizer
 from llmquant.hf.place import finish, place_empty, stand_in
@@ -215,6 +216,11 @@ def _packed(module: nn.Module, result: LayerResult, scheme: Scheme) -> PackedLin
 
 
 def _check_plan(plan: Plan) -> None:
+    if plan.recipe.format != DEFAULT:
+        raise PlanError(
+            f"a model in memory has the layout of {DEFAULT}, not of {plan.recipe.format}; drop `format:` from the "
+            "recipe, or write files with llmquant.quantize"
+        )
     check_statistics(plan)
     for row in plan.quantized:
         if row.scheme.activations:
@@ -229,7 +235,7 @@ def _check_source(model: PreTrainedModel, plan: Plan, tensors: Mapping[str, Tens
     rows = {f"{row.module.name}.weight": row for row in plan.quantized}
     for key, parameter in map_keys(model, tensors).parameter.items():
         if parameter in rows:
-            check_alone(rows[parameter], key, tensors)
+            check_alone(key, plan.format.names(key, rows[parameter].scheme), tensors)
 
 
 def _require_one_device(device_map: Any) -> None:

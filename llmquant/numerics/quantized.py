@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -21,11 +22,12 @@ class QuantizedTensor:
     scales: Tensor
     zeros: Tensor | None = None
 
-    def dequantize(self) -> Tensor:
-        """The weight (out_features, in_features), computed in the dtype of the scales as compressed-tensors does."""
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (out_features, in_features), computed in `dtype`, or in that of the scales."""
+        scales = self.scales.to(dtype or self.scales.dtype)
         out_features, in_features = self.codes.shape
         groups = self.scales.shape[1]
-        codes = self.codes.reshape(out_features, groups, in_features // groups).to(self.scales.dtype)
+        codes = self.codes.reshape(out_features, groups, in_features // groups).to(scales.dtype)
         if self.zeros is not None:
-            codes = codes - self.zeros.unsqueeze(-1).to(self.scales.dtype)
-        return (codes * self.scales.unsqueeze(-1)).reshape(out_features, in_features)
+            codes = codes - self.zeros.unsqueeze(-1).to(scales.dtype)
+        return (codes * scales.unsqueeze(-1)).reshape(out_features, in_features)

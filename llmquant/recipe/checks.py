@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from llmquant.formats import find
 from llmquant.models.inventory import NAMED_SETS, Inventory, ModuleInfo
 from llmquant.recipe.match import Pattern
 from llmquant.recipe.naming import collective_names, template
@@ -64,6 +65,7 @@ def check_rules(recipe: Recipe, inventory: Inventory, deciders: Sequence[int | N
 
 def check_decisions(recipe: Recipe, inventory: Inventory, decisions: Sequence[Decision], problems: Problems) -> None:
     """Modules that cannot become what a rule says, and sets that must not be split."""
+    format_ = find(recipe.format)
     named = {decision.module.name: decision for decision in decisions}
     owners = {module.tied_to for module in inventory.modules if module.tied_to}
     for decision in decisions:
@@ -84,7 +86,9 @@ def check_decisions(recipe: Recipe, inventory: Inventory, decisions: Sequence[De
                 )
         elif not decision.scheme.is_keep:
             rule = recipe.rules[decision.decider]
-            reason = _why_not(module, rule, decision.scheme, shared=module.name in owners, portable=recipe.portable)
+            reason = _why_not(module, decision.scheme, shared=module.name in owners)
+            reason = reason or format_.why_not(module, decision.scheme, portable=recipe.portable)
+            reason = reason or _why_indivisible(module, rule, decision.scheme)
             rounding = rule.rounding or recipe.rounding
             if not reason and module.idle and module.block is not None and rounding.algorithm.NEEDS:
                 reason = (
@@ -93,8 +97,8 @@ def check_decisions(recipe: Recipe, inventory: Inventory, decisions: Sequence[De
                 )
             if reason:
                 problems.add(f"{reason} (rule {decision.decider + 1}, {rule})", module)
-    _check_fused(decisions, problems)
-    _check_embeddings(decisions, problems, portable=recipe.portable)
+    for message, module in format_.problems(decisions, inventory, portable=recipe.portable):
+        problems.add(message, module)
     _check_something_is_left(decisions, problems)
 
 
@@ -137,7 +141,7 @@ def _example(inventory: Inventory) -> str:
     return next((module.name for module in inventory.modules if "linear" in module.sets), "lm_head")
 
 
-def _why_not(module: ModuleInfo, rule: Rule, scheme: Scheme, *, shared: bool, portable: bool) -> str:
+def _why_not(module: ModuleInfo, scheme: Scheme, *, shared: bool) -> str:
     """Why a module cannot have a scheme, with the fix; empty if it can."""
     if module.kind == "experts":
         return "experts cannot be quantized yet; drop the rule, which keeps them, or say keep"
@@ -148,7 +152,7 @@ def _why_not(module: ModuleInfo, rule: Rule, scheme: Scheme, *, shared: bool, po
             return f"cannot be packed: {module.obstacle}; keep it"
         if scheme.activations:
             return "an embedding has no activations to quantize; use a weight-only scheme such as int8"
-        return _why_indivisible(module, rule, scheme)
+        return ""
     if shared:
         return "other layers than lm_head share its weight; keep it"
     if module.kind not in ("linear", "conv1d"):
@@ -159,9 +163,7 @@ def _why_not(module: ModuleInfo, rule: Rule, scheme: Scheme, *, shared: bool, po
         return "lies outside the decoder blocks, where only lm_head can be quantized; keep it"
     if scheme.activations == "static":
         return "static activation scales cannot be calibrated yet; use w8a8-dynamic"
-    if module.kind == "conv1d" and portable:
-        return "Conv1D layers are read back by llmquant alone; say `portable: false` in the recipe if that is enough"
-    return _why_indivisible(module, rule, scheme)
+    return ""
 
 
 def _why_indivisible(module: ModuleInfo, rule: Rule, scheme: Scheme) -> str:
@@ -177,48 +179,12 @@ def _why_indivisible(module: ModuleInfo, rule: Rule, scheme: Scheme) -> str:
     )
 
 
-def _check_fused(decisions: Sequence[Decision], problems: Problems) -> None:
-    fused: dict[str, list[Decision]] = {}
-    for decision in decisions:
-        if decision.module.fused:
-            fused.setdefault(decision.module.fused, []).append(decision)
-    for name, members in fused.items():
-        if len({member.scheme for member in members}) == 1:
-            continue
-        schemes = listed(f"{member.module.name.rpartition('.')[2]} {member.scheme}" for member in members)
-        part = {"qkv": "attention.qkv", "gate_up": "mlp.gate_up"}.get(name.rpartition(":")[2])
-        fix = f", for example by a rule with `match: {part}`" if part else ""
-        first = members[0].module
-        problems.add(f"vLLM loads these as one layer, so they need one scheme{fix}: {schemes}", _parent(first))
-
-
 def _check_something_is_left(decisions: Sequence[Decision], problems: Problems) -> None:
     """Rules that say more than keep, and still change nothing: all that they reach stays for a reason of its own."""
     if any(not decision.scheme.is_keep for decision in decisions) or problems.lines():
         return
     reasons = dict.fromkeys(d.note for d in decisions if d.decider is not None and d.note)
     problems.add(f"nothing would be quantized: {'; '.join(reasons) or 'every rule ends in keep'}")
-
-
-def _check_embeddings(decisions: Sequence[Decision], problems: Problems, *, portable: bool) -> None:
-    """Who could read packed embeddings back; see `formats.compressed_tensors.readers`."""
-    quantized = [d for d in decisions if not d.scheme.is_keep and d.module.tied_to is None]
-    schemes = {decision.scheme for decision in quantized}
-    for decision in quantized:
-        if decision.module.kind != "embedding":
-            continue
-        if any(scheme.activations for scheme in schemes):
-            problems.add("no reader takes packed embeddings beside 8-bit activations; keep them", decision.module)
-        elif portable and len(schemes) > 1:
-            problems.add(
-                "packed embeddings are read back by llmquant alone, unless all quantized layers share one scheme (then "
-                "by transformers too); say `portable: false` in the recipe if llmquant is enough",
-                decision.module,
-            )
-
-
-def _parent(module: ModuleInfo) -> ModuleInfo:
-    return ModuleInfo(module.name.rpartition(".")[0], "other", (), 0, module.block)
 
 
 def _names(modules: Sequence[ModuleInfo]) -> str:

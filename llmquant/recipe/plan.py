@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+import torch
+
 from llmquant.errors import PlanError
+from llmquant.formats import find
+from llmquant.formats.base import Format
 from llmquant.models.inventory import Inventory, Matrix, ModuleInfo
 from llmquant.recipe.checks import Decision, Problems, check_budget, check_decisions, check_rules
 from llmquant.recipe.match import matching
 from llmquant.recipe.schema import Recipe, Rounding, Rule, recipe_to_dict
-from llmquant.recipe.sizes import payload_bytes, stored_bytes
 from llmquant.spec import KEEP, Scheme
 
 NO_RULE = "no rule"
@@ -50,7 +53,7 @@ class PlanRow:
     @property
     def bits_per_weight(self) -> float:
         """Bits of one of its numbers; 0 if another module owns them."""
-        return 8 * self.bytes_before / self.module.parameters if self.module.parameters else 0.0
+        return 8 * self.bytes_after / self.module.parameters if self.module.parameters else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain data for JSON."""
@@ -78,11 +81,15 @@ class MatrixRow(PlanRow):
         rounding: how codes are chosen.
         matrix: the weight.
         payload: bytes of codes, scales and zero points.
+        scale_dtype: in which scales are stored.
+        dense_dtype: in which readers multiply scales and codes.
     """
 
     rounding: Rounding
     matrix: Matrix = field(kw_only=True)
     payload: int = field(kw_only=True)
+    scale_dtype: torch.dtype = field(kw_only=True)
+    dense_dtype: torch.dtype = field(kw_only=True)
 
     @property
     def name(self) -> str:
@@ -107,6 +114,11 @@ class Plan:
     recipe: Recipe
     inventory: Inventory
     rows: tuple[PlanRow, ...]
+
+    @property
+    def format(self) -> Format:
+        """How the result is stored."""
+        return find(self.recipe.format)
 
     @property
     def quantized(self) -> tuple[MatrixRow, ...]:
@@ -190,8 +202,8 @@ def make_plan(recipe: Recipe, inventory: Inventory) -> Plan:
     decisions = _with_tied(_with_fused(decisions))
     check_decisions(recipe, inventory, decisions, problems)
     _raise_if_any(problems, recipe, inventory)
-    itemsize = inventory.dtype.itemsize
-    plan = Plan(recipe, inventory, tuple(row for decision in decisions for row in rows_of(decision, recipe, itemsize)))
+    rows = (row for decision in decisions for row in rows_of(decision, recipe, inventory.dtype))
+    plan = Plan(recipe, inventory, tuple(rows))
     if recipe.budget and recipe.budget.bits_per_weight is not None:
         sizes = [(row.module, row.bytes_after) for row in plan.rows]
         check_budget(recipe.budget.bits_per_weight, plan.bits_per_weight, sizes, problems)
@@ -263,28 +275,47 @@ def _fallback(rule: Rule, in_features: int) -> Scheme | None:
     return next((scheme for scheme in rule.fallbacks if scheme.divides(in_features)), None)
 
 
-def rows_of(decision: Decision, recipe: Recipe, itemsize: int) -> Iterator[PlanRow]:
+def rows_of(decision: Decision, recipe: Recipe, dtype: torch.dtype) -> Iterator[PlanRow]:
     """The rows of one module: one, or one for each matrix of a stack that is quantized.
 
     Args:
         decision: what becomes of it.
         recipe: that decided.
-        itemsize: bytes of a number of the model, and of a scale.
+        dtype: of the model.
     """
     module, scheme, note = decision.module, decision.scheme, decision.note
+    format_ = find(recipe.format)
     rule = NO_RULE if decision.decider is None else rule_label(recipe, decision.decider)
     if scheme.is_keep or decision.decider is None or module.tied_to is not None:
-        size = module.parameters * itemsize
-        yield PlanRow(module, scheme, rule, None, size, size, note)
+        before = module.parameters * dtype.itemsize
+        yield PlanRow(module, scheme, rule, None, before, _kept_bytes(module, format_, dtype), note)
         return
     rounding = recipe.rules[decision.decider].rounding or recipe.rounding
     beside = module.parameters - sum(prod(matrix.shape) for matrix in module.matrices)  # biases; with the first
     for matrix in module.matrices:
-        before = (prod(matrix.shape) + beside) * itemsize
-        after = stored_bytes(matrix.shape, scheme, itemsize) + beside * itemsize
-        payload = payload_bytes(matrix.shape, scheme, itemsize)
-        yield MatrixRow(module, scheme, rule, rounding, before, after, note, matrix=matrix, payload=payload)
+        scale_dtype = format_.scale_dtype(scheme, dtype)
+        after = format_.stored_bytes(matrix.shape, scheme, scale_dtype)
+        yield MatrixRow(
+            module,
+            scheme,
+            rule,
+            rounding,
+            (prod(matrix.shape) + beside) * dtype.itemsize,
+            after + beside * format_.kept_dtype((beside,), dtype).itemsize,
+            note,
+            matrix=matrix,
+            payload=format_.payload_bytes(matrix.shape, scheme, scale_dtype),
+            scale_dtype=scale_dtype,
+            dense_dtype=format_.dense_dtype(scale_dtype),
+        )
         beside = 0
+
+
+def _kept_bytes(module: ModuleInfo, format_: Format, dtype: torch.dtype) -> int:
+    main = min(prod(module.shape), module.parameters)  # 0 of a tied one; the rest is a bias
+    rest = module.parameters - main
+    sizes = ((main, format_.kept_dtype(module.shape, dtype)), (rest, format_.kept_dtype((rest,), dtype)))
+    return sum(count * stored.itemsize for count, stored in sizes)
 
 
 def _raise_if_any(problems: Problems, recipe: Recipe, inventory: Inventory) -> None:

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from llmquant.formats import DEFAULT, names
 from llmquant.recipe.match import Pattern
 from llmquant.recipe.words import did_you_mean, listed, shortened, shown
 from llmquant.spec import BITS, EXAMPLES, KEEP, Scheme
@@ -218,6 +219,7 @@ class Recipe(_Model):
         rounding: for all rules that have no rounding of their own.
         calibration: needed by methods that use statistics of the inputs.
         budget: limits that must be met.
+        format: how the result is stored, a module of `llmquant.formats`.
         portable: whether other readers must be able to load the result; False allows layers that only llmquant reads.
     """
 
@@ -229,6 +231,7 @@ class Recipe(_Model):
     calibration: Calibration | None = None
     budget: Budget | None = None
     portable: bool = True
+    format: str = DEFAULT
 
     @property
     def roundings(self) -> tuple[Rounding, ...]:
@@ -247,6 +250,13 @@ class Recipe(_Model):
             raise ValueError("empty; a recipe has at least one rule, such as {match: linear, scheme: int8}")
         return rules
 
+    @field_validator("format")
+    @classmethod
+    def _check_format(cls, name: str) -> str:
+        if name not in names():
+            raise ValueError(f"unknown format {name!r}{did_you_mean(name, names())}; there are {listed(names())}")
+        return name
+
     @model_validator(mode="after")
     def _check_calibration(self) -> Recipe:
         if self.calibration is None and self.needs:
@@ -264,6 +274,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     for key in ("calibration", "budget"):
         if key in data:
             data[key] = _without_none(data[key])
+    if recipe.format == DEFAULT:  # as before there was another
+        del data["format"]
     data["rules"] = [_without_none(rule) for rule in data["rules"]]
     for rule in data["rules"]:
         if len(rule["match"]) == 1:

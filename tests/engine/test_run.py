@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from llmquant.api import quantize
 from llmquant.engine.calibration import load_calibration
 from llmquant.engine.inplace import quantize_loaded
-from llmquant.engine.output import writer as shards
 from llmquant.engine.prepare import load_tokenizer, prepare
 from llmquant.errors import CheckpointError, DataError, OutputError, QuantizationError
+from llmquant.formats.compressed_tensors import files as shards
 from llmquant.formats.compressed_tensors.codec import decode
 from llmquant.recipe.load import load_recipe
 from llmquant.spec import Scheme

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ STACK = ModuleInfo("layers.3.mlp.experts.down_proj", "experts", (4, 32, 64), 4 *
 
 
 def test_a_stack_is_its_experts() -> None:
-    rows = list(rows_of(Decision(STACK, 0, Scheme.parse("int4-g32")), INT4, 2))
+    rows = list(rows_of(Decision(STACK, 0, Scheme.parse("int4-g32")), INT4, torch.float16))
     assert [row.name for row in rows] == [f"layers.3.mlp.experts.down_proj.{index}" for index in range(4)]
     assert sum(row.bytes_before for row in rows) == 2 * STACK.parameters  # biases once
     parameter = torch.randn(STACK.shape)
@@ -36,7 +37,7 @@ def test_a_stack_is_its_experts() -> None:
 
 
 def test_what_turns() -> None:
-    def of(model_type: str, leaf: str, **changes: int) -> ModuleInfo:
+    def of(model_type: str, leaf: str, **changes: Any) -> ModuleInfo:
         inventory = take_inventory(tiny_model(model_type, **changes))
         return next(module for module in inventory.modules if module.name.endswith(leaf))
 

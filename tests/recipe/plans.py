@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from llmquant.errors import PlanError
 from llmquant.models.inventory import Inventory, ModuleInfo
@@ -49,4 +50,15 @@ def plan_row(module: ModuleInfo, scheme: Scheme) -> PlanRow:
     """A row of a plan that nobody made, without sizes."""
     if scheme.is_keep:
         return PlanRow(module, scheme, "rule", None, 0, 0)
-    return MatrixRow(module, scheme, "rule", Rounding(), 0, 0, matrix=module.matrices[0], payload=0)
+    return MatrixRow(
+        module,
+        scheme,
+        "rule",
+        Rounding(),
+        0,
+        0,
+        matrix=module.matrices[0],
+        payload=0,
+        scale_dtype=torch.bfloat16,
+        dense_dtype=torch.bfloat16,
+    )

@@ -5,15 +5,16 @@ One unit holds what lies outside the decoder blocks (embeddings, final norm, hea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from llmquant.compat.loading import KeyMap
 from llmquant.errors import CheckpointError
-from llmquant.formats.compressed_tensors.codec import suffixes
+from llmquant.formats.base import Content
 from llmquant.models.safetensors_header import TensorInfo
 from llmquant.recipe.plan import MatrixRow, Plan
+from llmquant.spec import KEEP
 
 _CALIBRATED = 100  # work of a weight that needs statistics, where one that is only rounded is 1
 
@@ -22,7 +23,7 @@ _CALIBRATED = 100  # work of a weight that needs statistics, where one that is o
 class Unit:
     """Attributes:
     block: index of the decoder block, None for what is outside.
-    file: name of the shard.
+    file: its name; where a format has a file for each unit, of that file.
     copied: checkpoint keys that go into the shard as they are.
     quantized: rows of the plan with the checkpoint key of their weight.
     """
@@ -72,7 +73,7 @@ def split_into_units(plan: Plan, tensors: Mapping[str, TensorInfo], key_map: Key
                 "quantized one by one; keep it with a rule"
             )
         _check_shape(row, tensors[key])
-        check_alone(row, key, tensors)
+        check_alone(key, plan.format.names(key, row.scheme), tensors)
         found.add(parameter)
         chosen.setdefault(block, []).append((row, key))
     if missing := quantized.keys() - found:
@@ -85,7 +86,7 @@ def split_into_units(plan: Plan, tensors: Mapping[str, TensorInfo], key_map: Key
     return [
         Unit(
             block,
-            f"model-{index:05d}-of-{len(order):05d}.safetensors",
+            f"model-{index:05d}-of-{len(order):05d}{plan.format.UNIT_SUFFIX}",
             tuple(copied.get(block, ())),
             tuple(sorted(chosen.get(block, ()), key=lambda pair: rank[pair[0].name])),
         )
@@ -102,14 +103,21 @@ def _check_shape(row: MatrixRow, tensor: TensorInfo) -> None:
         )
 
 
-def check_alone(row: MatrixRow, key: str, tensors: Mapping[str, TensorInfo]) -> None:
-    """Check that a checkpoint does not hold what quantizing the weight `key` will make, such as its scales.
+def contents_of(units: Sequence[Unit], tensors: Mapping[str, TensorInfo]) -> dict[str, Content]:
+    """What the result of all units will hold, by the keys of the checkpoint."""
+    schemes = {}
+    for unit in units:
+        schemes |= {key: row.scheme for row, key in unit.quantized} | dict.fromkeys(unit.copied, KEEP)
+    return {key: Content(tensors[key].shape, tensors[key].dtype, scheme) for key, scheme in schemes.items()}
+
+
+def check_alone(key: str, made: Sequence[str], tensors: Mapping[str, TensorInfo]) -> None:
+    """Check that a checkpoint does not hold what quantizing the weight `key` makes, such as its scales.
 
     Raises:
         CheckpointError: naming the first that it holds.
     """
-    base = key.removesuffix(".weight")
-    taken = [name for suffix in suffixes(row.scheme) if (name := f"{base}.{suffix}") in tensors and name != key]
+    taken = [name for name in made if name in tensors and name != key]
     if taken:
         raise CheckpointError(
             f"the checkpoint holds {taken[0]} beside {key}, so this weight is quantized already, though config.json "

@@ -15,24 +15,32 @@ from llmquant.engine.output.units import Unit
 from llmquant.engine.progress import Progress
 from llmquant.errors import OutputError
 from llmquant.files import read_plain
-from llmquant.formats.compressed_tensors.codec import suffixes
-from llmquant.formats.compressed_tensors.reference import decode_reference
-from llmquant.models.checkpoint import Checkpoint
+from llmquant.formats.base import Format
+from llmquant.models.source import WeightSource
+from llmquant.spec import KEEP
 
 
 def verify(
-    folder: Path, units: Sequence[Unit], journal: Journal, source: Checkpoint, progress: Progress
+    folder: Path, units: Sequence[Unit], journal: Journal, source: WeightSource, format_: Format, progress: Progress
 ) -> dict[str, str]:
     """Compare a written folder with the journal's digests and with the source, tensor by tensor.
+
+    Args:
+        folder: of the result.
+        units: all of them.
+        journal: of the run.
+        source: of the weights, with all edits of transforms: that what stays equals it proves that they were written.
+        format_: of the result.
+        progress: is told what happens.
 
     Returns:
         the `hash_bytes` of each tensor, by name.
 
     Raises:
         OutputError: naming the first tensor that is not what was meant.
-        CheckpointError: if the folder cannot be read as a checkpoint.
+        CheckpointError: if the folder cannot be read as a result of this format.
     """
-    written = Checkpoint.open(folder, allow_quantized=True)
+    written = format_.open(folder)
     expected = {name for record in journal.shards.values() for name in record.tensors}
     if written.tensors.keys() != expected:
         odd = sorted(written.tensors.keys() ^ expected)[0]
@@ -42,14 +50,16 @@ def verify(
         layers = journal.shards[unit.file].layers
         for row, key in unit.quantized:
             name = key.removesuffix(".weight")
-            tensors = {n: written.read(n) for n in (f"{name}.{suffix}" for suffix in suffixes(row.scheme))}
-            if digest(decode_reference(name, tensors, row.scheme)) != layers[row.name].digest:
+            tensors = {part: written.read(part) for part in format_.names(key, row.scheme)}
+            if digest(written.decode_reference(name, tensors, row.scheme)) != layers[row.name].digest:
                 raise OutputError(f"{folder}: {name} does not decode to what was written; {_ADVICE}")
             hashes |= {part: hash_bytes(tensor) for part, tensor in tensors.items()}
         for key in unit.copied:
-            kept = written.read(key)
-            hashes[key] = hash_bytes(kept)
-            if hashes[key] != hash_bytes(source.read(key)):
+            (name,) = format_.names(key, KEEP)
+            stored, meant = written.read(name), source.read(key)
+            hashes[name] = hash_bytes(stored)
+            kept = written.restore(key, stored)
+            if hash_bytes(kept) != hash_bytes(meant.to(format_.kept_dtype(tuple(meant.shape), meant.dtype))):
                 raise OutputError(f"{folder}: {key} differs from the source; {_ADVICE}")
             if kept.is_floating_point() and kept.isnan().any():
                 progress.note(f"{key} holds NaN, copied from the source: unless no model uses it, all logits are NaN")

@@ -1,12 +1,10 @@
-"""Writing units: encode, write the shard at once, then note it in the journal; and reading finished ones back."""
+"""Writing units: to the disk at once, then into the journal; and reading finished ones back."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from llmquant.algorithms.rounding.base import LayerResult
@@ -14,20 +12,17 @@ from llmquant.engine.layer import dense_weight, digest, quantize_layer
 from llmquant.engine.output.journal import Journal, LayerRecord, ShardRecord
 from llmquant.engine.output.units import Unit
 from llmquant.engine.progress import Progress
-from llmquant.formats.compressed_tensors.codec import decode, encode, suffixes
-from llmquant.formats.safetensors_file import write_shard
-from llmquant.models.checkpoint import Checkpoint
-from llmquant.models.safetensors_header import read_header
+from llmquant.formats.base import Writer
+from llmquant.models.source import WeightSource
+from llmquant.recipe.plan import Plan
 
 
-class ShardWriter:
-    """Turns units into shards of the folder that a run works in."""
+class UnitWriter:
+    """Turns units into what the format of a plan makes of them."""
 
-    def __init__(
-        self, folder: Path, journal: Journal, checkpoint: Checkpoint, scale_dtype: torch.dtype, progress: Progress
-    ) -> None:
-        self._folder, self._journal, self._checkpoint = folder, journal, checkpoint
-        self._scale_dtype, self._progress = scale_dtype, progress
+    def __init__(self, writer: Writer, plan: Plan, journal: Journal, source: WeightSource, progress: Progress) -> None:
+        self._writer, self._plan, self._journal = writer, plan, journal
+        self._source, self._progress = source, progress
 
     def is_written(self, unit: Unit) -> bool:
         """Whether an earlier run finished this unit."""
@@ -38,7 +33,7 @@ class ShardWriter:
         results = {}
         for row, key in unit.quantized:
             began = time.monotonic()
-            result = quantize_layer(row, self._checkpoint.read(key), None, self._scale_dtype)
+            result = quantize_layer(row, self._source.read(key), None, self._plan.inventory.dtype)
             results[row.name] = (result, time.monotonic() - began)
         self.write(unit, results)
 
@@ -49,11 +44,10 @@ class ShardWriter:
             unit: the unit.
             results: by module name, each layer's result and the seconds it took.
         """
-        tensors = {key: self._checkpoint.read(key) for key in unit.copied}
-        records = {}
+        quantized, records = {}, {}
         for row, key in unit.quantized:
             result, seconds = results[row.name]
-            tensors |= encode(key.removesuffix(".weight"), result.quantized, row.scheme)
+            quantized[key.removesuffix(".weight")] = (result.quantized, row.scheme)
             records[row.name] = LayerRecord(
                 row.scheme.name,
                 row.rounding.method,
@@ -62,19 +56,19 @@ class ShardWriter:
                 round(seconds, 3),
                 {name: count for name, count in result.counters.items() if count},
             )
-        path = self._folder / unit.file
-        write_shard(path, tensors)
-        self._journal.record(ShardRecord(unit.file, path.stat().st_size, sorted(tensors), records))
+        kept = {key: self._source.read(key) for key in unit.copied}
+        size, names = self._writer.add(unit.file, quantized, kept)
+        self._journal.record(ShardRecord(unit.file, size, sorted(names), records))
         for name, record in records.items():
             self._progress.layer(name, record)
         self._progress.step(unit.file, work=unit.work)
 
     def read_dense(self, unit: Unit) -> dict[str, Tensor]:
         """The dequantized weights of a finished unit, as its modules hold them."""
-        shard = Checkpoint(self._folder, read_header(self._folder / unit.file), 0)
+        written = self._writer.written(unit.file)
         dense = {}
         for row, key in unit.quantized:
-            name = key.removesuffix(".weight")
-            tensors = {n: shard.read(n) for n in (f"{name}.{suffix}" for suffix in suffixes(row.scheme))}
-            dense[row.name] = dense_weight(row, decode(name, tensors, row.scheme))
+            tensors = {name: written.read(name) for name in self._plan.format.names(key, row.scheme)}
+            quantized = written.decode(key.removesuffix(".weight"), tensors, row.scheme)
+            dense[row.name] = dense_weight(row, quantized)
         return dense

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmquant.errors import CheckpointError, QuantizationError
+from llmquant.formats.base import Content, Planned
 from llmquant.formats.compressed_tensors.module_patterns import module_patterns
+from llmquant.models.inventory import ModuleInfo
 from llmquant.patterns import target_matches
 from llmquant.spec import BITS, KEEP, Scheme
 
@@ -68,6 +70,29 @@ def quantization_config(
         # vLLM ignores it.
         config["dequantize"] = True
     return config
+
+
+def model_quantization_config(plan: Planned, contents: Mapping[str, Content] | None = None) -> dict[str, Any]:
+    """The `quantization_config` of a model that was quantized by `plan`.
+
+    Args:
+        plan: what became of each module, by its name in the causal language model.
+        contents: the same by the keys of the checkpoint, which may hold more: a vision tower, draft layers.
+    """
+    schemes = {row.module.name: row.scheme for row in plan.quantized}
+    kept = [row.module.name for row in plan.rows if row.scheme.is_keep and _is_matrix(row.module)]
+    for key, content in (contents or {}).items():
+        name = key.removesuffix(".weight")
+        if not content.scheme.is_keep:
+            schemes[name] = content.scheme
+        elif name != key and len(content.shape) == 2:
+            kept.append(name)
+    embeddings = any(row.matrix.table for row in plan.quantized)
+    return quantization_config(schemes, list(dict.fromkeys(kept)), embeddings=embeddings)
+
+
+def _is_matrix(module: ModuleInfo) -> bool:
+    return module.kind in ("linear", "conv1d", "embedding", "router") or "lm_head" in module.sets
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llmquant.recipe.plan import Plan, PlanRow
+from llmquant.formats.base import Planned, Row, Verdict
 from llmquant.spec import Scheme
 
 LLMQUANT = "llmquant"
@@ -26,22 +26,9 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 MARLIN_GROUPS = (32, 64, 128, None)  # None: a whole channel
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a reader loads the result.
-
-    Attributes:
-        ok: it does.
-        note: how, or why not, and for which modules.
-    """
-
-    ok: bool
-    note: str
-
-
 Reason = str | None
-RowRule = Callable[[PlanRow, Plan], Reason]
-PlanRule = Callable[[Plan], Reason]
+RowRule = Callable[[Row, Planned], Reason]
+PlanRule = Callable[[Planned], Reason]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +38,7 @@ class _Reader:
     remarks: tuple[PlanRule, ...] = ()
 
 
-def readers(plan: Plan) -> dict[str, Verdict]:
+def readers(plan: Planned) -> dict[str, Verdict]:
     """Tell for each reader whether it loads what the plan will write.
 
     Args:
@@ -63,7 +50,7 @@ def readers(plan: Plan) -> dict[str, Verdict]:
     return {name: _judge(reader, plan) for name, reader in _READERS.items()}
 
 
-def _judge(reader: _Reader, plan: Plan) -> Verdict:
+def _judge(reader: _Reader, plan: Planned) -> Verdict:
     if not plan.quantized:
         return Verdict(True, "nothing is quantized")
     reasons = [reason for rule in reader.plan_rules if (reason := rule(plan))]
@@ -85,7 +72,7 @@ def _listed(names: list[str]) -> str:
 # --- rules for one module --------------------------------------------------------------------------------------------
 
 
-def _only_linear(row: PlanRow, _: Plan) -> Reason:
+def _only_linear(row: Row, _: Planned) -> Reason:
     kinds = {
         "conv1d": "compressed-tensors knows Linear, not the transposed Conv1D",
         "embedding": None,  # see _no_embedding and _one_scheme_if_embeddings
@@ -94,15 +81,15 @@ def _only_linear(row: PlanRow, _: Plan) -> Reason:
     return kinds.get(row.module.kind, f"quantized {row.module.kind} modules are unknown to it")
 
 
-def _no_embedding(row: PlanRow, _: Plan) -> Reason:
+def _no_embedding(row: Row, _: Planned) -> Reason:
     return "packed embeddings fail or are dropped" if row.module.kind == "embedding" else None
 
 
-def _no_tensor_scale(row: PlanRow, _: Plan) -> Reason:
+def _no_tensor_scale(row: Row, _: Planned) -> Reason:
     return f"{row.scheme}: weights need a scale per group or channel" if row.scheme.granularity == "tensor" else None
 
 
-def _cpu_kernel(row: PlanRow, plan: Plan) -> Reason:
+def _cpu_kernel(row: Row, plan: Planned) -> Reason:
     scheme = row.scheme
     if scheme.activations:
         return None
@@ -116,7 +103,7 @@ def _cpu_kernel(row: PlanRow, plan: Plan) -> Reason:
     return None
 
 
-def _whole_words_of_zeros(row: PlanRow, _: Plan) -> Reason:
+def _whole_words_of_zeros(row: Row, _: Planned) -> Reason:
     """Zero points are packed along out_features, and vLLM joins the words of q/k/v or gate/up."""
     out_features = row.module.shape[0]
     if row.scheme.symmetric or not row.module.fused or out_features * row.scheme.bits % 32 == 0:
@@ -124,7 +111,7 @@ def _whole_words_of_zeros(row: PlanRow, _: Plan) -> Reason:
     return f"{row.scheme}: {out_features} outputs do not fill words of zero points"
 
 
-def _fused_out_features(row: PlanRow, plan: Plan) -> int:
+def _fused_out_features(row: Row, plan: Planned) -> int:
     if not row.module.fused:
         return row.module.shape[0]
     return sum(other.module.shape[0] for other in plan.rows if other.module.fused == row.module.fused)
@@ -133,7 +120,7 @@ def _fused_out_features(row: PlanRow, plan: Plan) -> int:
 # --- rules for the plan ----------------------------------------------------------------------------------------------
 
 
-def _one_scheme_if_asymmetric(plan: Plan) -> Reason:
+def _one_scheme_if_asymmetric(plan: Planned) -> Reason:
     schemes = _schemes(plan)
     # compressed-tensors stores the zero point of a whole tensor unpacked, which loads either way.
     if len(schemes) == 1 or all(scheme.symmetric or scheme.granularity == "tensor" for scheme in schemes):
@@ -141,7 +128,7 @@ def _one_scheme_if_asymmetric(plan: Plan) -> Reason:
     return "asymmetric weights load only when all quantized layers share one scheme"
 
 
-def _plain_loading(plan: Plan) -> Reason:
+def _plain_loading(plan: Planned) -> Reason:
     """What trying it on the architecture showed; see `ModuleInfo.plain_obstacle`.
 
     Files that ask to dequantize load into dense layers, whose weights any initialisation may read.
@@ -156,21 +143,21 @@ def _plain_loading(plan: Plan) -> Reason:
     return "; ".join(f"{reason} ({_listed(names)})" for reason, names in reasons.items()) or None
 
 
-def _recast(plan: Plan) -> Reason:
+def _recast(plan: Planned) -> Reason:
     """From the first forward on compressed-tensors holds all tensors, and copies what is assigned into those it has."""
     if not plan.inventory.recast or (len(_schemes(plan)) == 1 and _dense_at_load(plan)):
         return None
     return f"model code gives {plan.inventory.recast} another dtype, which compressed-tensors undoes"
 
 
-def _one_scheme_if_embeddings(plan: Plan) -> Reason:
+def _one_scheme_if_embeddings(plan: Planned) -> Reason:
     """They fail at load (`'Embedding' object has no attribute 'weight'`) unless the file asks to dequantize."""
     if len(_schemes(plan)) == 1 or not any(row.matrix.table for row in plan.quantized):
         return None
     return "packed embeddings load only when all quantized layers share one scheme"
 
 
-def _fused_alike(plan: Plan) -> Reason:
+def _fused_alike(plan: Planned) -> Reason:
     schemes: dict[str, set[str]] = {}
     for row in plan.rows:
         if row.module.fused:
@@ -179,7 +166,7 @@ def _fused_alike(plan: Plan) -> Reason:
     return f"layers that it fuses have different schemes ({_listed(split)})" if split else None
 
 
-def _cpu_head_size(plan: Plan) -> Reason:
+def _cpu_head_size(plan: Planned) -> Reason:
     other = [size for size in plan.inventory.head_sizes if size not in CPU_HEAD_SIZES]
     return f"head size {other[0]} is not one of {', '.join(map(str, CPU_HEAD_SIZES))}" if other else None
 
@@ -187,26 +174,26 @@ def _cpu_head_size(plan: Plan) -> Reason:
 # --- remarks ---------------------------------------------------------------------------------------------------------
 
 
-def _schemes(plan: Plan) -> set[Scheme]:
+def _schemes(plan: Planned) -> set[Scheme]:
     return {row.scheme for row in plan.quantized}
 
 
-def _dense_in_memory(plan: Plan) -> Reason:
+def _dense_in_memory(plan: Planned) -> Reason:
     return (
         f"weights become {str(plan.inventory.dtype)[6:]} at {'load' if _dense_at_load(plan) else 'the first forward'}"
     )
 
 
-def _dense_at_load(plan: Plan) -> bool:
+def _dense_at_load(plan: Planned) -> bool:
     embeddings = any(row.matrix.table for row in plan.quantized)
     return embeddings or any(not scheme.symmetric for scheme in _schemes(plan))
 
 
-def _new_three_bit_layout(plan: Plan) -> Reason:
+def _new_three_bit_layout(plan: Planned) -> Reason:
     return "needs compressed-tensors 0.20" if any(scheme.bits == 3 for scheme in _schemes(plan)) else None
 
 
-def _gpu_kernels(plan: Plan) -> Reason:
+def _gpu_kernels(plan: Planned) -> Reason:
     schemes = _schemes(plan)
     weight_only = {scheme for scheme in schemes if not scheme.activations}
     marlin = {scheme for scheme in weight_only if _runs_in_marlin(scheme)}
@@ -223,14 +210,14 @@ def _runs_in_marlin(scheme: Scheme) -> bool:
     return scheme.group_size in MARLIN_GROUPS and (scheme.bits == 4 or (scheme.bits == 8 and scheme.symmetric))
 
 
-def _instructions(plan: Plan) -> Reason:
+def _instructions(plan: Planned) -> Reason:
     """vLLM 0.32 has no `cpu_gemm_wna16` on an AVX2 machine: it loads there, and stops at the first token."""
     if all(scheme.activations for scheme in _schemes(plan)):
         return None
     return "needs AVX-512 on x86: without it vLLM 0.32 stops at the first token"
 
 
-def _served_in_16_bit(plan: Plan) -> Reason:
+def _served_in_16_bit(plan: Planned) -> Reason:
     """What `--dtype auto` makes of float32; the int4 kernels, of both devices, take 16-bit inputs only."""
     if plan.inventory.dtype != torch.float32:
         return None
@@ -239,13 +226,13 @@ def _served_in_16_bit(plan: Plan) -> Reason:
     return f"float32 is served in bfloat16 (--dtype auto or bfloat16){rest}"
 
 
-def _quantized_activations(plan: Plan) -> Reason:
+def _quantized_activations(plan: Planned) -> Reason:
     if not any(scheme.activations for scheme in _schemes(plan)):
         return None
     return "quantizes activations too, so logits differ from those of the dense weights"
 
 
-def _packed(plan: Plan) -> Reason:
+def _packed(plan: Planned) -> Reason:
     integers = any(scheme.activations for scheme in _schemes(plan))
     return f"weights stay packed{', products with 8-bit activations are of integers' if integers else ''}"
 

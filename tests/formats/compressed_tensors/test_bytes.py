@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmquant.formats.compressed_tensors.bytes import SHAPE_BYTES, payload_bytes, stored_bytes
 from llmquant.formats.compressed_tensors.codec import encode
 from llmquant.numerics.quantized import QuantizedTensor
-from llmquant.recipe.sizes import SHAPE_BYTES, payload_bytes, stored_bytes
 from llmquant.spec import Scheme
 
 
@@ -26,13 +26,13 @@ from llmquant.spec import Scheme
     ],
 )
 def test_bits_per_weight_of_a_bf16_layer(name: str, bits: float) -> None:
-    assert 8 * payload_bytes((4096, 4096), Scheme.parse(name), 2) / 4096**2 == bits
+    assert 8 * payload_bytes((4096, 4096), Scheme.parse(name), torch.bfloat16) / 4096**2 == bits
 
 
 def test_shape_is_stored_for_packed_weights_only() -> None:
     packed, plain = Scheme.parse("int8"), Scheme.parse("w8a8-dynamic")
-    assert stored_bytes((8, 64), packed, 2) == 8 * 64 + 8 * 2 + SHAPE_BYTES
-    assert stored_bytes((8, 64), plain, 2) == 8 * 64 + 8 * 2
+    assert stored_bytes((8, 64), packed, torch.bfloat16) == 8 * 64 + 8 * 2 + SHAPE_BYTES
+    assert stored_bytes((8, 64), plain, torch.bfloat16) == 8 * 64 + 8 * 2
 
 
 @given(
@@ -55,4 +55,4 @@ def test_bytes_equal_those_written(
         torch.zeros(grid, dtype=torch.int8) if asym else None,
     )
     written = sum(tensor.numel() * tensor.itemsize for tensor in encode("layer", quantized, scheme).values())
-    assert stored_bytes((out_features, in_features), scheme, dtype.itemsize) == written
+    assert stored_bytes((out_features, in_features), scheme, dtype) == written

@@ -7,31 +7,33 @@
 
 from __future__ import annotations
 
+import torch
+
 from llmquant.spec import Scheme
 
 SHAPE_BYTES = 16
 
 
-def payload_bytes(shape: tuple[int, int], scheme: Scheme, itemsize: int) -> int:
+def payload_bytes(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> int:
     """Bytes of codes, scales and zero points of a weight.
 
     Args:
         shape: (out_features, in_features).
         scheme: not keep.
-        itemsize: bytes of one scale.
+        scale_dtype: of the scales.
     """
     out_features, in_features = shape
     rows, groups = scheme.scale_shape(out_features, in_features)
-    scales = rows * groups * itemsize
+    scales = rows * groups * scale_dtype.itemsize
     if scheme.activations:
         return out_features * in_features + scales
     codes = out_features * _words(in_features, scheme.bits) * 4
     return codes + scales + _zero_bytes(rows, groups, scheme)
 
 
-def stored_bytes(shape: tuple[int, int], scheme: Scheme, itemsize: int) -> int:
+def stored_bytes(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> int:
     """Bytes of all tensors that stand for a weight, its recorded shape included."""
-    return payload_bytes(shape, scheme, itemsize) + (0 if scheme.activations else SHAPE_BYTES)
+    return payload_bytes(shape, scheme, scale_dtype) + (0 if scheme.activations else SHAPE_BYTES)
 
 
 def _zero_bytes(rows: int, groups: int, scheme: Scheme) -> int:
