@@ -147,17 +147,29 @@ class _LazyTensor:
 
 
 def load_keys(
-    model: PreTrainedModel, keys: Iterable[str], read: Callable[[str], Tensor], device: torch.device | str = "cpu"
+    model: PreTrainedModel,
+    keys: Iterable[str],
+    read: Callable[[str], Tensor],
+    device: torch.device | str = "cpu",
+    *,
+    converted: bool = True,
 ) -> None:
     """Read the given checkpoint keys into the parameters of `model`, in the dtype the parameters have on meta.
+
+    Args:
+        model: with parameters on meta.
+        keys: of the tensors.
+        read: gives the tensor of a key.
+        device: where the parameters come to lie.
+        converted: False where keys are the names of parameters, such as those of a model in memory.
 
     Raises:
         CheckpointError: if a tensor has the wrong shape or cannot be converted.
     """
     # Converters collect tensors while they work, so every call needs its own.
-    mapping: Any = get_model_conversion_mapping(model)  # declared narrower there than it is
+    mapping: Any = get_model_conversion_mapping(model) if converted else []  # declared narrower there than it is
     config = LoadStateDictConfig(device_map={"": str(device)}, weight_mapping=mapping)
-    lazy = {key: _LazyTensor(read, key) for key in keys}
+    lazy = {key: _LazyTensor(lambda name: read(name).to(device), key) for key in keys}
     with no_progress_bar():
         info, _ = convert_and_load_state_dict_in_model(model, lazy, config)
     if info.mismatched_keys:

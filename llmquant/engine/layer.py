@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -12,6 +13,11 @@ from llmquant.errors import PlanError, QuantizationError
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.recipe.plan import MatrixRow, Plan
 from llmquant.statistics.base import LayerStatistics
+
+
+def needs_calibration(rows: Iterable[MatrixRow]) -> bool:
+    """Whether any of these looks at calibration data."""
+    return any(row.needs for row in rows)
 
 
 def check_statistics(plan: Plan) -> bool:

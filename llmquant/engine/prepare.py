@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmquant.compat.border import foreign
+from llmquant.compat.loading import KeyMap, map_keys
 from llmquant.compat.remote_code import remote_code_of
 from llmquant.engine.output.folder import PROVENANCE
+from llmquant.engine.weights import Work
 from llmquant.errors import CheckpointError, DataError, PlanError
 from llmquant.models.checkpoint import Checkpoint, refuse_quantized
 from llmquant.models.config_file import NAME as CONFIG
 from llmquant.models.config_file import leads_outside
+from llmquant.models.edits import Edit
 from llmquant.models.skeleton import build_skeleton, config_from, load_config, take_inventory
+from llmquant.models.source import Edited
 from llmquant.recipe.plan import Plan, make_plan
 from llmquant.recipe.schema import Recipe
 
@@ -35,8 +40,9 @@ class Prepared:
     Attributes:
         source: what the user named.
         checkpoint: its tensors.
-        model: skeleton with float32 parameters on the meta device: calibration computes in float32.
+        model: skeleton on the meta device.
         plan: what becomes of each module.
+        key_map: where each tensor goes in the model.
         trust_remote_code: whether code that comes with the checkpoint may run, and goes with the result.
     """
 
@@ -44,7 +50,17 @@ class Prepared:
     checkpoint: Checkpoint
     model: PreTrainedModel
     plan: Plan
+    key_map: KeyMap
     trust_remote_code: bool = False
+
+    def work(self, edits: Iterable[Edit] = ()) -> Work:
+        """What there is to do.
+
+        Args:
+            edits: that an interrupted run has made.
+        """
+        names = self.key_map.parameter
+        return Work(self.model, self.plan, Edited(self.checkpoint, edits, names=names), names, converted=True)
 
 
 def plan_only(
@@ -86,10 +102,10 @@ def prepare(
     config = _config_of(checkpoint, trust_remote_code=trust_remote_code)
     if config.dtype is None:
         _settle_dtype(config, checkpoint)
-    plan = make_plan(recipe, take_inventory(build_skeleton(config, trust_remote_code=trust_remote_code)))
+    model = build_skeleton(config, trust_remote_code=trust_remote_code)
+    plan = make_plan(recipe, take_inventory(model))
     _check_format(plan, config)
-    model = build_skeleton(config, trust_remote_code=trust_remote_code).float()
-    return Prepared(str(source), checkpoint, model, plan, trust_remote_code)
+    return Prepared(str(source), checkpoint, model, plan, map_keys(model, checkpoint.tensors), trust_remote_code)
 
 
 def _check_format(plan: Plan, config: PretrainedConfig) -> None:

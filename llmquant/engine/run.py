@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import platform
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmquant.algorithms.rounding.base import LayerResult
-from llmquant.compat.loading import KeyMap, check_complete, check_fits, map_keys
-from llmquant.engine.blocks import quantize_blocks, replace_weight
+from llmquant.compat.loading import check_complete, check_fits
+from llmquant.device import describe, resolve_device
 from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
+from llmquant.engine.drive import Results, Setting, drive
 from llmquant.engine.layer import check_statistics
 from llmquant.engine.output.finalize import finalize
 from llmquant.engine.output.folder import OutputFolder, is_finished, read_provenance
@@ -26,10 +26,10 @@ from llmquant.engine.output.units import Unit, contents_of, split_into_units
 from llmquant.engine.output.writer import UnitWriter
 from llmquant.engine.prepare import Prepared, load_tokenizer
 from llmquant.engine.progress import Progress
-from llmquant.engine.streaming import StreamedWeights
 from llmquant.errors import CheckpointError, OutputError
 from llmquant.models.checkpoint import Checkpoint
-from llmquant.models.skeleton import decoder_blocks
+from llmquant.models.edits import Edit
+from llmquant.recipe.plan import MatrixRow
 from llmquant.recipe.schema import canonical_json
 
 _SPACE_MARGIN = 1.02  # headers, config, tokenizer
@@ -54,6 +54,7 @@ def run(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> RunResult:
     """Quantize, write, verify and name the result.
@@ -63,14 +64,16 @@ def run(
         out: folder of the result; it appears when everything is in it.
         resume: continue an interrupted run.
         overwrite: replace a finished result, or drop an interrupted run.
+        device: that does the work, see `resolve_device`.
         progress: is told what happens.
 
     Raises:
+        DeviceError: if there is no such device.
         OutputError: if the result cannot be written; what was done stays for `resume`.
         DataError: if there is no tokenizer, or not enough calibration text.
         QuantizationError: if a weight or a statistic cannot be quantized.
     """
-    progress = progress or Progress()
+    setting, progress = Setting(resolve_device(device)), progress or Progress()
     began = time.monotonic()
     with OutputFolder(out) as output:
         output.check(resume=resume, overwrite=overwrite)
@@ -79,7 +82,7 @@ def run(
         calibration = _calibration(prepared)
         if calibration and calibration.note:
             progress.note(calibration.note)
-        identity = run_identity(prepared, calibration)
+        identity = run_identity(prepared, calibration, setting.device)
         if resume and is_finished(output.out) and not output.partial.exists():
             finished = _already_finished(output, identity)
             progress.note(f"{output.out} was finished by an earlier run, so there was nothing to do")
@@ -87,15 +90,22 @@ def run(
         units = _units(prepared)
         journal = output.begin(identity, resume=resume, overwrite=overwrite)
         _check_space(output, prepared.checkpoint, units, journal)
+        work = prepared.work()
         contents = contents_of(units, prepared.checkpoint.tensors)
         format_writer = prepared.plan.format.writer(output.partial, contents, prepared.model.config.to_dict())
-        writer = UnitWriter(format_writer, prepared.plan, journal, prepared.checkpoint, progress)
-        _write_units(prepared, units, writer, calibration, progress)
+        writer = UnitWriter(format_writer, prepared.plan, journal, work.source, progress)
+        done = [unit for unit in units if writer.is_written(unit)]
+        left = sum(unit.work for unit in units) - sum(unit.work for unit in done)
+        progress.stage("quantize", len(units), unit="shards", work=left)
+        for unit in done:
+            progress.step(unit.file, work=0)
+        windows = calibration.windows if calibration else None
+        drive(work, windows, _UnitSink(units, writer), setting)
         finalize(prepared, units, format_writer, journal, output, identity, calibration, progress, began)
         return RunResult(output.out, read_provenance(output.out))
 
 
-def run_identity(prepared: Prepared, calibration: CalibrationData | None) -> dict[str, Any]:
+def run_identity(prepared: Prepared, calibration: CalibrationData | None, device: torch.device) -> dict[str, Any]:
     """What must be equal for two runs to give the same bytes; a journal is continued only by an identical run."""
     return {
         "schema": 1,
@@ -103,6 +113,7 @@ def run_identity(prepared: Prepared, calibration: CalibrationData | None) -> dic
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "machine": platform.machine(),
+        "device": describe(device),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "source": prepared.checkpoint.fingerprint(),
@@ -123,18 +134,17 @@ def _calibration(prepared: Prepared) -> CalibrationData | None:
 
 
 def _units(prepared: Prepared) -> list[Unit]:
-    path, _ = decoder_blocks(prepared.model)
-    key_map = _key_map(prepared)
+    key_map = prepared.key_map
     check_complete(prepared.model, key_map)
     tensors = prepared.checkpoint.tensors
     check_fits(copy.deepcopy(prepared.model), {key: tensors[key].on_meta() for key in key_map.parameter})
-    _check_copies(prepared, key_map)
-    return split_into_units(prepared.plan, prepared.checkpoint.tensors, key_map, path)
+    _check_copies(prepared)
+    return split_into_units(prepared.plan, prepared.checkpoint.tensors, key_map, prepared.plan.inventory.path)
 
 
-def _check_copies(prepared: Prepared, key_map: KeyMap) -> None:
+def _check_copies(prepared: Prepared) -> None:
     """Where a checkpoint has a tied weight twice, one of the two is quantized and the other dropped."""
-    keys = {parameter: key for key, parameter in key_map.parameter.items()}
+    keys = {parameter: key for key, parameter in prepared.key_map.parameter.items()}
     for row in prepared.plan.rows:
         names = (f"{row.module.name}.weight", f"{row.module.tied_to}.weight")
         if row.scheme.is_keep or not all(name in keys for name in names):
@@ -145,10 +155,6 @@ def _check_copies(prepared: Prepared, key_map: KeyMap) -> None:
                 f"{names[0]} differs from {names[1]}, though config.json ties them (tie_word_embeddings); the weights "
                 "and the config do not belong together"
             )
-
-
-def _key_map(prepared: Prepared) -> KeyMap:
-    return map_keys(prepared.model, prepared.checkpoint.tensors)
 
 
 def _already_finished(output: OutputFolder, identity: Mapping[str, Any]) -> RunResult:
@@ -168,56 +174,16 @@ def _check_space(output: OutputFolder, checkpoint: Checkpoint, units: list[Unit]
     output.require_space(int((copied + quantized) * _SPACE_MARGIN) - done)
 
 
-def _write_units(
-    prepared: Prepared, units: list[Unit], writer: UnitWriter, calibration: CalibrationData | None, progress: Progress
-) -> None:
-    left = sum(unit.work for unit in units if not writer.is_written(unit))
-    progress.stage("quantize", len(units), unit="shards", work=left)
-    pending = []
-    for unit in units:
-        if writer.is_written(unit):
-            progress.step(unit.file, work=0)
-        elif any(row.needs for row, _ in unit.quantized):
-            pending.append(unit)
-        else:
-            writer.write_data_free(unit)
-    if pending:
-        assert calibration is not None
-        _calibrate(prepared, units, writer, calibration)
-
-
-def _calibrate(prepared: Prepared, units: list[Unit], writer: UnitWriter, calibration: CalibrationData) -> None:
-    model = prepared.model
-    path, blocks = decoder_blocks(model)
-    by_block = {unit.block: unit for unit in units}
-    weights = StreamedWeights(model, prepared.checkpoint, _key_map(prepared), path, prepared.plan.inventory.dtype)
-    weights.load_outside()
-    embeddings = tuple(pair for pair in by_block[None].quantized if pair[0].matrix.table)
-    for name, weight in writer.read_dense(replace(by_block[None], quantized=embeddings)).items():
-        replace_weight(model.get_submodule(name), weight)
-    last = max(unit.block for unit in units if unit.block is not None and not writer.is_written(unit))
-    quantize_blocks(
-        model,
-        model.base_model,
-        list(blocks),
-        [[row for row, _ in by_block[i].quantized] for i in range(last + 1)],
-        calibration.windows,
-        scale_dtype=prepared.plan.inventory.dtype,
-        weights=weights,
-        sink=_UnitSink(by_block, writer),
-        captured=weights.release_outside,
-    )
-
-
 class _UnitSink:
-    """Writes the blocks of a calibrated run, and finds those that an earlier run wrote."""
+    """Writes what a run makes, and finds what an earlier run wrote."""
 
-    def __init__(self, units: Mapping[int | None, Unit], writer: UnitWriter) -> None:
-        self._units, self._writer = units, writer
+    def __init__(self, units: Sequence[Unit], writer: UnitWriter) -> None:
+        self._units, self._writer = {unit.block: unit for unit in units}, writer
+        self.blocks = tuple(self._units)
 
-    def finished(self, index: int) -> Mapping[str, Tensor] | None:
-        unit = self._units[index]
-        return self._writer.read_dense(unit) if self._writer.is_written(unit) else None
+    def written(self, block: int | None) -> Callable[[MatrixRow], Tensor] | None:
+        unit = self._units[block]
+        return self._writer.reader(unit) if self._writer.is_written(unit) else None
 
-    def emit(self, index: int, results: Mapping[str, tuple[LayerResult, float]]) -> None:
-        self._writer.write(self._units[index], results)
+    def emit(self, block: int | None, results: Results, edits: Sequence[Edit]) -> None:  # noqa: ARG002
+        self._writer.write(self._units[block], results)

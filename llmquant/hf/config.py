@@ -9,6 +9,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llmquant.compat.quantizers import add_quantizer
+from llmquant.device import resolve_device
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.schema import Recipe
 
@@ -26,18 +27,28 @@ class RecipeConfig(QuantizationConfigMixin):
         recipe: name of a preset, path of a recipe file, or a recipe as a mapping.
         tokenizer: for recipes that need calibration data: a tokenizer, or the folder or hub id of one. By default the
             one beside the model.
+        device: that does the work: "auto" (a GPU where there is one, else the CPU), "cuda:1", "cpu". The model itself
+            goes where `device_map` says.
 
     Raises:
         RecipeError: if the recipe does not exist or is malformed.
+        DeviceError: if there is no such device.
     """
 
-    def __init__(self, recipe: str | Path | Mapping[str, Any] | Recipe, *, tokenizer: Any = None) -> None:
+    def __init__(
+        self,
+        recipe: str | Path | Mapping[str, Any] | Recipe,
+        *,
+        tokenizer: Any = None,
+        device: str = "auto",
+    ) -> None:
         from llmquant.hf.recipe import RecipeQuantizer
 
         add_quantizer(METHOD, RecipeQuantizer)
         self.quant_method = METHOD  # pyright: ignore[reportAttributeAccessIssue]  # an enum of transformers' own
         self.recipe = load_recipe(recipe)
         self.tokenizer = tokenizer
+        self.device = resolve_device(device)
 
     def to_dict(self) -> dict[str, Any]:
         """For messages only: a model that was quantized by it carries a compressed-tensors config instead."""

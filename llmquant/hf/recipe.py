@@ -17,7 +17,7 @@ from llmquant.compat.loading import map_keys
 from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, tied
 from llmquant.compat.remote_code import runs_remote_code
 from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
-from llmquant.engine.inplace import quantize_loaded
+from llmquant.engine.in_memory import quantize_loaded
 from llmquant.engine.layer import check_statistics, quantize_layer
 from llmquant.engine.output.units import check_alone
 from llmquant.engine.prepare import load_tokenizer
@@ -157,14 +157,12 @@ class RecipeQuantizer(HfQuantizer):
 
     def _calibrate(self, model: PreTrainedModel, plan: Plan) -> None:
         assert self._calibration is not None
-        results = quantize_loaded(model, plan, self._calibration.windows)
+        results = quantize_loaded(model, plan, self._calibration.windows, self.quantization_config.device)
         for row in plan.quantized:
-            module = model.get_submodule(row.module.name)
-            assert isinstance(module.weight, Tensor)
-            # A head needs no calibration, see check_statistics.
-            result = results.pop(row.module.name, None) or quantize_layer(row, module.weight, None, model.dtype)
+            module, result = model.get_submodule(row.module.name), results.pop(row.name)
             self._count(result)
-            replace(model, row.module.name, _packed(module, result, row.scheme))
+            weight = model.get_parameter(row.matrix.key)
+            replace(model, row.module.name, _packed(module, result.to(weight.device), row.scheme))
         share_with_heads(model)
 
     def _count(self, result: LayerResult) -> None:

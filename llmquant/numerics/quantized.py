@@ -22,6 +22,11 @@ class QuantizedTensor:
     scales: Tensor
     zeros: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> QuantizedTensor:
+        """The same on a device."""
+        zeros = None if self.zeros is None else self.zeros.to(device)
+        return QuantizedTensor(self.codes.to(device), self.scales.to(device), zeros)
+
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (out_features, in_features), computed in `dtype`, or in that of the scales."""
         scales = self.scales.to(dtype or self.scales.dtype)

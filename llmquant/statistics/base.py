@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,10 @@ class LayerStatistics:
 
     values: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
+
+    def to(self, device: torch.device) -> LayerStatistics:
+        """The same on a device."""
+        return LayerStatistics({name: value.to(device) for name, value in self.values.items()}, self.tokens)
 
     def get(self, name: str) -> Tensor | None:
         """One statistic; None where it was not collected."""

@@ -70,14 +70,14 @@ def test_router_bias_buffers_take_part_in_calibration(tmp_path, gptq_recipe, mon
     model.get_buffer("model.layers.1.mlp.gate.e_score_correction_bias").copy_(bias)
     source = saved(model, tmp_path / "deepseek")
     seen = []
-    original = llmquant.engine.streaming.StreamedWeights.load
+    original = llmquant.engine.weights.BlockWeights.load
 
     def load(self, index):
         original(self, index)
         if index == 1:
             seen.append(self._model.get_buffer("model.layers.1.mlp.gate.e_score_correction_bias").clone())
 
-    monkeypatch.setattr(llmquant.engine.streaming.StreamedWeights, "load", load)
+    monkeypatch.setattr(llmquant.engine.weights.BlockWeights, "load", load)
     rules = [{"match": "linear", "scheme": "int4"}, {"match": "experts", "scheme": "keep"}]
     quantize(source, {**gptq_recipe, "rules": rules}, tmp_path / "out")
     assert torch.equal(seen[0].float(), bias)

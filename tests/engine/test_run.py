@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from llmquant.api import quantize
 from llmquant.engine.calibration import load_calibration
-from llmquant.engine.inplace import quantize_loaded
+from llmquant.engine.in_memory import quantize_loaded
 from llmquant.engine.prepare import load_tokenizer, prepare
 from llmquant.errors import CheckpointError, DataError, OutputError, QuantizationError
 from llmquant.formats.compressed_tensors import files as shards

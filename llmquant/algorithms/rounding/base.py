@@ -5,7 +5,7 @@ Legend: O out_features, I in_features, T tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +30,10 @@ class LayerResult:
     quantized: QuantizedTensor
     loss: float
     counters: dict[str, int]
+
+    def to(self, device: torch.device | str) -> LayerResult:
+        """The same on a device."""
+        return replace(self, quantized=self.quantized.to(device))
 
 
 class Algorithm(Protocol):

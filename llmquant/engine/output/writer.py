@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from llmquant.algorithms.rounding.base import LayerResult
-from llmquant.engine.layer import dense_weight, digest, quantize_layer
+from llmquant.engine.layer import dense_weight, digest
 from llmquant.engine.output.journal import Journal, LayerRecord, ShardRecord
 from llmquant.engine.output.units import Unit
 from llmquant.engine.progress import Progress
 from llmquant.formats.base import Writer
 from llmquant.models.source import WeightSource
-from llmquant.recipe.plan import Plan
+from llmquant.recipe.plan import MatrixRow, Plan
 
 
 class UnitWriter:
@@ -27,15 +26,6 @@ class UnitWriter:
     def is_written(self, unit: Unit) -> bool:
         """Whether an earlier run finished this unit."""
         return unit.file in self._journal.shards
-
-    def write_data_free(self, unit: Unit) -> None:
-        """Quantize a unit tensor by tensor, without calibration data, and write it."""
-        results = {}
-        for row, key in unit.quantized:
-            began = time.monotonic()
-            result = quantize_layer(row, self._source.read(key), None, self._plan.inventory.dtype)
-            results[row.name] = (result, time.monotonic() - began)
-        self.write(unit, results)
 
     def write(self, unit: Unit, results: Mapping[str, tuple[LayerResult, float]]) -> None:
         """Write a unit whose layers have been quantized.
@@ -63,12 +53,13 @@ class UnitWriter:
             self._progress.layer(name, record)
         self._progress.step(unit.file, work=unit.work)
 
-    def read_dense(self, unit: Unit) -> dict[str, Tensor]:
-        """The dequantized weights of a finished unit, as its modules hold them."""
-        written = self._writer.written(unit.file)
-        dense = {}
-        for row, key in unit.quantized:
+    def reader(self, unit: Unit) -> Callable[[MatrixRow], Tensor]:
+        """Gives the dequantized weights of a finished unit, as their parameters hold them."""
+        written, keys = self._writer.written(unit.file), {row.name: key for row, key in unit.quantized}
+
+        def read(row: MatrixRow) -> Tensor:
+            key = keys[row.name]
             tensors = {name: written.read(name) for name in self._plan.format.names(key, row.scheme)}
-            quantized = written.decode(key.removesuffix(".weight"), tensors, row.scheme)
-            dense[row.name] = dense_weight(row, quantized)
-        return dense
+            return dense_weight(row, written.decode(key.removesuffix(".weight"), tensors, row.scheme))
+
+        return read

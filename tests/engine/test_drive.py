@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmquant.engine import blocks as blocks_module
+from llmquant.engine import drive as drive_module
 from llmquant.engine.calibration import load_calibration
-from llmquant.engine.inplace import quantize_loaded
+from llmquant.engine.in_memory import quantize_loaded
 from llmquant.engine.prepare import load_tokenizer, prepare
 from llmquant.models.skeleton import decoder_blocks
 from llmquant.recipe.load import load_recipe
@@ -38,13 +38,13 @@ def test_statistics_come_from_behind_the_quantized_blocks(checkpoint, gptq_recip
     assert prepared.plan.recipe.calibration is not None
     windows = load_calibration(prepared.plan.recipe.calibration, load_tokenizer(checkpoint)).windows
     seen = {}
-    quantize_layer = blocks_module.quantize_layer
+    quantize_layer = drive_module.quantize_layer
 
     def spy(row, weight, statistics, scale_dtype):
         seen[row.module.name] = statistics.values["hessian"].double()
         return quantize_layer(row, weight, statistics, scale_dtype)
 
-    monkeypatch.setattr(blocks_module, "quantize_layer", spy)
+    monkeypatch.setattr(drive_module, "quantize_layer", spy)
     results = quantize_loaded(tiny_llama(), prepared.plan, windows)
 
     twin = tiny_llama().float()

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, ZambaConfig
 
-from llmquant.compat.loading import map_keys
-from llmquant.engine.streaming import StreamedWeights
-from llmquant.models.checkpoint import Checkpoint
-from llmquant.models.skeleton import build_skeleton, load_config
+from llmquant.engine.prepare import prepare
+from llmquant.engine.weights import BlockWeights
+from llmquant.recipe.load import load_recipe
 
 
 def test_a_block_that_shares_weights_has_them_after_the_other_went(tmp_path: Path) -> None:
@@ -22,11 +21,10 @@ def test_a_block_that_shares_weights_has_them_after_the_other_went(tmp_path: Pat
     )  # fmt: skip
     model: Any = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path)
-    skeleton = build_skeleton(load_config(tmp_path)).float()
-    checkpoint = Checkpoint.open(tmp_path)
-    weights = StreamedWeights(
-        skeleton, checkpoint, map_keys(skeleton, checkpoint.tensors), "model.layers", torch.float32
-    )
+    recipe = load_recipe({"version": 1, "rules": [{"match": "linear", "scheme": "int8"}]})
+    work = prepare(tmp_path, recipe).work()
+    skeleton = work.model
+    weights = BlockWeights(work, torch.device("cpu"))
     for index in range(4):
         weights.load(index)
         prefix = f"model.layers.{index}."

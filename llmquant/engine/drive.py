@@ -1,0 +1,172 @@
+"""The one way through a model: what lies outside its blocks first (embeddings, head), then block after block.
+
+What needs no statistics is rounded tensor by tensor. For the others, one forward of a block with its original weights
+gives the statistics of its layers; a second one, with the quantized weights, gives the inputs of the next block. So
+each layer is calibrated on what it will really see. Only one block has weights at any time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llmquant.algorithms.rounding.base import LayerResult
+from llmquant.engine.capture import BlockInputs, capture
+from llmquant.engine.layer import dense_weight, needs_calibration, quantize_layer
+from llmquant.engine.memory import return_free_memory
+from llmquant.engine.ranks import ALONE, Ranks
+from llmquant.engine.weights import BlockWeights, Work
+from llmquant.models.edits import Edit
+from llmquant.recipe.plan import MatrixRow
+from llmquant.statistics.collect import Collector
+
+_CPU = torch.device("cpu")
+
+Results = Mapping[str, tuple[LayerResult, float]]
+"""What each matrix of a block became, by the names of plan rows, and the seconds that it took; on the CPU."""
+
+
+class Sink(Protocol):
+    """Where results go, and where those of an interrupted run are found again."""
+
+    @property
+    def blocks(self) -> Sequence[int | None]:
+        """None for what lies outside the blocks, then indices; a checkpoint may hold some that the model has not."""
+        ...
+
+    def written(self, block: int | None) -> Callable[[MatrixRow], Tensor] | None:
+        """Gives the dense weights of a block that is done already, as their parameters hold them; else None."""
+        ...
+
+    def emit(self, block: int | None, results: Results, edits: Sequence[Edit]) -> None:
+        """Take the results of a block (None: of what lies outside), and the edits that came before them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where a drive computes.
+
+    Attributes:
+        device: of the block that is worked on, its inputs, statistics and rounding.
+        dtype: of the weights and inputs there.
+        ranks: the processes that share the calibration windows.
+    """
+
+    device: torch.device = _CPU
+    dtype: torch.dtype = torch.float32
+    ranks: Ranks = ALONE
+
+
+@torch.no_grad()
+def drive(work: Work, windows: Tensor | None, sink: Sink, setting: Setting = Setting()) -> None:
+    """Quantize all that a plan names.
+
+    Args:
+        work: the model and the plan.
+        windows: (samples, length) token ids of the calibration; None where nothing needs them.
+        sink: takes the results.
+        setting: where it is done.
+
+    Raises:
+        QuantizationError: if a weight or a statistic cannot be quantized.
+    """
+    nn.Module.to(work.model, dtype=setting.dtype)
+    waiting = []
+    for block in sink.blocks:
+        if sink.written(block) is not None:
+            continue
+        rows = _rows(work, block)
+        if block is not None and needs_calibration(rows):
+            waiting.append(block)
+        else:
+            sink.emit(block, {row.name: _timed(row, work, work.read(row), None, setting) for row in rows}, ())
+    if waiting:
+        assert windows is not None
+        _Calibrated(work, sink, setting).run(windows, waiting[-1])
+
+
+def _rows(work: Work, block: int | None) -> list[MatrixRow]:
+    return [row for row in work.plan.quantized if row.matrix.block == block]
+
+
+def _timed(
+    row: MatrixRow, work: Work, parameter: Tensor, collector: Collector | None, setting: Setting
+) -> tuple[LayerResult, float]:
+    began = time.monotonic()
+    statistics = collector.take(row.name) if collector and row.needs else None
+    device = _rounding_device(setting.device)
+    result = quantize_layer(row, parameter.to(device), statistics and statistics.to(device), work.plan.inventory.dtype)
+    return result.to(_CPU), time.monotonic() - began
+
+
+def _rounding_device(device: torch.device) -> torch.device:
+    # Metal has no float64, which GPTQ factorizes small Hessians and sums losses in.
+    return _CPU if device.type == "mps" else device
+
+
+class _Calibrated:
+    """The way through the blocks with calibration data."""
+
+    def __init__(self, work: Work, sink: Sink, setting: Setting) -> None:
+        self._work, self._sink, self._setting = work, sink, setting
+        self._weights = BlockWeights(work, setting.device)
+
+    def run(self, windows: Tensor, last: int) -> None:
+        """Go as far as block `last`."""
+        work, ranks = self._work, self._setting.ranks
+        self._weights.load_outside()
+        self._put([row for row in _rows(work, None) if row.matrix.table], self._sink.written(None))
+        self._weights.load(0)
+        windows = windows[ranks.rank :: ranks.size].to(self._setting.device)
+        with capture(work.model.base_model, work.blocks, windows) as inputs:
+            self._weights.release_outside(inputs.between)
+            for index in range(last + 1):
+                if index:
+                    self._weights.load(index)
+                rows, dense = _rows(work, index), self._sink.written(index)
+                if dense is None:
+                    self._quantize(index, rows, inputs)
+                else:
+                    self._put(rows, dense)
+                work.blocks[index].to(self._setting.dtype)
+                if index < last:
+                    inputs.advance(index, work.blocks[index])
+                self._weights.release(index)
+                return_free_memory()
+
+    def _quantize(self, index: int, rows: Sequence[MatrixRow], inputs: BlockInputs) -> None:
+        collector = self._collect(index, {row.matrix.module: row.needs for row in rows if row.needs}, inputs)
+        results = {}
+        for row in rows:
+            parameter = self._work.model.get_parameter(row.matrix.key)
+            results[row.name] = _timed(row, self._work, parameter, collector, self._setting)
+            self._put([row], lambda row: dense_weight(row, results[row.name][0].quantized))
+        self._sink.emit(index, results, ())
+
+    def _collect(self, index: int, needs: Mapping[str, Collection[str]], inputs: BlockInputs) -> Collector:
+        """Run a block and count what its layers see."""
+        block = self._work.blocks[index]
+        collector = Collector({name: self._work.model.get_submodule(name) for name in needs}, needs)
+        if needs:
+            with collector.attached(block):
+                inputs.run(index, block)
+            self._setting.ranks.merge(collector)
+        return collector
+
+    def _put(self, rows: Sequence[MatrixRow], dense: Callable[[MatrixRow], Tensor] | None) -> None:
+        assert dense is not None  # what lies outside is emitted before any block
+        for row in rows:
+            weight, matrix = dense(row).to(self._setting.device), row.matrix
+            if matrix.index is not None:
+                self._work.model.get_parameter(matrix.key)[matrix.index] = weight.to(self._setting.dtype)
+                continue
+            # In the dtype of the scales until the whole block is widened: half the memory while layers that follow are
+            # quantized.
+            module, _, leaf = matrix.key.rpartition(".")
+            setattr(self._work.model.get_submodule(module), leaf, nn.Parameter(weight, requires_grad=False))

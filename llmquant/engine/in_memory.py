@@ -1,0 +1,65 @@
+"""Quantizing a model that is loaded already, with the same numbers as a run that streams its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from llmquant.algorithms.rounding.base import LayerResult
+from llmquant.compat.remote_code import runs_remote_code
+from llmquant.device import resolve_device
+from llmquant.engine.drive import Results, Setting, drive
+from llmquant.engine.layer import dense_weight
+from llmquant.engine.weights import Work
+from llmquant.models.edits import Edit
+from llmquant.models.skeleton import build_skeleton
+from llmquant.models.source import Edited, Loaded
+from llmquant.recipe.plan import MatrixRow, Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def quantize_loaded(
+    model: PreTrainedModel, plan: Plan, windows: Tensor | None, device: str | torch.device = "cpu"
+) -> dict[str, LayerResult]:
+    """Quantize what a plan names in `model`, which itself is not changed.
+
+    Args:
+        model: in the dtype of its checkpoint.
+        plan: what becomes of each module.
+        windows: (samples, length) calibration token ids; None where nothing needs them.
+        device: that does the work, see `resolve_device`.
+
+    Returns:
+        the result of each matrix by the name of its row, on the CPU.
+
+    Raises:
+        DeviceError: if there is no such device.
+        QuantizationError: if a weight or a statistic cannot be quantized.
+    """
+    source = Loaded(model)
+    skeleton = build_skeleton(model.config, trust_remote_code=runs_remote_code(model))
+    work = Work(skeleton, plan, Edited(source), {name: name for name in source.tensors}, converted=False)
+    sink = _Results([None, *range(len(work.blocks))])
+    drive(work, windows, sink, Setting(resolve_device(device)))
+    return sink.results
+
+
+class _Results:
+    def __init__(self, blocks: Sequence[int | None]) -> None:
+        self.blocks = blocks
+        self.results: dict[str, LayerResult] = {}
+        self._emitted: set[int | None] = set()
+
+    def written(self, block: int | None) -> Callable[[MatrixRow], Tensor] | None:
+        if block not in self._emitted:
+            return None
+        return lambda row: dense_weight(row, self.results[row.name].quantized)
+
+    def emit(self, block: int | None, results: Results, edits: Sequence[Edit]) -> None:  # noqa: ARG002
+        self.results |= {name: result for name, (result, _) in results.items()}
+        self._emitted.add(block)
