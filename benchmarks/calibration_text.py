@@ -55,7 +55,7 @@ CODE = (
     "llmquant/numerics/grid.py", "llmquant/numerics/grid_search.py", "llmquant/numerics/pack.py",
     "llmquant/recipe/match.py", "llmquant/recipe/yaml_nodes.py", "llmquant/models/checkpoint.py",
     "llmquant/engine/journal.py",
-    "eval/statistics.py", "eval/report/charts.py", "eval/report/page.css", "eval/windows.py", "CMakeLists.txt",
+    "eval/statistics.py", "eval/report/charts.py", "eval/report/page.css", "llmquant/data/windows.py", "CMakeLists.txt",
     "Makefile", "recipes/mixed-int4-int8.yaml", "tests/numerics/test_grid.py", "tests/kernels/cpp/driver.cpp",
     "tests/kernels/cpp/sanitize.sh",
 )  # fmt: skip

@@ -92,7 +92,7 @@ def child(task: str, model: str, out: str) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401 - part of the base
 
     import llmquant.api
-    from llmquant.engine.memory import peak_resident_bytes
+    from llmquant.memory import peak_resident_bytes
 
     base, began = peak_resident_bytes(), time.monotonic()
     if task == "plan-70b":

@@ -7,9 +7,9 @@ model.
 
 from __future__ import annotations
 
+from llmquant.data.windows import Windows, make_windows
 from llmquant.eval.evaluate import evaluate
 from llmquant.eval.result import EvalReport
 from llmquant.eval.scoring import Comparison, compare
-from llmquant.eval.windows import Windows, make_windows
 
 __all__ = ["Comparison", "EvalReport", "Windows", "compare", "evaluate", "make_windows"]

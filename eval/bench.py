@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from llmquant.engine.calibration import context_limit
+from llmquant.data.calibration import context_limit
 from llmquant.errors import DataError
 from llmquant.eval.kernels import in_accuracy
 from llmquant.eval.metrics.memory import parameter_bytes

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmquant.data.windows import Protocol, Windows
 from llmquant.eval.budget import check_budget, check_limits
 from llmquant.eval.dtypes import LossDtype, Wanted, choose, in_float32, is_narrow
 from llmquant.eval.kernels import in_accuracy
@@ -19,7 +20,6 @@ from llmquant.eval.result import AnatomyPart, EvalReport, Memory, ModelSection, 
 from llmquant.eval.scoring import Comparison, Progress, compare, score_window
 from llmquant.eval.statistics import Estimate
 from llmquant.eval.throughput import Throughput, ThroughputOptions, check_prompt, measure_throughput
-from llmquant.eval.windows import Protocol, Windows
 from llmquant.layers.accuracy import Accuracy, accuracy_of, kernels_used
 from llmquant.layers.counting import weight_count
 from llmquant.machine import machine, versions

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llmquant.eval.result import ComparisonSection, EvalReport, KlSection
 from llmquant.eval.statistics import Estimate, Spread
-from llmquant.readable import bytes_text as bytes_text
+from llmquant.words import bytes_text as bytes_text
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from llmquant.data.windows import Protocol
 from llmquant.errors import DataError
 from llmquant.eval.statistics import Estimate, Spread
 from llmquant.eval.verdict import Verdict
-from llmquant.eval.windows import Protocol
 
 SCHEMA_VERSION = 2
 

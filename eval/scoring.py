@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmquant.engine.calibration import check_vocabulary
+from llmquant.data.calibration import check_vocabulary
+from llmquant.data.windows import Windows
 from llmquant.errors import DataError, QuantizationError
 from llmquant.eval.metrics.divergence import summarize
 from llmquant.eval.result import ComparisonSection
 from llmquant.eval.scores import TokenScores
 from llmquant.eval.statistics import Estimate, Floats, cluster_bootstrap, cluster_sums, exponential
-from llmquant.eval.windows import Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,7 +20,7 @@ from llmquant.eval.lines import (
     verdict_text,
 )
 from llmquant.eval.result import EvalReport, ModelSection
-from llmquant.readable import printable
+from llmquant.words import printable
 
 
 def check_comparable(reports: Sequence[EvalReport]) -> None:

@@ -1,5 +1,5 @@
 """`python -m llmquant`."""
 
-from llmquant.cli import main
+from llmquant.cli.main import main
 
 raise SystemExit(main())

@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from llmquant.data.text import read_documents
+from llmquant.data.windows import Windows, make_windows
 from llmquant.engine.output.folder import is_finished, read_provenance
 from llmquant.engine.prepare import load_tokenizer, plan_only, prepare
-from llmquant.engine.progress import Progress
 from llmquant.engine.run import RunResult, run
-from llmquant.engine.text import read_documents
 from llmquant.errors import DataError, RecipeError
 from llmquant.eval.budget import check_limits
 from llmquant.eval.evaluate import Subject
 from llmquant.eval.metrics.anatomy import anatomy_of, baseline_anatomy_of
 from llmquant.eval.result import AnatomyPart, EvalReport
-from llmquant.eval.windows import Windows, make_windows
 from llmquant.models.skeleton import load_config
+from llmquant.progress import Progress
 from llmquant.recipe.load import dump_recipe, load_recipe
 from llmquant.recipe.schema import recipe_to_dict
 
@@ -145,7 +145,7 @@ def evaluate(
         LlmquantError: CheckpointError, DataError or RecipeError.
     """
     from llmquant.compat.loading import no_progress_bar
-    from llmquant.engine.calibration import check_vocabulary
+    from llmquant.data.calibration import check_vocabulary
     from llmquant.eval import evaluate as measure
     from llmquant.eval.kernels import loading_for
     from llmquant.hf.load import load
@@ -202,7 +202,7 @@ def _prepare_evaluation(
     trust: bool,
 ) -> _Evaluation:
     """Refuse whatever can be refused without the models."""
-    from llmquant.engine.calibration import context_limit
+    from llmquant.data.calibration import context_limit
     from llmquant.eval.throughput import ThroughputOptions, check_prompt
     from llmquant.hf.load import open_model
 

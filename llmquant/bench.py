@@ -23,9 +23,9 @@ from llmquant.eval.throughput import ThroughputOptions
 from llmquant.hf.config import RecipeConfig
 from llmquant.hf.load import load
 from llmquant.models.checkpoint import Checkpoint
-from llmquant.readable import bytes_text
 from llmquant.recipe.load import load_recipe
 from llmquant.spec import Scheme
+from llmquant.words import bytes_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from llmquant import bench_tune
 from llmquant.api import quantize
 from llmquant.bench import bench_model, recipe_for
-from llmquant.cli import main
+from llmquant.cli import bench_tune
+from llmquant.cli.main import main
 from llmquant.errors import CheckpointError
 from llmquant.eval import bench as eval_bench
 from llmquant.eval.bench import contenders_of

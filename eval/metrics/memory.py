@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from llmquant.engine.memory import return_free_memory
 from llmquant.errors import CheckpointError
 from llmquant.eval.result import Memory
+from llmquant.memory import return_free_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from llmquant.data.windows import Windows
 from llmquant.errors import DataError
 from llmquant.eval.dtypes import fits_float32, in_float32, is_narrow
 from llmquant.eval.scoring import Progress, batches, evaluating, logits, score_batch
-from llmquant.eval.windows import Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmquant.data.windows import Windows
 from llmquant.eval.result import WorstToken
 from llmquant.eval.scores import TokenScores
-from llmquant.eval.windows import Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,7 +2,7 @@
 
     python examples/demo_model/train.py --out examples/demo_model --minutes 120
 
-The training split of `llmquant.engine.builtin_text` is all it sees; calibration and evaluation text come from other
+The training split of `llmquant.data.builtin_text` is all it sees; calibration and evaluation text come from other
 modules. Hidden matrices are trained with Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon), the rest with
 AdamW; the learning rate holds and then falls linearly to zero over the last 40 % of the given time. Stop and restart
 freely: the state is kept beside the output until training has finished.
@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llmquant.engine.builtin_text import python_documents
+from llmquant.data.builtin_text import python_documents
 
 VOCAB, CONTEXT, BATCH, BOS = 2048, 256, 16, "<|bos|>"
 MUON_LR, ADAM_LR, WARMUP, DECAY = 0.02, 3e-3, 100, 0.4

@@ -52,9 +52,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.tune:
         return _tune(args, console)
     from llmquant.bench import bench_model
-    from llmquant.bench_view import print_bench
+    from llmquant.cli.bench_view import print_bench
+    from llmquant.cli.display import RunDisplay
     from llmquant.eval.throughput import ThroughputOptions
-    from llmquant.run_view import RunDisplay
 
     options = ThroughputOptions(
         prompt_tokens=args.prompt, decode_tokens=args.new, batch_size=args.batch, seconds=args.seconds
@@ -72,9 +72,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _tune(args: argparse.Namespace, console: Console) -> int:
-    from llmquant.bench_tune import tune_model
-    from llmquant.bench_view import print_tuned
-    from llmquant.run_view import RunDisplay
+    from llmquant.cli.bench_tune import tune_model
+    from llmquant.cli.bench_view import print_tuned
+    from llmquant.cli.display import RunDisplay
 
     with RunDisplay(console) as display:
         report = tune_model(

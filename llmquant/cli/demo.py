@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.cli import arguments
+from llmquant.words import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from llmquant.eval.result import EvalReport
+
+RECIPES = ("int8", "int4-g32", "int4-g32-gptq", "int4-g128", "int4-g128-gptq")
+_WINDOWS, _SPEED_SECONDS = 128, 5.0
 
 
 def add(commands: arguments.Commands) -> None:
@@ -28,7 +35,48 @@ def add(commands: arguments.Commands) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """The whole story on the bundled model."""
     arguments.check_targets(args.report)
-    from llmquant.demo import demo
-
     demo(args.out, args.report, console)
     return 0
+
+
+def demo(out: Path, page: Path, console: Console) -> list[EvalReport]:
+    """Quantize and evaluate the bundled model.
+
+    Args:
+        out: working folder; each recipe's result lies in it.
+        page: the HTML report.
+        console: is printed to.
+
+    Raises:
+        LlmquantError: as `quantize` and `evaluate`.
+    """
+    from llmquant.api import evaluate, quantize
+    from llmquant.cli.display import RunDisplay
+    from llmquant.cli.reports import print_reports
+    from llmquant.eval.report import render_page
+
+    with as_file(files("llmquant") / "demo_model") as model:
+        reports = []
+        for recipe in RECIPES:
+            console.rule(f"[bold]{recipe}")
+            with RunDisplay(console) as display:
+                quantize(model, recipe, out / recipe, overwrite=True, progress=display)
+            with RunDisplay(console) as display:
+                reports.append(
+                    evaluate(
+                        out / recipe,
+                        model,
+                        max_windows=_WINDOWS,
+                        speed=_SPEED_SECONDS,
+                        noise_floor=True,
+                        progress=display.stages,
+                    )
+                )
+            (out / f"{recipe}.json").write_text(reports[-1].to_json(), encoding="utf-8")
+    page.write_text(render_page(reports), encoding="utf-8")
+    print_reports(console, reports)
+    console.print(
+        f"\nThe report with all numbers: [bold]{escaped(page)}[/]; the quantized models: [bold]{escaped(out)}/[/]",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return reports

@@ -25,8 +25,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Look, measure, write, show."""
     to_file = Path(args.json) if args.json not in (None, "-") else None
     arguments.check_targets(to_file)
+    from llmquant.cli.doctor_view import print_diagnosis
     from llmquant.doctor import diagnose
-    from llmquant.doctor.view import print_diagnosis
 
     found = diagnose()
     text = json.dumps(found.to_dict(), indent=2) + "\n"

@@ -51,9 +51,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Measure, write, show."""
     arguments.check_targets(args.json, args.report)
     from llmquant.api import evaluate
-    from llmquant.console import print_reports
+    from llmquant.cli.display import RunDisplay
+    from llmquant.cli.reports import print_reports
     from llmquant.eval.report import render_page
-    from llmquant.run_view import RunDisplay
 
     with RunDisplay(console) as display:
         report = evaluate(

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Plan, write, show."""
     arguments.check_targets(args.json)
     from llmquant.api import plan
-    from llmquant.plan_view import print_plan
+    from llmquant.cli.plan_view import print_plan
 
     result = plan(args.model, args.recipe, trust_remote_code=args.trust_remote_code)
     if args.json:

@@ -28,8 +28,8 @@ def add(commands: arguments.Commands) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Quantize and show what came out."""
     from llmquant.api import quantize
-    from llmquant.console import print_result
-    from llmquant.run_view import RunDisplay
+    from llmquant.cli.display import RunDisplay
+    from llmquant.cli.reports import print_result
 
     with RunDisplay(console) as display:
         result = quantize(

@@ -23,8 +23,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """List them, or print one."""
     from rich.table import Table
 
-    from llmquant.readable import shown
     from llmquant.recipe.presets import preset_description, preset_names, preset_text
+    from llmquant.words import escaped
 
     if args.name:
         sys.stdout.write(preset_text(args.name))
@@ -33,6 +33,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     table.add_column("recipe", style="bold", no_wrap=True)
     table.add_column("what it does")
     for name in preset_names():
-        table.add_row(shown(name), shown(preset_description(name)))
+        table.add_row(escaped(name), escaped(preset_description(name)))
     console.print(table)
     return 0

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from llmquant.engine.memory import available_bytes
 from llmquant.errors import LlmquantError
 from llmquant.kernels import native
 from llmquant.kernels.gpu import runtime, table
 from llmquant.kernels.native import ISA_VARIABLE, KERNELS_VARIABLE
+from llmquant.memory import available_bytes
 
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")

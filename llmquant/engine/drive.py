@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.engine.capture import BlockInputs, capture
 from llmquant.engine.layer import dense_weight, needs_calibration, quantize_layer
-from llmquant.engine.memory import return_free_memory
 from llmquant.engine.ranks import ALONE, Ranks
 from llmquant.engine.weights import BlockWeights, Work
+from llmquant.memory import return_free_memory
 from llmquant.models.edits import Edit
 from llmquant.recipe.plan import MatrixRow
 from llmquant.statistics.collect import Collector

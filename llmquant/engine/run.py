@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from llmquant.compat.loading import check_complete, check_fits
+from llmquant.data.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
 from llmquant.device import describe, resolve_device
-from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
 from llmquant.engine.drive import Results, Setting, drive
 from llmquant.engine.layer import check_statistics
 from llmquant.engine.output.finalize import finalize
@@ -25,10 +25,10 @@ from llmquant.engine.output.journal import Journal
 from llmquant.engine.output.units import Unit, contents_of, split_into_units
 from llmquant.engine.output.writer import UnitWriter
 from llmquant.engine.prepare import Prepared, load_tokenizer
-from llmquant.engine.progress import Progress
 from llmquant.errors import CheckpointError, OutputError
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.edits import Edit
+from llmquant.progress import Progress
 from llmquant.recipe.plan import MatrixRow
 from llmquant.recipe.schema import canonical_json
 

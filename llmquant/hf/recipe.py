@@ -16,7 +16,7 @@ from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.compat.loading import map_keys
 from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, tied
 from llmquant.compat.remote_code import runs_remote_code
-from llmquant.engine.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
+from llmquant.data.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
 from llmquant.engine.in_memory import quantize_loaded
 from llmquant.engine.layer import check_statistics, quantize_layer
 from llmquant.engine.output.units import check_alone

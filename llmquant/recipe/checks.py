@@ -10,8 +10,8 @@ from llmquant.models.inventory import NAMED_SETS, Inventory, ModuleInfo
 from llmquant.recipe.match import Pattern
 from llmquant.recipe.naming import collective_names, template
 from llmquant.recipe.schema import Recipe, Rule
-from llmquant.recipe.words import did_you_mean, listed
 from llmquant.spec import Scheme
+from llmquant.words import did_you_mean, listed
 
 MAX_DEAD, MAX_LINES = 10, 40
 

@@ -14,8 +14,8 @@ from llmquant.errors import RecipeError
 from llmquant.files import read_plain
 from llmquant.recipe.presets import preset_names, preset_text
 from llmquant.recipe.schema import VERSION, Budget, Calibration, Recipe, Rounding, Rule, recipe_to_dict
-from llmquant.recipe.words import did_you_mean, listed, shown
 from llmquant.recipe.yaml_nodes import MAX_CHARACTERS, Document, RecipeDumper, parse_yaml
+from llmquant.words import did_you_mean, listed, shown
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _EXPECTED = {

@@ -7,7 +7,7 @@ from importlib.resources import files
 import yaml
 
 from llmquant.errors import RecipeError
-from llmquant.recipe.words import did_you_mean, listed, shown
+from llmquant.words import did_you_mean, listed, shown
 
 
 def preset_names() -> list[str]:

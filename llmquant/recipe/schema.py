@@ -26,8 +26,8 @@ from pydantic_core import PydanticCustomError
 
 from llmquant.formats import DEFAULT, names
 from llmquant.recipe.match import Pattern
-from llmquant.recipe.words import did_you_mean, listed, shortened, shown
 from llmquant.spec import BITS, EXAMPLES, KEEP, Scheme
+from llmquant.words import did_you_mean, listed, shortened, shown
 
 if TYPE_CHECKING:
     from llmquant.algorithms.rounding.base import Algorithm

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import llmquant
-from llmquant.cli import main
+from llmquant.cli.main import main
 from llmquant.engine.prepare import load_tokenizer
 from llmquant.errors import CheckpointError
 from tests.engine.conftest import byte_tokenizer, tiny_llama

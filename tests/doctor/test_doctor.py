@@ -14,13 +14,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from llmquant.cli import main
+from llmquant.cli.doctor_view import print_diagnosis
+from llmquant.cli.main import main
 from llmquant.doctor import bandwidth, diagnosis, facts
 from llmquant.doctor.advice import Advice, advise
 from llmquant.doctor.bandwidth import Bandwidth
 from llmquant.doctor.diagnosis import Diagnosis, diagnose, expected
 from llmquant.doctor.facts import Gpu, Gpus, Kernels, Memory, Threads
-from llmquant.doctor.view import print_diagnosis
 from llmquant.kernels import native
 from llmquant.kernels.gpu import runtime, table
 from llmquant.kernels.gpu.config import Config

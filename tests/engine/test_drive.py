@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmquant.data.calibration import load_calibration
 from llmquant.engine import drive as drive_module
-from llmquant.engine.calibration import load_calibration
 from llmquant.engine.in_memory import quantize_loaded
 from llmquant.engine.prepare import load_tokenizer, prepare
 from llmquant.models.skeleton import decoder_blocks

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import llmquant
-from llmquant.engine.progress import Progress
+from llmquant.progress import Progress
 
 
 class Recorder(Progress):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from llmquant.api import quantize
-from llmquant.engine.calibration import load_calibration
+from llmquant.data.calibration import load_calibration
 from llmquant.engine.in_memory import quantize_loaded
 from llmquant.engine.prepare import load_tokenizer, prepare
 from llmquant.errors import CheckpointError, DataError, OutputError, QuantizationError

@@ -10,10 +10,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llmquant.data.windows import make_windows
 from llmquant.eval.evaluate import Subject, evaluate
 from llmquant.eval.result import AnatomyPart, EvalReport
 from llmquant.eval.throughput import ThroughputOptions
-from llmquant.eval.windows import make_windows
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz <>/()\n."
 

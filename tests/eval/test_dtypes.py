@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import llmquant
+from llmquant.data.windows import Windows, make_windows
 from llmquant.errors import DataError
 from llmquant.eval import dtypes
 from llmquant.eval.dtypes import choose, in_float32, widening_bytes
 from llmquant.eval.metrics.noise_floor import check_noise_floor, measure_noise_floor
 from llmquant.eval.scoring import compare
-from llmquant.eval.windows import Windows, make_windows
 from tests.engine.conftest import byte_tokenizer, tiny_llama
 
 FULL = {

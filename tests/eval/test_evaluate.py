@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from llmquant.data.windows import make_windows
 from llmquant.errors import CheckpointError, DataError, RecipeError
 from llmquant.eval import throughput
 from llmquant.eval.budget import check_budget
@@ -21,7 +22,6 @@ from llmquant.eval.result import EvalReport
 from llmquant.eval.scoring import compare
 from llmquant.eval.table import render_table
 from llmquant.eval.throughput import ThroughputOptions, Timing, measure_throughput
-from llmquant.eval.windows import make_windows
 from llmquant.machine import machine, versions
 
 

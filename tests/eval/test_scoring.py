@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from llmquant.data.windows import Windows, make_windows
 from llmquant.errors import DataError, QuantizationError
 from llmquant.eval import scoring as divergence
 from llmquant.eval.scoring import compare, score_tokens
-from llmquant.eval.windows import Windows, make_windows
 
 
 def _distribution(logits: torch.Tensor) -> list[float]:

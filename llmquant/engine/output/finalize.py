@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from llmquant.engine.calibration import CalibrationData
-from llmquant.engine.memory import peak_resident_bytes
+from llmquant.data.calibration import CalibrationData
 from llmquant.engine.output.folder import PROVENANCE, OutputFolder
 from llmquant.engine.output.journal import Journal
 from llmquant.engine.output.units import Unit
 from llmquant.engine.output.verify import hash_file, verify
 from llmquant.engine.prepare import Prepared, small_files
-from llmquant.engine.progress import Progress
 from llmquant.formats.base import Writer
 from llmquant.formats.safetensors_file import copy_file, write_json_atomic
+from llmquant.memory import peak_resident_bytes
 from llmquant.models.config_file import NAME as CONFIG
+from llmquant.progress import Progress
 from llmquant.recipe.schema import recipe_to_dict
 
 

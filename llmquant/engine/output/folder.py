@@ -19,7 +19,7 @@ from typing import Any
 from llmquant.engine.output.journal import Journal
 from llmquant.errors import OutputError
 from llmquant.files import read_json
-from llmquant.readable import bytes_text
+from llmquant.words import bytes_text
 
 JOURNAL, PROVENANCE = "journal.jsonl", "llmquant.json"
 REPLACED = "replaced"

@@ -12,11 +12,11 @@ from torch import Tensor
 from llmquant.engine.layer import digest
 from llmquant.engine.output.journal import Journal
 from llmquant.engine.output.units import Unit
-from llmquant.engine.progress import Progress
 from llmquant.errors import OutputError
 from llmquant.files import read_plain
 from llmquant.formats.base import Format
 from llmquant.models.source import WeightSource
+from llmquant.progress import Progress
 from llmquant.spec import KEEP
 
 

@@ -10,9 +10,9 @@ from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.engine.layer import dense_weight, digest
 from llmquant.engine.output.journal import Journal, LayerRecord, ShardRecord
 from llmquant.engine.output.units import Unit
-from llmquant.engine.progress import Progress
 from llmquant.formats.base import Writer
 from llmquant.models.source import WeightSource
+from llmquant.progress import Progress
 from llmquant.recipe.plan import MatrixRow, Plan
 
 
@@ -50,7 +50,7 @@ class UnitWriter:
         size, names = self._writer.add(unit.file, quantized, kept)
         self._journal.record(ShardRecord(unit.file, size, sorted(names), records))
         for name, record in records.items():
-            self._progress.layer(name, record)
+            self._progress.layer(name, record.loss)
         self._progress.step(unit.file, work=unit.work)
 
     def reader(self, unit: Unit) -> Callable[[MatrixRow], Tensor]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmquant.api import quantize
-from llmquant.cli import main
+from llmquant.cli.main import main
 from llmquant.engine.output.check_folder import verify_folder
 from llmquant.engine.output.folder import PROVENANCE
 from llmquant.errors import CheckpointError

@@ -6,8 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from llmquant.api import quantize
 from llmquant.engine.output import finalize as finalize_module
-from llmquant.engine.progress import Progress
 from llmquant.errors import OutputError
+from llmquant.progress import Progress
 from tests.engine.conftest import tiny_llama
 
 RTN = {"version": 1, "name": "test", "rules": [{"match": "linear", "scheme": "int4-g32"}]}

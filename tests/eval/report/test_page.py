@@ -19,7 +19,7 @@ from llmquant.eval.report.worst import visible
 from llmquant.eval.result import EvalReport
 from llmquant.eval.statistics import Estimate, Spread
 from llmquant.eval.table import render_table
-from llmquant.readable import printable
+from llmquant.words import printable
 
 VOID = {"meta"}
 

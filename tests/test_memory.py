@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.engine import memory
+from llmquant import memory
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
-"""Numbers and foreign text as people read them in messages and in the terminal."""
+"""Numbers, lists and foreign text as people read them in messages and in the terminal."""
 
 from __future__ import annotations
 
+import difflib
 import re
+import reprlib
+from collections.abc import Iterable, Sequence
 
 _PREFIXES = ("B", "kB", "MB", "GB", "TB")
 # Everything that moves the cursor, colors, rings or reverses the direction of text; not the line feed of our messages.
@@ -34,8 +37,35 @@ def printable(text: object) -> str:
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), str(text))
 
 
-def shown(text: object) -> str:
+def escaped(text: object) -> str:
     """Text from outside for rich's markup: printable, and brackets are only brackets."""
     from rich.markup import escape
 
     return escape(printable(text))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint such as "; did you mean 'scheme'?", or nothing where no known word is near."""
+    near = difflib.get_close_matches(word[:200], list(dict.fromkeys(known)), n=3, cutoff=0.6)
+    if not near:
+        return ""
+    return f"; did you mean {' or '.join(repr(name) for name in near)}?"
+
+
+def listed(words: Iterable[str]) -> str:
+    """The words in one line, separated by commas."""
+    return ", ".join(words)
+
+
+def shortened(words: Sequence[str], count: int = 6, width: int = 80) -> str:
+    """The first words in one line, each cut to `width`, and how many more there are."""
+    first = listed(word if len(word) <= width else f"{word[: width - 3]}..." for word in words[:count])
+    return first if len(words) <= count else f"{first} and {len(words) - count} more"
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, cut to what one can read."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a number of more than 4,300 digits
+        return f"<{type(value).__name__} that is too long to show>"

@@ -14,7 +14,7 @@ from llmquant.eval.lines import kernels_text, number, quartiles, speedup
 from llmquant.eval.statistics import Spread
 from llmquant.kernels.gpu.config import DENSE, Config
 from llmquant.machine import BUSY
-from llmquant.readable import bytes_text, shown
+from llmquant.words import bytes_text, escaped
 
 if TYPE_CHECKING:
     from llmquant.kernels.gpu.tune import Tuned, TuneReport
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def print_bench(console: Console, report: BenchReport) -> None:
     """A row for each contender, then how it was measured."""
     console.print(
-        f"[bold]{shown(report.model)}[/], {number(report.parameters / 1e6)} M weights, on {_place(report)}",
+        f"[bold]{escaped(report.model)}[/], {number(report.parameters / 1e6)} M weights, on {_place(report)}",
         highlight=False,
     )
     table = Table(box=None, header_style="dim", pad_edge=False)
@@ -34,8 +34,8 @@ def print_bench(console: Console, report: BenchReport) -> None:
     table.add_column("kernels", overflow="fold")
     for place, row in enumerate(report.rows):
         table.add_row(
-            f"[bold]{shown(row.name)}[/]" + ", static cache" * row.static,
-            shown(row.dtype) or "–",
+            f"[bold]{escaped(row.name)}[/]" + ", static cache" * row.static,
+            escaped(row.dtype) or "–",
             row.accuracy or "–",
             bytes_text(row.parameter_bytes),
             _cell(row.prefill, row.prefill_speedup if place else None),
@@ -45,7 +45,7 @@ def print_bench(console: Console, report: BenchReport) -> None:
     console.print(table)
     first = report.rows[0]
     rounds = f"{first.decode.runs} round{'' if first.decode.runs == 1 else 's'}"
-    compared = f", and the ratio to {shown(first.name)} round by round" if len(report.rows) > 1 else ""
+    compared = f", and the ratio to {escaped(first.name)} round by round" if len(report.rows) > 1 else ""
     console.print(
         f"[dim]batch {report.batch_size}, prompt of {report.prompt_tokens} tokens, then {report.decode_tokens} one by "
         f"one; {rounds}, each with all rows in turn; median, (quartiles){compared}[/]",
@@ -61,13 +61,13 @@ def print_bench(console: Console, report: BenchReport) -> None:
 
 def _place(report: BenchReport) -> str:
     cpu, threads, device = (report.machine[name] for name in ("cpu", "threads", "device"))
-    return f"{shown(cpu)}, {threads} thread{'' if threads == 1 else 's'}" if device == "cpu" else shown(str(device))
+    return f"{escaped(cpu)}, {threads} thread{'' if threads == 1 else 's'}" if device == "cpu" else escaped(str(device))
 
 
 def _kernels(row: BenchRow) -> str:
     """The accuracy has a column of its own."""
     kernels = {name.removesuffix(f", {row.accuracy}"): count for name, count in row.kernels.items()}
-    return shown(kernels_text(kernels)) or "torch"
+    return escaped(kernels_text(kernels)) or "torch"
 
 
 def _cell(speed: Spread, against_first: Spread | None) -> str:
@@ -97,8 +97,8 @@ def print_tuned(console: Console, report: TuneReport) -> None:
     refused = sum((Counter(one.refused) for one in report.found), Counter())
     reasons = "; ".join(f"{count} {reason}" for reason, count in refused.most_common())
     console.print(
-        f"[dim]{shown(report.gpu)}; median of CUDA graphs over weights that no cache holds; gains below 2 % are not "
-        f"taken{f'; refused: {shown(reasons)}' if reasons else ''}[/]\nused from now on: {shown(str(report.file))}",
+        f"[dim]{escaped(report.gpu)}; median of CUDA graphs over weights that no cache holds; gains below 2 % are not "
+        f"taken{f'; refused: {escaped(reasons)}' if reasons else ''}[/]\nused from now on: {escaped(str(report.file))}",
         highlight=False,
     )
 

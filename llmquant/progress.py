@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from llmquant.engine.output.journal import LayerRecord
-
 
 class Progress:
     """Receives the events of a run; this base class does nothing with them."""
@@ -26,8 +24,8 @@ class Progress:
             work: how much it was, compared with the others; 0 where an earlier run did it.
         """
 
-    def layer(self, name: str, record: LayerRecord) -> None:
-        """A layer was quantized."""
+    def layer(self, name: str, loss: float) -> None:
+        """A layer was quantized, with this relative error of its outputs or weights."""
 
     def note(self, text: str) -> None:
         """Something the user should know."""

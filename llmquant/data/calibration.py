@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmquant.compat.config import whole_number
-from llmquant.engine.text import read_documents
+from llmquant.data.text import read_documents
 from llmquant.errors import DataError
 
 if TYPE_CHECKING:

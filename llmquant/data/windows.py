@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from llmquant.engine.calibration import encode, text_prefix
+from llmquant.data.calibration import encode, text_prefix
 from llmquant.errors import DataError
 
 if TYPE_CHECKING:
@@ -86,13 +86,13 @@ def make_windows(
     """Tokenise documents into windows.
 
     Args:
-        documents: texts, in order (see `llmquant.engine.text.read_documents`).
+        documents: texts, in order (see `llmquant.data.text.read_documents`).
         tokenizer: of the baseline; what it puts in front of a text, mostly a BOS token, starts each window.
         source: the user's word for the text, kept in the protocol.
         length: tokens in a window; 512 if None, or the context limit where that is smaller.
         stride: text tokens from one window to the next; without it windows do not overlap.
         max_windows: keep only the first windows.
-        context: the model's context limit (see `llmquant.engine.calibration.context_limit`).
+        context: the model's context limit (see `llmquant.data.calibration.context_limit`).
 
     Raises:
         DataError: if the tokenizer is missing, a number is out of range, or the text is shorter than one window.

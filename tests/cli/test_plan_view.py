@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from llmquant.api import plan
-from llmquant.cli import main
-from llmquant.plan_view import print_plan
+from llmquant.cli.main import main
+from llmquant.cli.plan_view import print_plan
 from tests.engine.conftest import tiny_llama
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from llmquant.engine.builtin_text import mixed_documents, python_documents
+from llmquant.data.builtin_text import mixed_documents, python_documents
 from llmquant.errors import DataError
 from llmquant.files import check_name, read_plain
 

@@ -12,7 +12,7 @@ from llmquant.engine.run import RunResult
 from llmquant.eval.lines import verdict_line
 from llmquant.eval.result import EvalReport
 from llmquant.eval.table import render_table
-from llmquant.readable import bytes_text, duration, shown
+from llmquant.words import bytes_text, duration, escaped
 
 _WORST_LAYERS = 5
 
@@ -22,7 +22,7 @@ def print_result(console: Console, result: RunResult) -> None:
     facts = result.provenance
     plan = facts["plan"]
     console.print(
-        f"[bold green]{shown(result.folder)}[/]  {bytes_text(plan['bytes_before'])} -> "
+        f"[bold green]{escaped(result.folder)}[/]  {bytes_text(plan['bytes_before'])} -> "
         f"{bytes_text(plan['bytes_after'])}, {plan['bits_per_weight']:.2f} bits per weight; "
         f"{facts['verified_tensors']} tensors verified; "
         f"in {duration(facts['seconds'])}, peak memory {bytes_text(facts['peak_memory_bytes'])}",
@@ -31,7 +31,7 @@ def print_result(console: Console, result: RunResult) -> None:
     if facts["layers"]:
         console.print(_worst_layers(facts["layers"]))
     for name, count in facts["counters"].items():
-        console.print(f"[yellow]note:[/] {shown(name.replace('_', ' '))}: {count}")
+        console.print(f"[yellow]note:[/] {escaped(name.replace('_', ' '))}: {count}")
 
 
 def _worst_layers(layers: dict[str, dict[str, Any]]) -> Table:
@@ -41,7 +41,7 @@ def _worst_layers(layers: dict[str, dict[str, Any]]) -> Table:
     table.add_column("rounding")
     table.add_column("error", justify="right")
     for name, layer in sorted(layers.items(), key=lambda item: -item[1]["loss"])[:_WORST_LAYERS]:
-        table.add_row(shown(name), shown(layer["scheme"]), shown(layer["method"]), f"{layer['loss']:.3%}")
+        table.add_row(escaped(name), escaped(layer["scheme"]), escaped(layer["method"]), f"{layer['loss']:.3%}")
     return table
 
 
@@ -49,4 +49,4 @@ def print_reports(console: Console, reports: Sequence[EvalReport]) -> None:
     """Evaluations side by side, and a line on each."""
     console.print(render_table(reports))
     for report in reports:
-        console.print(f"[bold]{shown(report.name)}[/]: {shown(verdict_line(report))}", highlight=False)
+        console.print(f"[bold]{escaped(report.name)}[/]: {escaped(verdict_line(report))}", highlight=False)

@@ -10,9 +10,9 @@ import pytest
 from tokenizers import processors
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from llmquant.engine.calibration import context_limit
+from llmquant.data.calibration import context_limit
+from llmquant.data.windows import SEPARATOR, make_windows
 from llmquant.errors import DataError
-from llmquant.eval.windows import SEPARATOR, make_windows
 
 
 def _stream(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llmquant.cli import OVER_BUDGET, main
+from llmquant.cli.main import OVER_BUDGET, main
 from llmquant.eval.result import EvalReport
 from llmquant.kernels import native
 from tests.engine.conftest import byte_tokenizer, tiny_llama
@@ -116,7 +116,7 @@ class Refuse:
         if name.partition(".")[0] in ("torch", "transformers", "numpy", "pydantic"):
             raise AssertionError(f"imports {name}")
 sys.meta_path.insert(0, Refuse())
-from llmquant.cli import OVER_BUDGET, main
+from llmquant.cli.main import OVER_BUDGET, main
 sys.exit(main(sys.argv[1:]))
 """
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
@@ -255,7 +255,7 @@ def test_results_are_on_disk_before_they_are_shown(model, tmp_path, monkeypatch)
     def fail(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llmquant.plan_view.print_plan", fail)
+    monkeypatch.setattr("llmquant.cli.plan_view.print_plan", fail)
     file = tmp_path / "plan.json"
     assert main(["plan", str(model), "-r", "int8", "--json", str(file)]) == 130
     assert json.loads(file.read_text())["rows"]

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from llmquant.layers.prepared import kernel_on
-from llmquant.readable import bytes_text, shown
 from llmquant.recipe.plan import NO_RULE, Plan
 from llmquant.recipe.summary import summarize
 from llmquant.spec import Scheme
+from llmquant.words import bytes_text, escaped
 
 _WIDE = 100  # columns
 
@@ -42,7 +42,7 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
     """
     inventory = plan.inventory
     console.print(
-        f"[bold]{shown(inventory.architecture)}[/]  {inventory.parameters:,} parameters, {inventory.blocks} blocks, "
+        f"[bold]{escaped(inventory.architecture)}[/]  {inventory.parameters:,} parameters, {inventory.blocks} blocks, "
         f"{str(inventory.dtype).removeprefix('torch.')}"
     )
     lines = _modules(plan) if full else _kinds(plan)
@@ -52,20 +52,20 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
         f"{plan.bits_per_weight:.3f} bits per weight over everything"
     )
     for warning in plan.warnings:
-        console.print(f"[bold yellow]warning[/]  {shown(warning)}", highlight=False)
-    console.print(f"\nrecipe [bold]{shown(plan.recipe.name)}[/]")
+        console.print(f"[bold yellow]warning[/]  {escaped(warning)}", highlight=False)
+    console.print(f"\nrecipe [bold]{escaped(plan.recipe.name)}[/]")
     for number, rule in enumerate(plan.recipe.rules, 1):
-        console.print(f"  {number}  {shown(str(rule))}", highlight=False)
+        console.print(f"  {number}  {escaped(str(rule))}", highlight=False)
     for note in dict.fromkeys(line.note for line in lines if line.note):
-        console.print(f"  [yellow]note[/]  {shown(note)}", highlight=False)
+        console.print(f"  [yellow]note[/]  {escaped(note)}", highlight=False)
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         console.print(f"\nkernels on this machine's {'GPU' if device == 'cuda' else 'CPU'}")
         for scheme in dict.fromkeys(row.scheme for row in plan.quantized):
-            console.print(f"  {scheme}  {shown(kernel_on(scheme, device))}", highlight=False)
+            console.print(f"  {scheme}  {escaped(kernel_on(scheme, device))}", highlight=False)
     console.print("\nwho loads the result")
     for reader, verdict in plan.format.readers(plan).items():
         mark = "[green]yes[/]" if verdict.ok else "[red]no [/]"
-        console.print(f"  {mark}  {reader:<13} {shown(verdict.note)}", highlight=False)
+        console.print(f"  {mark}  {reader:<13} {escaped(verdict.note)}", highlight=False)
 
 
 def _kinds(plan: Plan) -> list[_Line]:
@@ -100,7 +100,7 @@ def _table(lines: Iterable[_Line], *, wide: bool) -> Table:
     for line in lines:
         count = f"{line.count} x " if line.count > 1 else ""
         table.add_row(
-            shown(line.name),
+            escaped(line.name),
             count + "x".join(map(str, line.shape)),
             "[dim]keep[/]" if line.scheme.is_keep else f"[bold]{line.scheme}[/]",
             *([line.rounding] if wide else []),

@@ -8,8 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from llmquant.engine.output.journal import LayerRecord
-from llmquant.run_view import RunDisplay, Stage
+from llmquant.cli.display import RunDisplay, Stage
 
 
 class Clock:
@@ -85,8 +84,7 @@ def lines_of(clock: Clock, steps: int, seconds: float, terminal: bool = False, *
         display.stage("quantize", steps, unit="shards")
         for number in range(steps):
             clock.now += seconds
-            record = LayerRecord("int4-g32", "gptq", "", 0.0123, 1.0, {})
-            display.layer(f"model.layers.{number}.mlp.[/x]", record)
+            display.layer(f"model.layers.{number}.mlp.[/x]", 0.0123)
             display.step()
     return file.getvalue()
 

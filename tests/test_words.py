@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from llmquant.readable import bytes_text, duration, printable, shown
+from llmquant.words import bytes_text, duration, escaped, printable
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_markup_from_outside_is_shown_as_it_is(text: str) -> None:
     file = io.StringIO()
-    Console(file=file, width=200, emoji=False).print(f"[bold]{shown(text)}[/]!", highlight=False)
+    Console(file=file, width=200, emoji=False).print(f"[bold]{escaped(text)}[/]!", highlight=False)
     assert file.getvalue() == f"{text}!\n"
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from tokenizers import processors
 
-from llmquant.engine.builtin_text import python_documents, split_of
-from llmquant.engine.calibration import load_calibration, tokens_hash
-from llmquant.engine.text import read_documents
+from llmquant.data.builtin_text import python_documents, split_of
+from llmquant.data.calibration import load_calibration, tokens_hash
+from llmquant.data.text import read_documents
 from llmquant.errors import DataError
 from llmquant.recipe.schema import Calibration
 from tests.engine.conftest import byte_tokenizer

@@ -14,13 +14,12 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
-from llmquant.engine.memory import peak_resident_bytes
-from llmquant.engine.output.journal import LayerRecord
-from llmquant.engine.progress import Progress
-from llmquant.readable import bytes_text, duration, printable, shown
+from llmquant.memory import peak_resident_bytes
+from llmquant.progress import Progress
+from llmquant.words import bytes_text, duration, escaped, printable
 
 _SECONDS_BETWEEN_LINES = 5.0
-_WIDE = 100  # columns; below, the bar is short and the last layer's error is not shown
+_WIDE = 100  # columns; below, the bar is short and the last layer's error is not escaped
 # What an evaluation and a bench count, by the names of their stages.
 _UNITS = {
     "load": "models", "loading": "models", "noise floor": "windows", "divergence": "windows", "speed": "s",
@@ -141,12 +140,12 @@ class RunDisplay(Progress):
         self._stage.step(work)
         self._view.moved(self._stage)
 
-    def layer(self, name: str, record: LayerRecord) -> None:
+    def layer(self, name: str, loss: float) -> None:
         if self._stage is not None:
-            self._stage.detail = f"{'.'.join(name.split('.')[-2:])} error {record.loss:.2%}"
+            self._stage.detail = f"{'.'.join(name.split('.')[-2:])} error {loss:.2%}"
 
     def note(self, text: str) -> None:
-        self._console.print(f"[yellow]note:[/] {shown(text)}", highlight=False, soft_wrap=True)
+        self._console.print(f"[yellow]note:[/] {escaped(text)}", highlight=False, soft_wrap=True)
 
     def stages(self, name: str, done: int, total: int) -> None:
         """The same for an evaluation, which reports (stage, done, in all)."""
@@ -210,7 +209,7 @@ class _Bars:
         self._bars.stop()
 
     def begin(self, stage: Stage) -> None:
-        self._tasks[id(stage)] = self._bars.add_task(shown(stage.name), total=stage.total, stage=stage)
+        self._tasks[id(stage)] = self._bars.add_task(escaped(stage.name), total=stage.total, stage=stage)
 
     def moved(self, stage: Stage) -> None:
         self._bars.update(self._tasks[id(stage)], completed=stage.done)

@@ -11,7 +11,7 @@ from llmquant.doctor.diagnosis import FORMATS, SIZES, Diagnosis, Expected
 from llmquant.doctor.facts import ISA_VARIABLE, Gpus, Kernels, Memory, Threads
 from llmquant.eval.lines import number
 from llmquant.kernels.gpu.runtime import VARIABLE as GPU_VARIABLE
-from llmquant.readable import bytes_text, shown
+from llmquant.words import bytes_text, escaped
 
 _LABEL_WIDTH = 18
 _TABLES = {"own": "tuned on this machine", "shipped": "with the table that ships", None: "by estimate, no table"}
@@ -19,7 +19,7 @@ _TABLES = {"own": "tuned on this machine", "shipped": "with the table that ships
 
 def print_diagnosis(console: Console, found: Diagnosis) -> None:
     """Facts, the speed to expect, then what to do, most serious first."""
-    console.print(f"[bold]{shown(found.cpu)}[/], {shown(found.system)}", highlight=False)
+    console.print(f"[bold]{escaped(found.cpu)}[/], {escaped(found.system)}", highlight=False)
     console.print(_facts(found))
     console.print()
     console.print("[bold]decode speed to expect on the CPU[/]: at most so many tokens/s, which is bandwidth / bytes")
@@ -27,8 +27,8 @@ def print_diagnosis(console: Console, found: Diagnosis) -> None:
     console.print("[dim]all weights in one format; layers that stay at 16 bits make it slower[/]\n")
     for each in found.advice:
         color = "red" if each.level == "error" else "yellow"
-        console.print(f"[bold {color}]{each.level}:[/] {shown(each.problem)}", highlight=False)
-        console.print(f"  [bold]do:[/] {shown(each.remedy)}", highlight=False)
+        console.print(f"[bold {color}]{each.level}:[/] {escaped(each.problem)}", highlight=False)
+        console.print(f"  [bold]do:[/] {escaped(each.remedy)}", highlight=False)
     if not found.advice:
         console.print("[green]nothing to improve[/]")
 
@@ -45,7 +45,7 @@ def _facts(found: Diagnosis) -> Table:
         ("memory bandwidth", _bandwidth(found.bandwidth.gbs, found.bandwidth.method)),
         ("GPU", _gpus(found.gpus)),
         ("GPU kernels", _gpu_kernels(found.gpus)),
-        ("software", ", ".join(shown(f"{name} {version}") for name, version in found.versions.items())),
+        ("software", ", ".join(escaped(f"{name} {version}") for name, version in found.versions.items())),
     )
     for label, text in rows:
         table.add_row(label, text)
@@ -53,7 +53,7 @@ def _facts(found: Diagnosis) -> Table:
 
 
 def _instructions(found: Kernels) -> str:
-    override = f"{ISA_VARIABLE}={shown(found.isa_override)}" if found.isa_override else f"{ISA_VARIABLE} is not set"
+    override = f"{ISA_VARIABLE}={escaped(found.isa_override)}" if found.isa_override else f"{ISA_VARIABLE} is not set"
     available = f"available: {', '.join(found.available)}; " if found.available else ""
     name = {None: "[red]none[/]", "torch": "none, torch runs"}.get(found.in_use, f"[bold]{found.in_use}[/]")
     return f"{name}  [dim]({available}{override})[/]"
@@ -64,7 +64,7 @@ def _library(found: Kernels) -> str:
         return "[red]not usable, see below[/]"
     if found.library is None:
         return "[yellow]not installed[/]"
-    return f"{shown(found.library)}  [dim](interface {found.interface})[/]"
+    return f"{escaped(found.library)}  [dim](interface {found.interface})[/]"
 
 
 def _threads(found: Threads) -> str:
@@ -84,20 +84,20 @@ def _bandwidth(gbs: dict[str, float], method: str) -> str:
     parts = (
         f"[bold]{number(value)} GB/s[/] on {count} thread{'' if count == '1' else 's'}" for count, value in gbs.items()
     )
-    return f"{', '.join(parts)}  [dim](reading, by {shown(method)})[/]"
+    return f"{', '.join(parts)}  [dim](reading, by {escaped(method)})[/]"
 
 
 def _gpus(found: Gpus) -> str:
-    return "; ".join(f"{shown(gpu.name)}, {bytes_text(gpu.bytes)}" for gpu in found.devices) or "none"
+    return "; ".join(f"{escaped(gpu.name)}, {bytes_text(gpu.bytes)}" for gpu in found.devices) or "none"
 
 
 def _gpu_kernels(found: Gpus) -> str:
     """What runs on the GPUs; those that are alike share a line."""
-    override = f"{GPU_VARIABLE}={shown(found.override)}" if found.override else f"{GPU_VARIABLE} is not set"
+    override = f"{GPU_VARIABLE}={escaped(found.override)}" if found.override else f"{GPU_VARIABLE} is not set"
     if found.problem:
         return "[red]not usable, see below[/]"
     lines = dict.fromkeys(
-        f"[yellow]off[/], {shown(gpu.off)}" if gpu.off else f"[bold]Triton[/] for {gpu.arch}, {_TABLES[gpu.table]}"
+        f"[yellow]off[/], {escaped(gpu.off)}" if gpu.off else f"[bold]Triton[/] for {gpu.arch}, {_TABLES[gpu.table]}"
         for gpu in found.devices
     )
     return f"{'; '.join(lines) or 'none'}  [dim]({override})[/]"
