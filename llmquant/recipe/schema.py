@@ -31,6 +31,8 @@ from llmquant.words import did_you_mean, listed, shortened, shown
 
 if TYPE_CHECKING:
     from llmquant.algorithms.rounding.base import Algorithm
+    from llmquant.algorithms.transforms.base import Transform
+    from llmquant.algorithms.tuning.base import Tuning
 
 VERSION = 1
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*(/[\w-]+)?")
@@ -51,12 +53,12 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Rounding(_Model):
-    """How codes are chosen: a method of `llmquant.algorithms.rounding` and its options, side by side in one mapping."""
+class _Method(_Model):
+    """A method of `llmquant.algorithms` and its options, side by side in one mapping."""
 
     model_config = ConfigDict(extra="allow")
 
-    method: str = "rtn"
+    method: str
 
     @property
     def options(self) -> dict[str, Any]:
@@ -64,18 +66,16 @@ class Rounding(_Model):
         return dict(self.model_extra or {})
 
     @property
-    def algorithm(self) -> Algorithm:
-        """The module in `llmquant.algorithms.rounding`."""
-        from llmquant.algorithms.rounding import find
-
-        return find(self.method)
+    def algorithm(self) -> Any:
+        """The module of the method."""
+        raise NotImplementedError
 
     def build_options(self) -> Any:
         """An instance of the method's `Options` dataclass."""
         return self.algorithm.Options(**self.options)
 
     @model_validator(mode="after")
-    def _check_options(self) -> Rounding:
+    def _check_options(self) -> _Method:
         try:
             options = self.algorithm.Options
         except ValueError as error:  # RecipeError from `find`, with the nearest name
@@ -95,6 +95,41 @@ class Rounding(_Model):
         except ValueError as error:
             raise _at_key("method", str(error)) from error
         return self
+
+
+class Rounding(_Method):
+    """How codes are chosen."""
+
+    method: str = "rtn"
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The module in `llmquant.algorithms.rounding`."""
+        from llmquant.algorithms.rounding import find
+
+        return find(self.method)
+
+
+class TransformStep(_Method):
+    """How a block is rewritten before it is rounded."""
+
+    @property
+    def algorithm(self) -> Transform:
+        """The module in `llmquant.algorithms.transforms`."""
+        from llmquant.algorithms.transforms import find
+
+        return find(self.method)
+
+
+class TuningStep(_Method):
+    """How a block is improved after it was rounded."""
+
+    @property
+    def algorithm(self) -> Tuning:
+        """The module in `llmquant.algorithms.tuning`."""
+        from llmquant.algorithms.tuning import find
+
+        return find(self.method)
 
 
 class Rule(_Model):
@@ -216,8 +251,10 @@ class Recipe(_Model):
         name: short, for reports.
         description: a sentence for people.
         rules: ordered; the last that matches a module decides.
+        transforms: what rewrites each block before it is rounded, in this order.
         rounding: for all rules that have no rounding of their own.
-        calibration: needed by methods that use statistics of the inputs.
+        tuning: what improves each block after it was rounded, in this order.
+        calibration: needed by methods that look at what a block is called with.
         budget: limits that must be met.
         format: how the result is stored, a module of `llmquant.formats`.
         portable: whether other readers must be able to load the result; False allows layers that only llmquant reads.
@@ -227,7 +264,9 @@ class Recipe(_Model):
     name: str = Field(default="custom", min_length=1)
     description: str = ""
     rules: Annotated[tuple[Rule, ...], BeforeValidator(_as_tuple)]
+    transforms: Annotated[tuple[TransformStep, ...], BeforeValidator(_as_tuple)] = ()
     rounding: Rounding = Field(default_factory=Rounding)
+    tuning: Annotated[tuple[TuningStep, ...], BeforeValidator(_as_tuple)] = ()
     calibration: Calibration | None = None
     budget: Budget | None = None
     portable: bool = True
@@ -239,9 +278,10 @@ class Recipe(_Model):
         return tuple(rule.rounding or self.rounding for rule in self.rules if rule.parsed != KEEP)
 
     @property
-    def needs(self) -> frozenset[str]:
-        """The statistics that its methods need; empty for a data-free recipe."""
-        return frozenset().union(*(rounding.algorithm.NEEDS for rounding in self.roundings))
+    def calibrated(self) -> tuple[str, ...]:
+        """The methods that need calibration text, sorted; none for a data-free recipe."""
+        looking = [method.method for method in (*self.transforms, *self.roundings) if method.algorithm.NEEDS]
+        return tuple(sorted({*looking, *(step.method for step in self.tuning)}))
 
     @field_validator("rules")
     @classmethod
@@ -259,11 +299,10 @@ class Recipe(_Model):
 
     @model_validator(mode="after")
     def _check_calibration(self) -> Recipe:
-        if self.calibration is None and self.needs:
-            methods = sorted({rounding.method for rounding in self.roundings if rounding.algorithm.NEEDS})
+        if self.calibration is None and self.calibrated:
             raise _at_key(
                 "calibration",
-                f"{listed(methods)} needs calibration text; add `calibration: {{dataset: builtin:mixed}}`",
+                f"{listed(self.calibrated)} needs calibration text; add `calibration: {{dataset: builtin:mixed}}`",
             )
         return self
 
@@ -274,8 +313,9 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     for key in ("calibration", "budget"):
         if key in data:
             data[key] = _without_none(data[key])
-    if recipe.format == DEFAULT:  # as before there was another
-        del data["format"]
+    for key, absent in (("format", DEFAULT), ("transforms", []), ("tuning", [])):
+        if data[key] == absent:  # as before there was another
+            del data[key]
     data["rules"] = [_without_none(rule) for rule in data["rules"]]
     for rule in data["rules"]:
         if len(rule["match"]) == 1:

@@ -36,7 +36,7 @@ def test_minimal_recipe_and_its_defaults(tmp_path: Path) -> None:
     assert recipe.rules[0].parsed == Scheme(4, "group", 32)
     assert recipe.rounding.method == "rtn"
     assert (recipe.calibration, recipe.budget, recipe.portable) == (None, None, True)
-    assert recipe.needs == frozenset()
+    assert recipe.calibrated == ()
 
 
 def test_full_recipe() -> None:
@@ -59,7 +59,7 @@ def test_full_recipe() -> None:
     assert recipe.rounding.build_options().damp == 0.05
     assert recipe.rules[0].fallbacks == (Scheme(4, "group", 32), KEEP)
     assert [rounding.method for rounding in recipe.roundings] == ["gptq", "rtn"]
-    assert recipe.needs == {"hessian"}
+    assert recipe.calibrated == ("gptq",)
     assert load_recipe(recipe) is recipe
 
 

@@ -1,0 +1,78 @@
+"""What tuning is: a module with `Options` and `tune`.
+
+Tuning sees a whole decoder block with its rounded weights, what it is called with and what it should return, and
+changes the rounded weights so that it does, with gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from llmquant.numerics.quantized import QuantizedTensor
+from llmquant.spec import Scheme
+
+# Calls something with the signature of the block for one batch; returns its hidden states (batch, tokens, hidden).
+BlockCall = Callable[[Callable[..., Any]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class TunedLayer:
+    """One rounded layer of a block.
+
+    Attributes:
+        quantized: its weight as it was rounded.
+        scheme: of that.
+        turned: whether the module holds the weight as (in_features, out_features).
+    """
+
+    quantized: QuantizedTensor
+    scheme: Scheme
+    turned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TuningResult:
+    """What tuning made of a block.
+
+    Attributes:
+        layers: the weight of every layer that was given, changed or not.
+        before: squared error of the block's outputs on batches that were not tuned on, relative to their power.
+        after: the same with `layers`; never larger.
+    """
+
+    layers: Mapping[str, QuantizedTensor]
+    before: float
+    after: float
+
+
+class Tuning(Protocol):
+    """A module of this package.
+
+    Attributes:
+        Options: frozen keyword-only dataclass of the recipe keys it takes, all with defaults.
+    """
+
+    Options: type[Any]
+
+    def tune(
+        self,
+        block: nn.Module,
+        calls: Sequence[BlockCall],
+        targets: Sequence[Tensor],
+        layers: Mapping[str, TunedLayer],
+        options: Any,
+    ) -> TuningResult:
+        """Tune one block.
+
+        Args:
+            block: with float32 weights, those of `layers` as they dequantize; left as it is.
+            calls: one for each batch.
+            targets: what the block returned with its weights before rounding, for each of `calls`.
+            layers: by the names of modules inside the block.
+            options: an instance of this module's `Options`.
+        """
+        ...
