@@ -13,7 +13,7 @@ VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/*)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/cpu/src/*)
 
 ifdef INSTALLED
 DEMO_READY :=
@@ -43,7 +43,7 @@ lint: $(DEV_READY)
 format: $(DEV_READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i kernels/cpu/*.cpp kernels/cpu/*.h tests/kernels/cpp/*.cpp tests/kernels/cpp/*.h
+	$(BIN)/clang-format -i kernels/cpu/src/*.cpp kernels/cpu/src/*.h tests/kernels/cpp/*.cpp tests/kernels/cpp/*.h
 
 native:
 	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release

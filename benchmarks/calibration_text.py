@@ -50,8 +50,9 @@ LANGUAGES = (
 )  # fmt: skip
 #: This repository's files, Apache-2.0.
 CODE = (
-    "kernels/cpu/linear_tiles.h", "kernels/cpu/threads.cpp", "kernels/cpu/api.cpp", "kernels/cpu/unpack_rows.h",
-    "kernels/linear_w8a8.py", "kernels/gpu/linear_a16.py", "llmquant/algorithms/rounding/gptq.py",
+    "kernels/cpu/src/linear_tiles.h", "kernels/cpu/src/threads.cpp", "kernels/cpu/src/api.cpp",
+    "kernels/cpu/src/unpack_rows.h",
+    "kernels/ops/linear_w8a8.py", "kernels/gpu/triton/linear_a16.py", "llmquant/algorithms/rounding/gptq.py",
     "llmquant/numerics/grid.py", "llmquant/numerics/grid_search.py", "llmquant/numerics/pack.py",
     "llmquant/recipe/match.py", "llmquant/recipe/yaml_nodes.py", "llmquant/models/checkpoint.py",
     "llmquant/engine/journal.py",

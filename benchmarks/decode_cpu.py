@@ -32,10 +32,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 from llmquant.eval.statistics import spread
 from llmquant.hf.fuse import fuse, unfuse
 from llmquant.hf.place import finish, place_empty
-from llmquant.kernels import native
-from llmquant.layers.accuracy import ACCURACIES, Accuracy, set_accuracy
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.kernels.cpu import native
 from llmquant.machine import cpu_name, versions
+from llmquant.nn.accuracy import ACCURACIES, Accuracy, set_accuracy
+from llmquant.nn.linear import PackedLinear
 from llmquant.spec import Scheme
 
 SHAPE = {

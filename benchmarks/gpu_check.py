@@ -17,8 +17,8 @@ from gpu_decode import Decoder, Way, greedy
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llmquant.kernels.dequantize import dequantize
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.kernels.ops.dequantize import dequantize
+from llmquant.nn.linear import PackedLinear
 
 _SLACK = 1.5  # times the error of the reference
 _FLOAT32 = 1e-5  # in float32 the reference is the yardstick itself, and the order of the sums is not the same

@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmquant.hf.place import finish
 from llmquant.hf.ties import replace
-from llmquant.layers.accuracy import Accuracy
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.accuracy import Accuracy
+from llmquant.nn.linear import PackedLinear
 from llmquant.numerics.grid import choose_grid, round_to_grid
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme

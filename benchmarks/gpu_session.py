@@ -19,7 +19,7 @@ from gpu_report import Report, Row, show, timing
 from gpu_warm import begin, finish
 from torch import Tensor
 
-from llmquant.layers.accuracy import Accuracy, kernels_used, set_accuracy
+from llmquant.nn.accuracy import Accuracy, kernels_used, set_accuracy
 
 _PROFILED = 8  # steps
 _SHARE = 0.15  # of the time, after which a section starts no more rounds

@@ -15,7 +15,7 @@ import torch
 from gpu_models import SHAPES, Kind, build
 
 from llmquant.kernels.bench.gpu_compile import Compiling, Job
-from llmquant.layers.accuracy import Accuracy, set_accuracy
+from llmquant.nn.accuracy import Accuracy, set_accuracy
 
 _KEY = "ahead"
 _SHARE = 0.3  # of the time; whatever is not compiled by then is compiled when it is needed

@@ -23,9 +23,9 @@ from llmquant.eval.scoring import Progress
 from llmquant.eval.static_decoding import StaticDecoding
 from llmquant.eval.statistics import Spread
 from llmquant.eval.throughput import ThroughputOptions, Timing, ratio, speed, time_once, timed_rounds
-from llmquant.layers.accuracy import Accuracy, accuracy_of, kernels_used, set_accuracy
-from llmquant.layers.counting import weight_count
 from llmquant.machine import OtherPrograms, machine, versions
+from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used, set_accuracy
+from llmquant.nn.counting import weight_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

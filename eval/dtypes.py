@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from llmquant.layers.packed_embedding import PackedEmbedding
-from llmquant.layers.packed_linear import PackedLinear
 from llmquant.memory import available_bytes
+from llmquant.nn.embedding import PackedEmbedding
+from llmquant.nn.linear import PackedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,9 +20,9 @@ from llmquant.eval.result import AnatomyPart, EvalReport, Memory, ModelSection, 
 from llmquant.eval.scoring import Comparison, Progress, compare, score_window
 from llmquant.eval.statistics import Estimate
 from llmquant.eval.throughput import Throughput, ThroughputOptions, check_prompt, measure_throughput
-from llmquant.layers.accuracy import Accuracy, accuracy_of, kernels_used
-from llmquant.layers.counting import weight_count
 from llmquant.machine import machine, versions
+from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used
+from llmquant.nn.counting import weight_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,11 +13,11 @@ from typing import Literal
 
 from torch import nn
 
-from llmquant.kernels import native
+from llmquant.kernels.cpu import native
+from llmquant.kernels.cpu.native import KERNELS_VARIABLE
 from llmquant.kernels.gpu import runtime
-from llmquant.kernels.native import KERNELS_VARIABLE
-from llmquant.layers.accuracy import Accuracy, set_accuracy
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.accuracy import Accuracy, set_accuracy
+from llmquant.nn.linear import PackedLinear
 
 
 @contextmanager

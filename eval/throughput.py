@@ -24,9 +24,9 @@ from llmquant.eval.dtypes import free_bytes
 from llmquant.eval.result import DenseSpeed, Speed, SpeedProtocol
 from llmquant.eval.scoring import Progress, evaluating
 from llmquant.eval.statistics import Spread, spread
-from llmquant.layers.accuracy import accuracy_of, kernels_used
-from llmquant.layers.counting import is_packed, weight_count
 from llmquant.machine import device_name
+from llmquant.nn.accuracy import accuracy_of, kernels_used
+from llmquant.nn.counting import is_packed, weight_count
 from llmquant.turns import take_turns
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from llmquant.recipe.schema import recipe_to_dict
 
 if TYPE_CHECKING:
     from llmquant.eval.throughput import ThroughputOptions
-    from llmquant.layers.accuracy import Accuracy
+    from llmquant.nn.accuracy import Accuracy
     from llmquant.recipe.plan import Plan
     from llmquant.recipe.schema import Recipe
 

@@ -30,7 +30,7 @@ from llmquant.words import bytes_text
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from llmquant.layers.accuracy import Accuracy
+    from llmquant.nn.accuracy import Accuracy
     from llmquant.recipe.schema import Recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -54,7 +54,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def reference_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave packed layers on the reference, which has the bits of the dense layer, as LLMQUANT_CPU_KERNELS does."""
-    from llmquant.kernels import native
+    from llmquant.kernels.cpu import native
 
     monkeypatch.setattr(native, "wanted", lambda: False)
 

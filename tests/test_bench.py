@@ -20,9 +20,10 @@ from llmquant.eval.bench import contenders_of
 from llmquant.eval.static_decoding import StaticDecoding
 from llmquant.eval.throughput import ThroughputOptions, Timing
 from llmquant.hf.load import load
-from llmquant.kernels.gpu import dispatch, runtime, table, tune, tune_gpu
-from llmquant.layers.accuracy import ACCURACIES, set_accuracy
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.kernels.gpu import runtime
+from llmquant.kernels.gpu.choose import dispatch, table, tune, tune_gpu
+from llmquant.nn.accuracy import ACCURACIES, set_accuracy
+from llmquant.nn.linear import PackedLinear
 from tests.engine.conftest import byte_tokenizer, tiny_llama
 
 QUICK = ThroughputOptions(prompt_tokens=8, decode_tokens=2, warmup=0, min_rounds=2, seconds=0.0)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.kernels import native
+from llmquant.kernels.cpu import native
 
 pytestmark = pytest.mark.slow
 
@@ -25,8 +25,8 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 PROBE = """
 import llmquant, torch
 from importlib.resources import files
-from llmquant.kernels import native
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.kernels.cpu import native
+from llmquant.nn.linear import PackedLinear
 from llmquant.spec import Scheme
 PackedLinear(64, 8, Scheme.parse("int4-g32"))(torch.zeros(1, 64))
 presets = sorted(entry.name for entry in files("llmquant.recipes").iterdir() if entry.name.endswith(".yaml"))
@@ -93,7 +93,7 @@ def check_wheel(wheel: Path, repository: Path, *, compiled: bool) -> None:
         f"llmquant/{name}"
         for folder in ("kernels", "eval", "recipes")
         for name in _tracked(repository, folder)
-        if not name.startswith("kernels/cpu/")
+        if not name.startswith("kernels/cpu/src/")
     }
     wanted |= {f"llmquant/{name.removeprefix('examples/')}" for name in _tracked(repository, "examples/demo_model")}
     wanted |= set(_tracked(repository, "llmquant"))
@@ -156,7 +156,7 @@ def test_sdist_to_wheel(source: Path, repository: Path, tmp_path: Path) -> None:
     wheel = build("wheel", sdist, tmp_path / "wheel")
     check_wheel(wheel, repository, compiled=True)
     with tarfile.open(sdist) as archive:
-        assert any(name.endswith("/kernels/cpu/api.cpp") for name in archive.getnames())
+        assert any(name.endswith("/kernels/cpu/src/api.cpp") for name in archive.getnames())
     python = make_environment(tmp_path / "env")
     pip("--python", python, "install", "--no-deps", "--ignore-installed", wheel, cwd=tmp_path)
     assert probe(python, tmp_path)[0] in native.ISAS

@@ -31,4 +31,4 @@ def test_the_graph_has_every_module(repository: Path) -> None:
                 continue
             name = "/".join(parts[:-1] if parts[-1] == "__init__" else parts)
             assert name in seen, f"import-linter does not see {name}"
-    assert graph.direct_import_exists(importer="llmquant.layers.packed_linear", imported="llmquant.kernels.linear_int")
+    assert graph.direct_import_exists(importer="llmquant.nn.linear", imported="llmquant.kernels.ops.linear_int")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmquant.kernels import native
+from llmquant.kernels.cpu import native
 from llmquant.recipe.load import preset_names
 
 LINKS = {"kernels": "../kernels", "eval": "../eval", "recipes": "../recipes", "demo_model": "../examples/demo_model"}
@@ -70,9 +70,9 @@ def test_every_preset_ships(repository: Path) -> None:
 
 
 def test_library_and_loader_agree(repository: Path) -> None:
-    source = (repository / "kernels" / "cpu" / "api.cpp").read_text()
+    source = (repository / "kernels" / "cpu" / "src" / "api.cpp").read_text()
     assert re.findall(r"#define LLMQUANT_ABI (\d+)", source) == [str(native.ABI)]
-    header = (repository / "kernels" / "cpu" / "isa.h").read_text()
+    header = (repository / "kernels" / "cpu" / "src" / "isa.h").read_text()
     assert tuple(re.findall(r"(\w+) = \d", header)) == native.ISAS
 
 
@@ -100,7 +100,8 @@ def test_the_architecture_page_names_what_is_there(repository: Path) -> None:
     assert layers == checked
     text = "".join(page.split("```")[::2])
     files = re.findall(r"`([\w./*]*(?:/|\.py|\.cpp|\.h|\.md)[\w./*]*)`", text)
-    roots = [repository / part for part in ("", "llmquant", "llmquant/models", "docs", "kernels/cpu", "kernels/gpu")]
+    parts = ("", "llmquant", "llmquant/models", "docs", "kernels/cpu", "kernels/cpu/src", "kernels/gpu")
+    roots = [repository / part for part in parts]
     assert len(files) > 40
     assert not [name for name in files if name != "OUT.partial/replaced" and not any(any(r.glob(name)) for r in roots)]
 

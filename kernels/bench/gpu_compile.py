@@ -22,7 +22,7 @@ from llmquant.kernels.bench.contender import Shape
 from llmquant.kernels.bench.gpu_cases import Plan, cells
 from llmquant.kernels.bench.gpu_kernel import Kernel, Peer
 from llmquant.kernels.bench.gpu_weights import random_weight
-from llmquant.kernels.gpu.config import Config
+from llmquant.kernels.gpu.choose.config import Config
 from llmquant.spec import Scheme
 
 _SPARE_CORES = 2

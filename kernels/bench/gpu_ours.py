@@ -12,8 +12,9 @@ from llmquant.kernels.bench.contender import Shape
 from llmquant.kernels.bench.gpu_cases import FORMATS, Plan
 from llmquant.kernels.bench.gpu_kernel import OURS, Kernel
 from llmquant.kernels.bench.gpu_weights import Weight
-from llmquant.kernels.gpu import dispatch, estimate, runtime
-from llmquant.kernels.gpu.config import DENSE, Config
+from llmquant.kernels.gpu import runtime
+from llmquant.kernels.gpu.choose import dispatch, estimate
+from llmquant.kernels.gpu.choose.config import DENSE, Config
 from llmquant.kernels.gpu.weight import Format, prepare
 from llmquant.spec import Scheme
 

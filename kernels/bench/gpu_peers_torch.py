@@ -12,7 +12,7 @@ from llmquant.kernels.bench.contender import Shape
 from llmquant.kernels.bench.gpu_cases import Plan
 from llmquant.kernels.bench.gpu_kernel import CUBLAS, Kernel, Peer
 from llmquant.kernels.bench.gpu_weights import Weight
-from llmquant.kernels.dequantize import dequantize_reference
+from llmquant.kernels.ops.dequantize import dequantize_reference
 
 _LEAST_ROWS_INT8 = 17  # of torch._int_mm
 

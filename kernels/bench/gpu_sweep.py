@@ -19,7 +19,7 @@ from llmquant.kernels.bench.gpu_cases import FORMATS, Format, Plan
 from llmquant.kernels.bench.gpu_check import EXACT, WRONG, guarded, judge, relative
 from llmquant.kernels.bench.gpu_ours import Ours
 from llmquant.kernels.bench.gpu_weights import Reference, Weight, random_weight, reference
-from llmquant.kernels.gpu.config import DENSE, Config
+from llmquant.kernels.gpu.choose.config import DENSE, Config
 from llmquant.kernels.gpu.weight import Format as Layout
 from llmquant.kernels.gpu.weight import prepare, restore
 from llmquant.numerics.pack import pack_zeros, unpack_zeros

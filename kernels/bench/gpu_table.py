@@ -7,7 +7,7 @@ from typing import Any
 
 from llmquant.kernels.bench.gpu_kernel import OURS
 from llmquant.kernels.bench.gpu_ours import config_name
-from llmquant.kernels.gpu.config import Config
+from llmquant.kernels.gpu.choose.config import Config
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmquant.kernels.bench.contender import Shape
 from llmquant.kernels.bench.ours import dequantized64
-from llmquant.kernels.linear_w8a8 import quantize_tokens
+from llmquant.kernels.ops.linear_w8a8 import quantize_tokens
 from llmquant.numerics.pack import pack, pack_zeros, unpack
 from llmquant.spec import Scheme
 
@@ -21,7 +21,7 @@ _ROTATED_L2 = 4  # times the level-2 cache that all copies of a weight fill toge
 
 @dataclass(frozen=True)
 class Weight:
-    """The tensors of a checkpoint, described in llmquant.kernels.dequantize; W8A8 weights are packed like int8 ones.
+    """The tensors of a checkpoint, described in kernels/ops/dequantize.py; W8A8 weights are packed like int8 ones.
 
     Attributes:
         scheme: of the weight.

@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llmquant.kernels import native
 from llmquant.kernels.bench.cases import available_cores, last_level_cache
+from llmquant.kernels.cpu import native
 
 _PACKAGES = ("torch", "numpy", "llmquant", "onnxruntime", "llama-cpp-python")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

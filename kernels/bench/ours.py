@@ -7,9 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from llmquant.kernels import cpu_linear, cpu_weight
 from llmquant.kernels.bench.cases import MODES
 from llmquant.kernels.bench.contender import Call, Contender, Shape, copies
+from llmquant.kernels.cpu import ops as cpu_ops
+from llmquant.kernels.cpu import weight as cpu_weight
 from llmquant.numerics.pack import pack_zeros, packed_words, unpack, unpack_zeros
 from llmquant.spec import Scheme
 
@@ -58,14 +59,14 @@ def random_weight(scheme: Scheme, shape: Shape) -> Stored:
 def _bind(blobs: list[Tensor], shape: Shape, exact: bool, rows: int) -> list[Call]:
     # What a layer calls when nobody traces or differentiates: the function, not the op.
     x = torch.randn(rows, shape.k)
-    return [partial(cpu_linear.linear, x, blob, None, shape.n, exact) for blob in blobs]
+    return [partial(cpu_ops.linear, x, blob, None, shape.n, exact) for blob in blobs]
 
 
 def _error(blob: Tensor, stored: Stored, scheme: Scheme, shape: Shape, exact: bool, rows: int) -> float:
     """Relative error in Frobenius norm on Gaussian input, of some of the outputs."""
     x = torch.randn(rows, shape.k)
     step = max(1, shape.n // _CHECKED_OUTPUTS)
-    result = cpu_linear.linear(x, blob, None, shape.n, exact)[:, ::step].double()
+    result = cpu_ops.linear(x, blob, None, shape.n, exact)[:, ::step].double()
     expected = x.double() @ dequantized64(stored, scheme, shape, step).T
     return float((result - expected).norm() / expected.norm())
 

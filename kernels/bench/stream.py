@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from llmquant.kernels import native
 from llmquant.kernels.bench.contender import Call
+from llmquant.kernels.cpu import native
 
 _HUGE_PAGE = 2 << 20
 _CHUNK_BYTES = 8 << 20  # about a 4-bit weight: interrupted as often by other processes as a kernel is

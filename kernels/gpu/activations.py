@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.compiling import Target, options, target
-from llmquant.kernels.gpu.config import Config
 from llmquant.kernels.gpu.weight import TILE_K, Format
 
 _LONGEST = 32768  # inputs of a row that a program quantizes at once: 32 for each of 1024 threads
@@ -28,7 +28,7 @@ def quantized_blocks(x: Tensor, has: Format, config: Config) -> tuple[Tensor, Te
         have no zeros; as quantize.quantize_blocks writes them. Rows are m, up to a multiple of block_m, inputs up to
         one of 128.
     """
-    from llmquant.kernels.gpu.quantize import quantize_blocks
+    from llmquant.kernels.gpu.triton.quantize import quantize_blocks
 
     m, tiles = x.shape[0], has.tiles_k
     padded = -(-m // config.block_m) * config.block_m
@@ -77,7 +77,7 @@ def quantized_rows(x: Tensor, input_scale: Tensor | None, config: Config) -> tup
         codes (rows, inputs) int8 and steps (rows,) float32, as quantize.quantize_rows writes them. Rows are m, up to a
         multiple of block_m, inputs up to one of 128.
     """
-    from llmquant.kernels.gpu.quantize import quantize_rows
+    from llmquant.kernels.gpu.triton.quantize import quantize_rows
 
     m, in_features = x.shape
     padded, width = -(-m // config.block_m) * config.block_m, -(-in_features // TILE_K) * TILE_K

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from llmquant.kernels.gpu import runtime
-from llmquant.kernels.gpu.config import Config
+from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.weight import Format
 
 

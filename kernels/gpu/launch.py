@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llmquant.kernels.gpu import dispatch, launch_a8, launch_a16, runtime
+from llmquant.kernels.gpu import launch_a8, launch_a16, runtime
 from llmquant.kernels.gpu.checks import check
-from llmquant.kernels.gpu.config import DENSE, Config
+from llmquant.kernels.gpu.choose import dispatch
+from llmquant.kernels.gpu.choose.config import DENSE, Config
 from llmquant.kernels.gpu.fallback import note_fallback
 from llmquant.kernels.gpu.launch_dense import linear_dense
 from llmquant.kernels.gpu.weight import Format

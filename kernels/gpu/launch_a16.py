@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.compiling import Target, constants, options, target
-from llmquant.kernels.gpu.config import Config
 from llmquant.kernels.gpu.weight import TILE_K, Format
 from llmquant.kernels.gpu.work import MOST_PARTS, share_work
 
@@ -43,7 +43,7 @@ def linear_a16(
     Returns:
         one (m, out_features) for each weight; with `silu` one for both.
     """
-    from llmquant.kernels.gpu.linear_a16 import linear_a16 as kernel
+    from llmquant.kernels.gpu.triton.linear_a16 import linear_a16 as kernel
 
     has, m = Format.read(form), x.shape[0]
     work = share_work(x, weights, biases, out_features, residual, silu, config, out_dtype)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmquant.kernels.gpu import dispatch
 from llmquant.kernels.gpu.activations import quantized_blocks, quantized_rows
+from llmquant.kernels.gpu.choose import dispatch
+from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.compiling import Target, constants, options, target
-from llmquant.kernels.gpu.config import Config
 from llmquant.kernels.gpu.weight import TILE_K, Format
 from llmquant.kernels.gpu.work import question, share_work, split_work
 
@@ -49,7 +49,7 @@ def linear_w4a8(
     Returns:
         one (m, out_features) for each weight; with `silu` one for both.
     """
-    from llmquant.kernels.gpu.linear_a8 import linear_w4a8 as kernel
+    from llmquant.kernels.gpu.triton.linear_a8 import linear_w4a8 as kernel
 
     has, m = Format.read(form), x.shape[0]
     if config is None:
@@ -86,7 +86,7 @@ def linear_w8a8(
     *,
     config: Config | None = None,
 ) -> Tensor:
-    """The op `llmquant::linear_w8a8`, with the bits of its reference (llmquant.kernels.linear_w8a8).
+    """The op `llmquant::linear_w8a8`, with the bits of its reference (llmquant.kernels.ops.linear_w8a8).
 
     Args:
         x: (..., in_features) bfloat16, float16 or float32.
@@ -99,7 +99,7 @@ def linear_w8a8(
     Returns:
         (..., out_features) in the dtype of x.
     """
-    from llmquant.kernels.gpu.linear_a8 import linear_w8a8 as kernel
+    from llmquant.kernels.gpu.triton.linear_a8 import linear_w8a8 as kernel
 
     n, in_features = weight.shape
     out = x.new_empty((*x.shape[:-1], n))

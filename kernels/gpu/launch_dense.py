@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.compiling import options, target, triton_dtype
-from llmquant.kernels.gpu.config import Config
 from llmquant.kernels.gpu.weight import TILE_N, Format
 
 _TILE = Config(0, TILE_N, stages=1)  # of dense.py
@@ -59,7 +59,7 @@ def linear_dense(
 def dense(
     weight: Tensor, has: Format, out_features: int, dtype: torch.dtype, first: int = 0, count: int | None = None
 ) -> Tensor:
-    """Rows of the dense weight: the bits that llmquant.kernels.dequantize gives for the checkpoint's tensors.
+    """Rows of the dense weight: the bits that llmquant.kernels.ops.dequantize gives for the checkpoint's tensors.
 
     Args:
         weight: prepared.
@@ -72,7 +72,7 @@ def dense(
     Returns:
         (count, in_features).
     """
-    from llmquant.kernels.gpu.dense import dequantize_tile
+    from llmquant.kernels.gpu.triton.dense import dequantize_tile
 
     if weight.is_cuda and weight.device.index != torch.cuda.current_device():
         with torch.cuda.device(weight.device):

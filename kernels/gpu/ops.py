@@ -6,7 +6,7 @@
     gpu_embedding(Tensor ids, Tensor weight, SymInt out_features, int[] form, ScalarType dtype) -> Tensor
     gpu_dense(Tensor weight, SymInt out_features, int[] form, ScalarType dtype) -> Tensor
 
-Weights are those of weight.py, and `form` is `Format.numbers()`. What is computed is what llmquant.kernels.linear_int
+Weights are those of weight.py, and `form` is `Format.numbers()`. What is computed is what kernels/ops/linear_int.py
 defines, with one difference: the weight `scale * (code - zero)` is not rounded to the dtype of the scales, so the
 result is nearer to the exact one; for many rows, where the product is one of dense weights, it is rounded as defined.
 

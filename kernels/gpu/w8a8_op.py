@@ -1,4 +1,4 @@
-"""Registers the GPU kernel of `llmquant::linear_w8a8` (llmquant.kernels.linear_w8a8); importing this does it.
+"""Registers the GPU kernel of `llmquant::linear_w8a8` (llmquant.kernels.ops.linear_w8a8); importing this does it.
 
 On the CPU it is the reference that runs, unless the kernels are to run there in Triton's interpreter.
 """
@@ -12,10 +12,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from llmquant.kernels import linear_w8a8 as definition
 from llmquant.kernels.gpu import runtime
 from llmquant.kernels.gpu.fallback import note_fallback
 from llmquant.kernels.gpu.weight import DTYPES
+from llmquant.kernels.ops import linear_w8a8 as definition
 
 _library = torch.library.Library("llmquant", "FRAGMENT")
 

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from llmquant.errors import LlmquantError
-from llmquant.kernels.dequantize import check_weight, plain_zeros
+from llmquant.kernels.ops.dequantize import check_weight, plain_zeros
 from llmquant.numerics.pack import pack, pack_zeros, unpack
 from llmquant.numerics.quantized import QuantizedTensor
 
@@ -141,7 +141,7 @@ def why_not(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_fe
     """Why the kernels cannot run a weight, in words for a report; None if they can. Where it lies does not matter.
 
     Args:
-        packed: codes, scales and zeros as in llmquant.kernels.dequantize.
+        packed: codes, scales and zeros as in llmquant.kernels.ops.dequantize.
         scale: its scales.
         zero: its zeros.
         bits: 2, 3, 4 or 8.
@@ -165,7 +165,7 @@ def prepare(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_fe
     """Bring a weight into the kernel layout, where it lies.
 
     Args:
-        packed: codes, scales and zeros as in llmquant.kernels.dequantize; not changed.
+        packed: codes, scales and zeros as in llmquant.kernels.ops.dequantize; not changed.
         scale: its scales.
         zero: its zeros.
         bits: 2, 3, 4 or 8.

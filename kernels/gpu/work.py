@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmquant.kernels.gpu import counters, runtime
-from llmquant.kernels.gpu.config import Config
+from llmquant.kernels.gpu.choose.config import Config
 
 MOST_PARTS = 3
 

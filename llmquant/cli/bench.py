@@ -12,7 +12,7 @@ from llmquant.cli import arguments
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmquant.layers.accuracy import Accuracy
+    from llmquant.nn.accuracy import Accuracy
 
 
 def add(commands: arguments.Commands) -> None:

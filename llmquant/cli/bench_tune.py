@@ -19,7 +19,8 @@ from llmquant.bench import DEFAULT_SCHEMES, recipe_for
 from llmquant.engine.prepare import plan_only
 from llmquant.errors import LlmquantError, RecipeError
 from llmquant.formats.compressed_tensors.config import schemes_of
-from llmquant.kernels.gpu import runtime, tune
+from llmquant.kernels.gpu import runtime
+from llmquant.kernels.gpu.choose import tune
 from llmquant.kernels.gpu.weight import DTYPES as SCALE_DTYPES
 from llmquant.kernels.gpu.weight import TILE_K, Format
 from llmquant.machine import versions
@@ -28,8 +29,8 @@ from llmquant.models.skeleton import build_skeleton, load_config, take_inventory
 from llmquant.spec import KEEP, Scheme
 
 if TYPE_CHECKING:
-    from llmquant.layers.accuracy import Accuracy
     from llmquant.models.inventory import ModuleInfo
+    from llmquant.nn.accuracy import Accuracy
 
 Stage = Callable[[str, int, int], None]
 
@@ -58,7 +59,7 @@ def tune_model(
     """
     device = _gpu()
     cases = cases_of(model, schemes, accuracies, trust_remote_code=trust_remote_code)
-    from llmquant.kernels.gpu.tune_gpu import OnGpu
+    from llmquant.kernels.gpu.choose.tune_gpu import OnGpu
 
     arch, count, name = runtime.arch(device), runtime.processors(device), torch.cuda.get_device_name(device)
     step = None if progress is None else (lambda done, planned: progress("tune", done, planned))

@@ -12,12 +12,12 @@ from rich.table import Table
 from llmquant.eval.bench import BenchReport, BenchRow
 from llmquant.eval.lines import kernels_text, number, quartiles, speedup
 from llmquant.eval.statistics import Spread
-from llmquant.kernels.gpu.config import DENSE, Config
+from llmquant.kernels.gpu.choose.config import DENSE, Config
 from llmquant.machine import BUSY
 from llmquant.words import bytes_text, escaped
 
 if TYPE_CHECKING:
-    from llmquant.kernels.gpu.tune import Tuned, TuneReport
+    from llmquant.kernels.gpu.choose.tune import Tuned, TuneReport
 
 
 def print_bench(console: Console, report: BenchReport) -> None:

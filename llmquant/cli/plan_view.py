@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from llmquant.layers.prepared import kernel_on
+from llmquant.kernels.backend import kernel_on
 from llmquant.recipe.plan import NO_RULE, Plan
 from llmquant.recipe.summary import summarize
 from llmquant.spec import Scheme

@@ -8,8 +8,9 @@ from typing import Literal
 
 from llmquant.doctor.bandwidth import Bandwidth
 from llmquant.doctor.facts import Gpu, Gpus, Kernels, Memory, Threads
-from llmquant.kernels.gpu import runtime, table
-from llmquant.kernels.native import ISA_VARIABLE, KERNELS_VARIABLE
+from llmquant.kernels.cpu.native import ISA_VARIABLE, KERNELS_VARIABLE
+from llmquant.kernels.gpu import runtime
+from llmquant.kernels.gpu.choose import table
 from llmquant.machine import BUSY, NOT_INSTALLED
 
 

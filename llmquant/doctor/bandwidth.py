@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llmquant.kernels import native
+from llmquant.kernels.cpu import native
 from llmquant.machine import OtherPrograms
 
 _BYTES = 256 << 20  # several times the last-level cache of a desktop, little memory

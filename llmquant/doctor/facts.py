@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from llmquant.errors import LlmquantError
-from llmquant.kernels import native
-from llmquant.kernels.gpu import runtime, table
-from llmquant.kernels.native import ISA_VARIABLE, KERNELS_VARIABLE
+from llmquant.kernels.cpu import native
+from llmquant.kernels.cpu.native import ISA_VARIABLE, KERNELS_VARIABLE
+from llmquant.kernels.gpu import runtime
+from llmquant.kernels.gpu.choose import table
 from llmquant.memory import available_bytes
 
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")

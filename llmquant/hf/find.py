@@ -16,7 +16,7 @@ from llmquant.compat.linears import is_linear, why_not_linear
 from llmquant.compat.quantizers import replaced_experts
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors.config import SchemeTable, schemes_of
-from llmquant.layers.packed_embedding import is_table
+from llmquant.nn.embedding import is_table
 from llmquant.spec import Scheme
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from torch.nn.modules import module as nn_module
 from llmquant.compat.decoder_layers import attend, is_recording
 from llmquant.hf import fuse_table as table
 from llmquant.hf.fuse_table import FAMILIES, DecoderParts
-from llmquant.layers.packed_linear import PackedLinear
-from llmquant.layers.prepared import Kernels
+from llmquant.kernels.backend import Kernels
+from llmquant.nn.linear import PackedLinear
 
 _FEW = 64  # tokens up to which what rope needs is kept for the other layers of the same pass
 

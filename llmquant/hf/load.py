@@ -18,9 +18,9 @@ from llmquant.errors import CheckpointError, RecipeError
 from llmquant.files import check_name
 from llmquant.hf import register
 from llmquant.hf.shapes import check_shapes
-from llmquant.layers.accuracy import Accuracy, set_accuracy
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import config_from
+from llmquant.nn.accuracy import Accuracy, set_accuracy
 
 log = logging.getLogger(__name__)
 

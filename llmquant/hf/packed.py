@@ -12,7 +12,7 @@ from llmquant.errors import CheckpointError
 from llmquant.hf.find import NotPackable, check_config, find_packed, named_packed
 from llmquant.hf.place import finish, place_dense, place_empty
 from llmquant.hf.stored import check_packed_places, check_stored, read_headers
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.linear import PackedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

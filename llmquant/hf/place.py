@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from llmquant.hf.find import weight_shape
 from llmquant.hf.fuse import fuse
 from llmquant.hf.ties import replace, set_tied, share_with_heads, tied_heads
-from llmquant.layers.int8_linear import Int8Linear
-from llmquant.layers.packed_embedding import PackedEmbedding
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.embedding import PackedEmbedding
+from llmquant.nn.int8_linear import Int8Linear
+from llmquant.nn.linear import PackedLinear
 from llmquant.spec import Scheme
 
 

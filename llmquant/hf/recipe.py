@@ -30,10 +30,10 @@ from llmquant.hf.packed import PackedQuantizer
 from llmquant.hf.place import finish, place_empty, stand_in
 from llmquant.hf.stored import check_stored, read_headers
 from llmquant.hf.ties import replace, share_with_heads
-from llmquant.layers.packed_embedding import PackedEmbedding
-from llmquant.layers.packed_linear import PackedLinear
 from llmquant.models.safetensors_header import TensorInfo
 from llmquant.models.skeleton import take_inventory
+from llmquant.nn.embedding import PackedEmbedding
+from llmquant.nn.linear import PackedLinear
 from llmquant.recipe.plan import MatrixRow, Plan, make_plan
 from llmquant.spec import Scheme
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from llmquant.errors import CheckpointError
 from llmquant.hf.find import NotPackable
-from llmquant.layers.packed_linear import PackedLinear
 from llmquant.models.safetensors_header import TensorInfo, read_header
+from llmquant.nn.linear import PackedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from llmquant.layers.packed_embedding import PackedEmbedding
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.embedding import PackedEmbedding
+from llmquant.nn.linear import PackedLinear
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

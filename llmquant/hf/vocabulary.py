@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import QuantizationError
-from llmquant.layers.counting import is_packed, weight_count
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.counting import is_packed, weight_count
+from llmquant.nn.linear import PackedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from llmquant.layers.packed_embedding import is_table
 from llmquant.models import families
 from llmquant.models.inventory import Kind, ModuleInfo
+from llmquant.nn.embedding import is_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,7 +9,7 @@ import pytest
 
 from llmquant.cli.main import OVER_BUDGET, main
 from llmquant.eval.result import EvalReport
-from llmquant.kernels import native
+from llmquant.kernels.cpu import native
 from tests.engine.conftest import byte_tokenizer, tiny_llama
 
 RECIPE = """\

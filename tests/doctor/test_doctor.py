@@ -21,9 +21,10 @@ from llmquant.doctor.advice import Advice, advise
 from llmquant.doctor.bandwidth import Bandwidth
 from llmquant.doctor.diagnosis import Diagnosis, diagnose, expected
 from llmquant.doctor.facts import Gpu, Gpus, Kernels, Memory, Threads
-from llmquant.kernels import native
-from llmquant.kernels.gpu import runtime, table
-from llmquant.kernels.gpu.config import Config
+from llmquant.kernels.cpu import native
+from llmquant.kernels.gpu import runtime
+from llmquant.kernels.gpu.choose import table
+from llmquant.kernels.gpu.choose.config import Config
 from llmquant.machine import NOT_INSTALLED
 
 KERNELS = Kernels(

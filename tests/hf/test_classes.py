@@ -32,7 +32,7 @@ from llmquant.engine.prepare import prepare
 from llmquant.engine.run import run
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors.config import schemes_of
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.linear import PackedLinear
 from llmquant.recipe.load import load_recipe
 from tests.hf import open_classes
 from tests.hf.conftest import edit_quantization

@@ -19,8 +19,8 @@ from llmquant.engine.run import run
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors.readers import readers
 from llmquant.hf.config import RecipeConfig
-from llmquant.layers.packed_embedding import PackedEmbedding
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.embedding import PackedEmbedding
+from llmquant.nn.linear import PackedLinear
 from llmquant.recipe.load import load_recipe
 from llmquant.spec import Scheme
 from tests.hf.conftest import TOKENS, edit_quantization, logits, schemes_in_blocks, write_packed

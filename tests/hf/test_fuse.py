@@ -28,8 +28,9 @@ from llmquant.algorithms.rounding import rtn
 from llmquant.hf import fused_layers
 from llmquant.hf.fuse import fuse, is_fused, unfuse
 from llmquant.hf.ties import replace
-from llmquant.kernels import cpu_linear, native
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.kernels.cpu import native
+from llmquant.kernels.cpu import ops as cpu_ops
+from llmquant.nn.linear import PackedLinear
 from llmquant.spec import Scheme
 from llmquant.statistics.base import LayerStatistics
 
@@ -89,13 +90,13 @@ class Calls:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    counted, kernel = Calls(), cpu_linear.linear_fused
+    counted, kernel = Calls(), cpu_ops.linear_fused
 
     def count(*args: Any, **kwargs: Any) -> list[Tensor]:
         counted.count += 1
         return kernel(*args, **kwargs)
 
-    monkeypatch.setattr(cpu_linear, "linear_fused", count)
+    monkeypatch.setattr(cpu_ops, "linear_fused", count)
     return counted
 
 

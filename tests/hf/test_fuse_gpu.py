@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM, StaticCache
 
 import llmquant
 from llmquant.hf.fuse import fuse, is_fused, unfuse
-from llmquant.kernels import native
+from llmquant.kernels.backend import GpuKernels
+from llmquant.kernels.cpu import native
 from llmquant.kernels.gpu import runtime
-from llmquant.layers.accuracy import kernels_used
-from llmquant.layers.packed_linear import PackedLinear
-from llmquant.layers.prepared import GpuKernels
+from llmquant.nn.accuracy import kernels_used
+from llmquant.nn.linear import PackedLinear
 from llmquant.spec import Scheme
 from tests.hf.conftest import MODELS, schemes_in_blocks, write_packed
 from tests.hf.test_fuse import CHANGES, LAYERS, Calls, difference, layer_training, make, packed

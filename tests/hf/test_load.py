@@ -15,7 +15,7 @@ from llmquant.api import quantize
 from llmquant.engine.output.folder import JOURNAL, PROVENANCE
 from llmquant.errors import CheckpointError, RecipeError
 from llmquant.hf.load import load
-from llmquant.layers.accuracy import kernels_used
+from llmquant.nn.accuracy import kernels_used
 from tests.hf.conftest import logits, schemes_in_blocks, write_packed
 
 # Compared bit for bit with dense layers.

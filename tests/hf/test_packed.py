@@ -19,8 +19,8 @@ from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors.codec import encode
 from llmquant.formats.compressed_tensors.config import quantization_config
 from llmquant.hf.config import RecipeConfig
-from llmquant.layers.accuracy import kernels_used
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.accuracy import kernels_used
+from llmquant.nn.linear import PackedLinear
 from llmquant.spec import Scheme
 from tests.hf.conftest import TOKENS, edit_quantization, logits, round_to_nearest, schemes_in_blocks, write_packed
 

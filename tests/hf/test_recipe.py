@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from llmquant.errors import CheckpointError, PlanError, QuantizationError
 from llmquant.hf.config import RecipeConfig
 from llmquant.hf.packed import PackedQuantizer
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.linear import PackedLinear
 from tests.hf.conftest import logits, schemes_in_blocks, write_packed
 
 # Compared bit for bit with dense layers.

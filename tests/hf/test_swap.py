@@ -17,8 +17,8 @@ from transformers.utils.quantization_config import CompressedTensorsConfig
 from llmquant.compat.quantizers import METHOD
 from llmquant.errors import CheckpointError
 from llmquant.hf.swap import swap_packed
-from llmquant.layers.accuracy import kernels_used
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.accuracy import kernels_used
+from llmquant.nn.linear import PackedLinear
 from tests.hf.conftest import logits, schemes_in_blocks, write_packed
 
 # Compared bit for bit with dense layers.

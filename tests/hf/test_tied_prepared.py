@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from llmquant.kernels import native
-from llmquant.layers.accuracy import kernels_used
+from llmquant.kernels.cpu import native
+from llmquant.nn.accuracy import kernels_used
 from llmquant.spec import Scheme
 from tests.hf.conftest import TOKENS, logits, schemes_in_blocks, write_packed
 from tests.hf.test_packed import load_strict

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from llmquant.hf.place import place_empty
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.linear import PackedLinear
 from llmquant.spec import Scheme
 from tests.architectures.tiny import tiny_model
 

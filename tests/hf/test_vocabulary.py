@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import llmquant
 from llmquant.errors import QuantizationError
 from llmquant.hf.config import RecipeConfig
-from llmquant.kernels import native
-from llmquant.layers.counting import weight_count
+from llmquant.kernels.cpu import native
+from llmquant.nn.counting import weight_count
 from tests.hf.conftest import logits, schemes_in_blocks, write_packed
 
 Folder = Callable[[str], Path]

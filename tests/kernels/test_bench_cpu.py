@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmquant.kernels import native
 from llmquant.kernels.bench import cpu, session, table
 from llmquant.kernels.bench.cases import SCHEMES, plan_from, rotate_bytes
 from llmquant.kernels.bench.contender import Contender, Shape, copies
 from llmquant.kernels.bench.ours import dequantized64, random_weight
 from llmquant.kernels.bench.stream import Stream
 from llmquant.kernels.bench.timing import Samples, measure
-from llmquant.kernels.dequantize import dequantize_reference
+from llmquant.kernels.cpu import native
+from llmquant.kernels.ops.dequantize import dequantize_reference
 from llmquant.spec import Scheme
 
 MICRO = ["--quick", "--sizes", "64x128", "--m", "1", "3", "--threads", "1", "--seconds", "0.02", "--rotate-mb", "0.02"]

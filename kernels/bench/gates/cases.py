@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llmquant.kernels.bench.gates.compile import Case, Limits, recording
-from llmquant.kernels.gpu.config import Config
+from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.weight import DTYPES, Format
 
 

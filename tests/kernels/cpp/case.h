@@ -12,7 +12,7 @@
 #include <random>
 #include <vector>
 
-#include "../../../kernels/cpu/lanes.h"
+#include "../../../kernels/cpu/src/lanes.h"
 
 namespace check {
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llmquant.kernels.gpu.blocks import locate
+from llmquant.kernels.gpu.triton.blocks import locate
 
 
 @triton.jit

@@ -22,9 +22,9 @@ from llmquant.kernels.bench.gpu_peers_torch import Cublas, IntMm
 from llmquant.kernels.bench.gpu_peers_vllm import marlin_scales, marlin_zeros, scalar_type
 from llmquant.kernels.bench.gpu_timing import Times, summary
 from llmquant.kernels.bench.gpu_weights import cloned, copies, random_weight, reference
-from llmquant.kernels.dequantize import dequantize_reference
-from llmquant.kernels.gpu.config import DENSE
-from llmquant.kernels.gpu.estimate import candidates
+from llmquant.kernels.gpu.choose.config import DENSE
+from llmquant.kernels.gpu.choose.estimate import candidates
+from llmquant.kernels.ops.dequantize import dequantize_reference
 from llmquant.spec import Scheme
 
 ROOT = Path(__file__).parents[3]

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from llmquant.hf.fuse import unfuse
-from llmquant.layers.packed_linear import PackedLinear
+from llmquant.nn.linear import PackedLinear
 
 MODELS = ("dense", "int4-g32", "int8", "int8/int4-g32")
 

@@ -21,7 +21,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'llmq
 import triton
 import triton.language as tl
 
-from llmquant.kernels.gpu import codes, linear_a8
+from llmquant.kernels.gpu.triton import codes, linear_a8
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llmquant.kernels.dequantize import dequantize
 from llmquant.kernels.gpu import launch, launch_a16, launch_dense, ops, weight  # noqa: F401 - ops registers what torch.ops finds
-from llmquant.kernels.gpu.config import DENSE, Config
+from llmquant.kernels.gpu.choose.config import DENSE, Config
 from llmquant.kernels.gpu.weight import Format
+from llmquant.kernels.ops.dequantize import dequantize
 
 SMALL = Config(16, 64)
 BOUND = 2e-6  # before the cast
@@ -282,7 +282,8 @@ def test_what_the_compiler_refuses_runs_dense_from_then_on(
     """Counted, and not tried again; a configuration that the caller asked for is the caller's to change."""
     from triton.errors import TritonError
 
-    from llmquant.kernels.gpu import dispatch, fallback
+    from llmquant.kernels.gpu import fallback
+    from llmquant.kernels.gpu.choose import dispatch
 
     one = make("int4-g32", 40, 64, torch.float32)
     x = torch.randn(2, 64, device=device)

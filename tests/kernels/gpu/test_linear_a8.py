@@ -15,10 +15,11 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'llmq
 import triton
 import triton.language as tl
 
-from llmquant.kernels.gpu import fallback, launch_a8, linear_a8, w8a8_op, weight
-from llmquant.kernels.gpu.config import Config
+from llmquant.kernels.gpu import fallback, launch_a8, w8a8_op, weight
+from llmquant.kernels.gpu.choose.config import Config
+from llmquant.kernels.gpu.triton import linear_a8
 from llmquant.kernels.gpu.weight import Format
-from llmquant.kernels.linear_w8a8 import OP, linear_reference
+from llmquant.kernels.ops.linear_w8a8 import OP, linear_reference
 
 SMALL = Config(16, 64)
 BOUND = 2e-6  # of the definition, before the cast

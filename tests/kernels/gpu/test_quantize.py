@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from llmquant.kernels.gpu import activations, weight
-from llmquant.kernels.gpu.config import Config
+from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.weight import Format
-from llmquant.kernels.linear_w8a8 import quantize_tokens
+from llmquant.kernels.ops.linear_w8a8 import quantize_tokens
 from llmquant.numerics.pack import pack
 
 FLOATS = [torch.float16, torch.float32]  # the interpreter rounds to bfloat16 wrongly

@@ -1,0 +1,213 @@
+"""What runs a prepared weight: the C++ kernels where it lies on the CPU, the Triton kernels where it lies on a GPU.
+
+A `PackedLinear` holds the bytes of its weight, and with them a `Kernels`, which knows their layout and calls what reads
+them: the function itself if nobody watches, which saves the dispatcher's ten microseconds, and the op otherwise.
+
+`LLMQUANT_GPU_KERNELS=interpret` lets weights on the CPU run on the Triton kernels, for tests (kernels/gpu/runtime.py).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from llmquant.kernels.cpu import native
+from llmquant.kernels.cpu import ops as cpu_ops
+from llmquant.kernels.cpu import weight as cpu_weight
+from llmquant.kernels.gpu import launch, ops, runtime  # noqa: F401 - ops registers what torch.ops finds
+from llmquant.kernels.gpu import weight as gpu_weight
+from llmquant.kernels.ops import linear_w8a8
+from llmquant.kernels.ops.linear_int import kernel_name
+from llmquant.spec import Scheme
+
+#: The checkpoint's tensors of a weight: packed, scale, zero point.
+Stored: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+
+_GROUP = 32  # what groups have to be a multiple of, on both kinds of device
+
+
+class Kernels(ABC):
+    """The kernels of one prepared weight. Weights whose `Kernels` are equal can share one fused call."""
+
+    @abstractmethod
+    def restore(self, weight: Tensor, out_features: int) -> Stored:
+        """The checkpoint's tensors, bit for bit."""
+
+    @abstractmethod
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, exact: bool) -> Tensor:
+        """Multiply, as `cpu_ops.linear` describes it."""
+
+    @abstractmethod
+    def linear_fused(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        out_features: Sequence[int],
+        exact: bool,
+        *around: Any,
+    ) -> list[Tensor]:
+        """Several weights on one input, without a gradient; `around` is norm, norm_eps, residual and silu.
+
+        `cpu_ops.linear_fused` describes all of them.
+        """
+
+    @abstractmethod
+    def rows(self, ids: Tensor, weight: Tensor, out_features: int, in_features: int, dtype: torch.dtype) -> Tensor:
+        """Look up dequantized rows: (*ids.shape, in_features)."""
+
+    @abstractmethod
+    def is_exact(self, bits: int, exact: bool) -> bool:
+        """Whether a layer with that `exact` keeps 16 bits of its activations."""
+
+    @abstractmethod
+    def name(self, weight: Tensor, bits: int, exact: bool) -> str:
+        """For reports, such as "linear_int4: avx512vnni, exact"."""
+
+
+@dataclass(frozen=True)
+class CpuKernels(Kernels):
+    """The C++ kernels; the bytes say everything about themselves."""
+
+    def restore(self, weight: Tensor, out_features: int) -> Stored:  # noqa: ARG002 - the bytes know
+        return cpu_weight.restore(weight)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, exact: bool) -> Tensor:
+        if is_plain(x, bias):
+            return cpu_ops.linear(x, weight, bias, out_features, exact)
+        return torch.ops.llmquant.cpu_linear.default(x, weight, bias, out_features, exact)
+
+    def linear_fused(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        out_features: Sequence[int],
+        exact: bool,
+        *around: Any,
+    ) -> list[Tensor]:
+        run = cpu_ops.linear_fused if is_plain(x) else torch.ops.llmquant.cpu_linear_fused.default
+        return run(x, weights, biases, out_features, exact, *around)
+
+    def rows(self, ids: Tensor, weight: Tensor, out_features: int, in_features: int, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
+        return torch.ops.llmquant.cpu_embedding.default(ids, weight, in_features, dtype)
+
+    def is_exact(self, bits: int, exact: bool) -> bool:  # noqa: ARG002 - all widths have both accuracies
+        return exact
+
+    def name(self, weight: Tensor, bits: int, exact: bool) -> str:  # noqa: ARG002
+        return cpu_ops.kernel_name(bits, exact)
+
+
+@dataclass(frozen=True)
+class GpuKernels(Kernels):
+    """The Triton kernels.
+
+    Attributes:
+        form: how the weight lies in its bytes: `Format.numbers()` of kernels/gpu/weight.py.
+    """
+
+    form: list[int]
+
+    def restore(self, weight: Tensor, out_features: int) -> Stored:
+        return gpu_weight.restore(weight, gpu_weight.Format.read(self.form), out_features)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, exact: bool) -> Tensor:
+        run = launch.linear if is_plain(x, bias) else torch.ops.llmquant.gpu_linear.default
+        return run(x, weight, bias, out_features, self.form, exact)
+
+    def linear_fused(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        out_features: Sequence[int],
+        exact: bool,
+        *around: Any,
+    ) -> list[Tensor]:
+        run = launch.linear_fused if is_plain(x) else torch.ops.llmquant.gpu_linear_fused.default
+        return run(x, weights, biases, out_features, self.form, exact, *around)
+
+    def rows(self, ids: Tensor, weight: Tensor, out_features: int, in_features: int, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
+        return torch.ops.llmquant.gpu_embedding.default(ids, weight, out_features, self.form, dtype)
+
+    def is_exact(self, bits: int, exact: bool) -> bool:
+        return exact or bits == 8  # 8-bit activations are for words of 4-bit codes
+
+    def name(self, weight: Tensor, bits: int, exact: bool) -> str:
+        return _triton_name(bits, weight.device, self.is_exact(bits, exact))
+
+
+# One object for all equal layouts, which makes comparing them a matter of nanoseconds.
+_CPU = CpuKernels()
+
+
+@cache
+def _gpu(form: tuple[int, ...]) -> GpuKernels:
+    return GpuKernels(list(form))
+
+
+def prepare(
+    packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_features: int
+) -> tuple[Tensor, Kernels] | str:
+    """Bring a weight into the layout of the kernels of the device it lies on.
+
+    Args:
+        packed: codes, scales and zeros as in llmquant.kernels.ops.dequantize; not changed.
+        scale: its scales.
+        zero: its zeros.
+        bits: 2, 3, 4 or 8.
+        in_features: columns.
+
+    Returns:
+        the prepared weight, (bytes,) uint8, and what runs it; or the reason why nothing can, in words.
+    """
+    described: Any = packed, scale, zero, bits, in_features
+    if not on_gpu_kernels(packed.device):
+        return cpu_weight.why_not(*described) or (cpu_weight.prepare(*described), _CPU)
+    if reason := runtime.why_off(packed.device) or gpu_weight.why_not(*described):
+        return reason
+    form = gpu_weight.Format.of(scale, zero, bits, in_features).numbers()
+    return gpu_weight.prepare(*described), _gpu(tuple(form))
+
+
+def on_gpu_kernels(device: torch.device) -> bool:
+    """Whether it is the Triton kernels that weights on a device would run on, if anything stops them or not."""
+    return device.type == "cuda" or runtime.interpreting()
+
+
+def kernel_on(scheme: Scheme, device: torch.device | str) -> str:
+    """What would run layers of a scheme on a device, such as "linear_int4: avx2, exact"."""
+    device = torch.device(device)
+    gpu = on_gpu_kernels(device)
+    if scheme.activations:
+        return linear_w8a8.kernel_name(not gpu and native.wanted(), device)
+    bits = scheme.bits
+    if scheme.group_size is not None and scheme.group_size % _GROUP:
+        return f"{kernel_name(bits, device)} (groups of {scheme.group_size}, not a multiple of {_GROUP})"
+    if gpu:
+        reason = runtime.why_off(device)
+        return f"{kernel_name(bits, device)} ({reason})" if reason else _triton_name(bits, device, True)
+    return cpu_ops.kernel_name(bits, exact=True) if native.wanted() else kernel_name(bits, device)
+
+
+def _triton_name(bits: int, device: torch.device, exact: bool) -> str:
+    return f"linear_int{bits}: {runtime.arch(device)} triton, {'exact' if exact else 'fast'}"
+
+
+def is_plain(x: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether nobody watches: no gradient, no tracing, no subclass. Then the dispatcher's 10 us can be saved."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active():
+        return False
+    if not torch.is_grad_enabled():
+        return forward_ad._current_level < 0
+    return not (x.requires_grad or (bias is not None and bias.requires_grad)) and forward_ad._current_level < 0

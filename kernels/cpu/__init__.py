@@ -1,0 +1,1 @@
+"""Kernels for CPUs: a C++ library, and what calls it."""

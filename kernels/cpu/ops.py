@@ -1,0 +1,398 @@
+"""`x @ weight.T + bias` with a prepared weight on the CPU: the op `llmquant::cpu_linear`, and its relatives.
+
+The weight is a tensor of bytes made by cpu_weight.prepare. What is computed is what linear_int.py defines, with two
+differences: the weight `scale * (code - zero)` is not rounded to the dtype of the scales, and `x` is quantized in
+blocks of 128, 64 or 32 inputs (the largest that divides the weight's group), each with its own scale, in one of two
+accuracies:
+
+    exact  16 bits: relative error at most 1e-4, far below that of rounding to bfloat16
+    fast   8 bits: relative error some 7e-3 on Gaussian inputs with blocks of 128, more with outliers
+
+Everything else is exact integer arithmetic and one float32 multiply-add per block, so results depend neither on the
+instruction set, nor on the number of threads, nor on the other rows of `x`. A block with NaN or infinity gives NaN.
+
+The gradient reaches `x` and `bias`, through the dequantized weight; the fused op is for inference only.
+
+`llmquant::cpu_linear_w8a8` is for weights whose checkpoint asks for 8-bit activations: they have one scale per row, or
+one for all, and mean what linear_w8a8.py says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from math import nan
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmquant.kernels.cpu import native
+from llmquant.kernels.cpu.weight import header, restore, select_rows
+from llmquant.kernels.ops.dequantize import dequantize
+
+_library = torch.library.Library("llmquant", "FRAGMENT")
+_PARTS = 4  # most_parts in cpu/src/linear.h
+
+
+class _Call(ctypes.Structure):
+    """LinearCall in cpu/src/api.cpp."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("norm", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p * _PARTS),
+        ("biases", ctypes.c_void_p * _PARTS),
+        ("outs", ctypes.c_void_p * _PARTS),
+        ("out_features", ctypes.c_int64 * _PARTS),
+        ("cols", ctypes.c_int64),
+        ("count", ctypes.c_int32),
+        ("type", ctypes.c_int32),
+        ("planes", ctypes.c_int32),
+        ("per_token", ctypes.c_int32),
+        ("silu", ctypes.c_int32),
+        ("isa", ctypes.c_int32),
+        ("norm_eps", ctypes.c_float),
+        ("input_scale", ctypes.c_float),
+    )
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, exact: bool, *, instructions: str | None = None
+) -> Tensor:
+    """What the op `cpu_linear` runs; calling it directly saves the dispatcher's ten microseconds, and has no gradient.
+
+    Args:
+        x: (..., in_features) float32, bfloat16 or float16, on the CPU.
+        weight: prepared.
+        bias: (out_features,) in the dtype of `x`.
+        out_features: those of the weight.
+        exact: 16-bit activations; else 8-bit.
+        instructions: one of `native.supported()`; None for `native.isa()`.
+
+    Returns:
+        (..., out_features) in the dtype of `x`.
+
+    Raises:
+        LlmquantError: if the weight is no prepared one of (out_features, in_features).
+        RuntimeError: if dtypes or shapes do not fit.
+    """
+    return _linear(x, weight, bias, out_features, instructions, 2 if exact else 1)
+
+
+def linear_w8a8(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    input_scale: Tensor | None = None,
+    *,
+    instructions: str | None = None,
+) -> Tensor:
+    """What the op `cpu_linear_w8a8` runs: linear_w8a8.py with a prepared weight; see there and `linear`.
+
+    Args:
+        x: as of `linear`.
+        weight: prepared; 8 bits.
+        bias: as of `linear`.
+        out_features: as of `linear`.
+        input_scale: (1,) of all inputs; None if each row has its own.
+        instructions: as of `linear`.
+
+    Returns:
+        (..., out_features) in the dtype of `x`.
+
+    Raises:
+        LlmquantError: as `linear`.
+        RuntimeError: as `linear`.
+    """
+    # To the C function 0 means none.
+    scale = 0.0 if input_scale is None else float(input_scale) or nan
+    return _linear(x, weight, bias, out_features, instructions, 1, scale)
+
+
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    instructions: str | None,
+    planes: int,
+    input_scale: float | None = None,
+) -> Tensor:
+    kind = native.FLOATS.get(x.dtype)
+    if kind is None or not x.is_cpu or not x.ndim or bias is not None:
+        _check(x, bias, out_features)
+    x = x.contiguous()
+    shape = x.shape
+    out = x.new_empty((*shape[:-1], out_features))
+    cols = shape[-1]
+    run, isa = _entry(instructions)
+    status = run(
+        x.data_ptr(),
+        weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        x.numel() // cols if cols else out.numel() // max(1, out_features),
+        cols,
+        out_features,
+        kind,
+        planes,
+        input_scale is not None,
+        isa,
+        input_scale or 0.0,
+    )
+    if status:
+        native.check(status, native.ISAS[isa])
+    return out
+
+
+@cache
+def _entry(instructions: str | None) -> tuple[Any, int]:
+    """The C function and the number of the instruction set; found once, because each call has only microseconds."""
+    return native.require().llmquant_linear_one, native.ISAS.index(instructions or native.isa())
+
+
+def linear_fused(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_features: Sequence[int],
+    exact: bool,
+    norm: Tensor | None = None,
+    norm_eps: float = 0.0,
+    residual: Tensor | None = None,
+    silu: bool = False,
+) -> list[Tensor]:
+    """What the op `cpu_linear_fused` runs: several weights on one input, with what comes before and after them.
+
+    Args:
+        x: (..., in_features) float32, bfloat16 or float16, on the CPU.
+        weights: up to four prepared weights with groups of one block size.
+        biases: none, or one (out_features,) for each weight.
+        out_features: of each weight.
+        exact: 16-bit activations; else 8-bit.
+        norm: (in_features,) weight of an RMSNorm of `x` that comes first, computed in float32.
+        norm_eps: its epsilon.
+        residual: (..., out_features) added to the result of a single weight.
+        silu: the two weights are gate and up: the one result is silu(gate) * up.
+
+    Returns:
+        (..., out_features) for each weight, or one with `silu`, in the dtype of `x`.
+
+    Raises:
+        LlmquantError: if the weights are no prepared ones, or cannot share their input.
+        RuntimeError: if dtypes or shapes do not fit.
+    """
+    x = x.contiguous()
+    if not _fits(x, weights, biases, out_features, norm, residual, silu):
+        _check_fused(x, weights, biases, out_features, norm, residual, silu)  # says what is wrong
+    *rows, cols = x.shape
+    outs = [x.new_empty((*rows, width)) for width in (out_features[:1] if silu else out_features)]
+    count = len(weights)
+    call = _Call()
+    call.x, call.rows, call.cols, call.count = x.data_ptr(), x.shape[:-1].numel(), cols, count
+    call.type, call.planes, call.silu, call.isa = native.FLOATS[x.dtype], 2 if exact else 1, silu, _isa_number()
+    call.weights[:count] = [weight.data_ptr() for weight in weights]
+    call.out_features[:count] = out_features
+    call.outs[: len(outs)] = [out.data_ptr() for out in outs]
+    if biases:
+        call.biases[:count] = [bias.data_ptr() for bias in biases]
+    if norm is not None:
+        call.norm, call.norm_eps = norm.data_ptr(), norm_eps
+    if residual is not None:
+        residual = residual.contiguous()
+        call.residual = residual.data_ptr()
+    status = native.require().llmquant_linear(ctypes.byref(call))
+    if status:
+        native.check(status, native.isa())
+    return outs
+
+
+@cache
+def _isa_number() -> int:
+    return native.ISAS.index(native.isa())
+
+
+def _fits(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_features: Sequence[int],
+    norm: Tensor | None,
+    residual: Tensor | None,
+    silu: bool,
+) -> bool:
+    """What `_check_fused` checks, in a tenth of the time; it is the one that has the words."""
+    dtype, shape, count = x.dtype, x.shape, len(weights)
+    return (
+        dtype in native.FLOATS
+        and len(shape) > 0
+        and x.is_cpu
+        and 0 < count <= _PARTS
+        and len(out_features) == count
+        and (not silu or count == 2)
+        and (
+            not biases
+            or (
+                len(biases) == count
+                and all(b.dtype == dtype and b.is_contiguous() for b in biases)
+                and [b.numel() for b in biases] == [*out_features]
+            )
+        )
+        and (norm is None or (norm.dtype == dtype and norm.shape == shape[-1:] and norm.is_contiguous()))
+        and (
+            residual is None
+            or ((silu or count == 1) and residual.dtype == dtype and residual.shape == (*shape[:-1], out_features[0]))
+        )
+    )
+
+
+def kernel_name(bits: int, exact: bool) -> str:
+    """What runs a prepared weight, such as "linear_int4: avx512vnni, exact"."""
+    return f"linear_int{bits}: {native.isa()}, {'exact' if exact else 'fast'}"
+
+
+def embedding(ids: Tensor, weight: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:
+    """What the op `cpu_embedding` runs: rows of a prepared weight, dequantized as linear_int.py does.
+
+    Args:
+        ids: (...) integers.
+        weight: prepared, (vocabulary, in_features).
+        in_features: columns.
+        dtype: of the result.
+
+    Returns:
+        (..., in_features) of `dtype`.
+
+    Raises:
+        IndexError: if an id is outside the vocabulary.
+    """
+    packed, scale, zeros = select_rows(weight, ids.flatten().long())
+    rows = native.unpack_rows(packed, scale, zeros, bits=header(weight).bits, in_features=in_features, dtype=dtype)
+    return rows.reshape(*ids.shape, in_features)
+
+
+def _check(x: Tensor, bias: Tensor | None, out_features: int) -> None:
+    torch._check(
+        x.dtype in native.FLOATS and x.ndim > 0 and x.device.type == "cpu",
+        lambda: f"x is a float32, bfloat16 or float16 [..., in_features] on the CPU, got {x.dtype} on {x.device}",
+    )
+    torch._check(
+        bias is None or (tuple(bias.shape) == (out_features,) and bias.dtype == x.dtype and bias.is_contiguous()),
+        lambda: f"the bias is {x.dtype} [{out_features}], like x and the outputs; got {bias}",
+    )
+
+
+def _check_fused(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_features: Sequence[int],
+    norm: Tensor | None,
+    residual: Tensor | None,
+    silu: bool,
+) -> None:
+    count = len(weights)
+    torch._check(
+        0 < count <= _PARTS and len(out_features) == count and len(biases) in (0, count) and (not silu or count == 2),
+        lambda: f"one to {_PARTS} weights (two with silu), each with out_features and all or none with a bias",
+    )
+    for number, width in enumerate(out_features):
+        _check(x, biases[number] if biases else None, width)
+    torch._check(
+        norm is None or (norm.dtype == x.dtype and norm.shape == x.shape[-1:] and norm.is_contiguous()),
+        lambda: f"the norm's weight is {x.dtype} [{x.shape[-1]}], like x; got {norm}",
+    )
+    wanted = (*x.shape[:-1], out_features[0])
+    torch._check(
+        residual is None
+        or ((silu or count == 1) and residual.dtype == x.dtype and tuple(residual.shape) == tuple(wanted)),
+        lambda: f"the residual goes with one result and is {x.dtype} {list(wanted)}",
+    )
+
+
+def _fake(x: Tensor, _weight: Tensor, bias: Tensor | None, out_features: int, _exact: bool) -> Tensor:
+    _check(x, bias, out_features)
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+def _fake_fused(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_features: Sequence[int],
+    _exact: bool,
+    norm: Tensor | None = None,
+    _norm_eps: float = 0.0,
+    residual: Tensor | None = None,
+    silu: bool = False,
+) -> list[Tensor]:
+    _check_fused(x, weights, biases, out_features, norm, residual, silu)
+    return [x.new_empty((*x.shape[:-1], width)) for width in (out_features[:1] if silu else out_features)]
+
+
+def _dense(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The dense weight, for the backward pass."""
+    has = header(weight)
+    packed, scale, zero = restore(weight)
+    return dequantize(packed, scale, zero, has.bits, has.in_features, dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ARG001 - torch passes it by name
+    x, weight, bias, _, _ = inputs
+    ctx.save_for_backward(weight)
+    ctx.in_features, ctx.dtype, ctx.has_bias = x.shape[-1], x.dtype, bias is not None
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None, None]:
+    (weight,) = ctx.saved_tensors
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        # Through the op, not the function: a compiled backward traces it.
+        dense = torch.ops.llmquant.cpu_dense.default(weight, grad.shape[-1], ctx.in_features, ctx.dtype)
+        grad_x = grad @ dense
+    if ctx.has_bias and ctx.needs_input_grad[2]:
+        grad_bias = grad.flatten(0, -2).sum(0) if grad.ndim > 1 else grad
+    return grad_x, None, grad_bias, None, None
+
+
+def _register() -> None:
+    def define(signature: str, function: Any, fake: Any) -> None:
+        name = signature.partition("(")[0]
+        _library.define(signature, tags=torch.Tag.pt2_compliant_tag)
+        _library.impl(name, function, "CPU")
+        torch.library.register_fake(f"llmquant::{name}", fake, lib=_library)
+
+    define(
+        "cpu_linear(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, bool exact) -> Tensor", linear, _fake
+    )
+    torch.library.register_autograd("llmquant::cpu_linear", _backward, setup_context=_setup_context, lib=_library)
+    define(
+        "cpu_linear_w8a8(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, Tensor? input_scale) -> Tensor",
+        linear_w8a8,
+        lambda x, weight, bias, out_features, input_scale: _fake(x, weight, bias, out_features, False),  # noqa: ARG005
+    )
+    torch.library.register_autograd("llmquant::cpu_linear_w8a8", _backward, setup_context=_setup_context, lib=_library)
+    define(
+        "cpu_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, SymInt[] out_features, bool exact,"
+        " Tensor? norm=None, float norm_eps=0., Tensor? residual=None, bool silu=False) -> Tensor[]",
+        linear_fused,
+        _fake_fused,
+    )
+    define(
+        "cpu_embedding(Tensor ids, Tensor weight, SymInt in_features, ScalarType dtype) -> Tensor",
+        embedding,
+        lambda ids, weight, in_features, dtype: weight.new_empty((*ids.shape, in_features), dtype=dtype),
+    )
+    define(
+        "cpu_dense(Tensor weight, SymInt out_features, SymInt in_features, ScalarType dtype) -> Tensor",
+        lambda weight, out_features, in_features, dtype: _dense(weight, dtype),  # noqa: ARG005
+        lambda weight, out_features, in_features, dtype: weight.new_empty((out_features, in_features), dtype=dtype),
+    )
+
+
+_register()

@@ -1,0 +1,226 @@
+"""Tuning for one GPU: measure the candidates of estimate.py, and keep what is right and fastest in the user's table.
+
+What measures is an argument (tune_gpu.py has the one for real GPUs), so that choosing and writing can be tested without
+a GPU. For each weight and number of rows all candidates are measured once; the best three, and what would run without a
+table, are then measured twice more in turn, and the median of the three times counts. A winner that is not at least 2 %
+faster than what would run anyway is noise, and not taken. A candidate that computes something wrong never wins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from llmquant.kernels.gpu.choose import dispatch, estimate, table
+from llmquant.kernels.gpu.choose.config import DENSE, Config
+from llmquant.kernels.gpu.weight import Format
+
+ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+#: Relative error in Frobenius norm that a result may have; a result in bf16 has 1.7e-3, one from a dense weight 2.2e-3,
+#: and activations of 8 bits per block of 128 some 7e-3.
+ALLOWED = {"w4a16": 4e-3, "w8a16": 4e-3, "w4a8": 2e-2, "w8a8": 4e-3}
+_MOST_ROWS = 1 << 30  # what is best for the most rows measured serves all beyond
+_FINALISTS, _AGAIN = 3, 2
+_GAIN = 0.98
+_WITH_PDL = ("sm90", "sm10", "sm12")
+
+
+class CannotRun(Exception):
+    """A configuration that does not compile or does not fit this GPU; the message says why, without numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A weight to tune for.
+
+    Attributes:
+        kind: "w4a16", "w8a16", "w4a8" or "w8a8".
+        form: how it lies in memory.
+        n: outputs; of all weights together, where a launch has several.
+    """
+
+    kind: str
+    form: Format
+    n: int
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        """What tells cases apart in a table: kind, n, k, unit."""
+        return self.kind, self.n, self.form.in_features, self.form.unit
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What measuring a configuration gave: microseconds of a call, and its relative error."""
+
+    us: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What was found for a case and a number of rows.
+
+    Attributes:
+        case: the weight.
+        rows: the least and the most that it holds for; the most is what was measured.
+        config: the fastest; None if nothing ran.
+        us: microseconds of a call with it.
+        untuned: what would run without a table.
+        us_untuned: microseconds with that; None if it did not run.
+        refused: how many candidates did not run, or computed something wrong, by reason.
+    """
+
+    case: Case
+    rows: tuple[int, int]
+    config: Config | None
+    us: float | None
+    untuned: Config
+    us_untuned: float | None
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TuneReport:
+    """What was found on a GPU.
+
+    Attributes:
+        gpu: its name.
+        file: the table that holds it from now on.
+        found: one for each weight and number of rows.
+    """
+
+    gpu: str
+    file: Path
+    found: tuple[Tuned, ...]
+
+    def to_json(self) -> str:
+        """The report as JSON text; a configuration is null where nothing ran, and zeros for a dense weight."""
+        data = {"gpu": self.gpu, "file": str(self.file), "found": [asdict(one) for one in self.found]}
+        return json.dumps(data, indent=2) + "\n"
+
+
+Measure = Callable[[Case, int, Config], Timing]
+Progress = Callable[[int, int], None]
+
+
+def tune(
+    cases: Sequence[Case],
+    arch: str,
+    processors: int,
+    measure: Measure,
+    rows: Sequence[int] = ROWS,
+    progress: Progress | None = None,
+) -> list[Tuned]:
+    """Find the fastest configurations.
+
+    Args:
+        cases: the weights; those of one key are tuned once.
+        arch: of the GPU.
+        processors: of the GPU.
+        measure: one call; raises `CannotRun`.
+        rows: numbers of rows to measure, ascending powers of two; each also stands for those down to the one before.
+        progress: called with (done, in all).
+    """
+    each = list({case.key: case for case in cases}.values())
+    found: list[Tuned] = []
+    for case in each:
+        least = 1
+        for m in rows:
+            found.append(_tune_one(case, (least, m), arch, processors, measure))
+            least = m + 1
+            if progress is not None:
+                progress(len(found), len(each) * len(rows))
+    return found
+
+
+def _tune_one(case: Case, rows: tuple[int, int], arch: str, processors: int, measure: Measure) -> Tuned:
+    m, refused = rows[1], Counter()
+    configs = estimate.candidates(arch, case.kind, m, *case.key[1:], processors)
+    times: dict[Config, list[float]] = {}
+
+    def run(config: Config) -> None:
+        try:
+            timing = measure(case, m, config)
+        except CannotRun as error:
+            problem = str(error)
+        else:
+            problem = "" if timing.error <= ALLOWED[case.kind] else "wrong result"  # NaN is wrong too
+            times.setdefault(config, []).append(timing.us)
+        if problem:
+            refused[problem] += 1
+            times.pop(config, None)
+
+    for config in configs:
+        run(config)
+    best = sorted(times, key=lambda config: times[config])[:_FINALISTS]
+    overlapping = _with_pdl(best, arch)
+    for config in overlapping:
+        run(config)
+    untuned = configs[0]
+    finalists = [config for config in times if config in best or config in overlapping or config == untuned]
+    for _ in range(_AGAIN):
+        for config in finalists:
+            if config in times:
+                run(config)
+    medians = {config: median(times[config]) for config in finalists if config in times}
+    winner = min(medians, key=lambda config: medians[config], default=None)
+    if winner and untuned in medians and medians[winner] > _GAIN * medians[untuned]:
+        winner = untuned
+    us = None if winner is None else medians[winner]
+    return Tuned(case, rows, winner, us, untuned, medians.get(untuned), dict(refused))
+
+
+def _with_pdl(best: Sequence[Config], arch: str) -> list[Config]:
+    """The best one again, overlapping with the end of the kernel in front, where the GPU can."""
+    if not best or best[0] == DENSE or not arch.startswith(_WITH_PDL):
+        return []
+    return [replace(best[0], pdl=True)]
+
+
+def save(found: Sequence[Tuned], arch: str, processors: int, gpu: str, run: dict[str, Any]) -> Path:
+    """Write what was found into the user's table, and let dispatch.py use it from now on.
+
+    Entries of other weights stay, unless another GPU measured them.
+
+    Args:
+        found: of `tune`.
+        arch: of the GPU.
+        processors: of the GPU.
+        gpu: its name.
+        run: when and with what it was measured.
+
+    Returns:
+        The file.
+
+    Raises:
+        LlmquantError: if the table that is there is damaged, or it cannot be written.
+    """
+    file = table.user_file(arch, processors)
+    before = table.read(file) if file.exists() else table.Table(arch, processors, gpu)
+    if (before.arch, before.processors, before.gpu) != (arch, processors, gpu):
+        before = table.Table(arch, processors, gpu)
+    entries = _entries(found)
+    keys = {(entry.kind, entry.n, entry.k, entry.unit) for entry in entries}
+    kept = [entry for entry in before.entries if (entry.kind, entry.n, entry.k, entry.unit) not in keys]
+    table.write(file, replace(before, runs=(*before.runs, run), entries=(*entries, *kept)))
+    dispatch.forget()
+    return file
+
+
+def _entries(found: Sequence[Tuned]) -> list[table.Entry]:
+    last = {one.case.key: one.rows for one in found}
+    entries = []
+    for one in found:
+        if one.config is None or one.us is None:
+            continue
+        kind, n, k, unit = one.case.key
+        rows = (one.rows[0], _MOST_ROWS) if one.rows == last[one.case.key] else one.rows
+        us_untuned = None if one.us_untuned is None else round(one.us_untuned, 3)
+        entries.append(table.Entry(kind, rows, (n, n), (k, k), unit, one.config, round(one.us, 3), us_untuned))
+    return entries

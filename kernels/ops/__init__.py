@@ -1,0 +1,1 @@
+"""What the kernels compute: ops with a plain definition each; no device is known here."""

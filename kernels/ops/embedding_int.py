@@ -1,0 +1,100 @@
+"""Rows of a packed weight, looked up by number and dequantized: the op `llmquant::embedding_int`.
+
+    embedding_int(Tensor ids, Tensor packed, Tensor scale, Tensor? zero, int bits, SymInt in_features, ScalarType dtype)
+        -> Tensor
+
+`ids` are integers of any shape, the result (*ids.shape, in_features) of `dtype`; the weight's tensors are those of a
+compressed-tensors file, described in dequantize.py. Only the rows that are asked for are touched, so a token costs the
+same whatever the vocabulary. The values are bit for bit those of `dequantize` followed by a lookup.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmquant.kernels.cpu import native
+from llmquant.kernels.ops.dequantize import check_weight
+from llmquant.numerics.pack import unpack
+from llmquant.numerics.quantized import QuantizedTensor
+
+_library = torch.library.Library("llmquant", "FRAGMENT")
+
+
+def embedding(
+    ids: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    in_features: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What the op means; shapes as in the module docstring.
+
+    Raises:
+        IndexError: if an id is no row.
+        RuntimeError: if the tensors are no packed weight with `in_features` columns.
+    """
+    _check(ids, packed, scale, zero, bits, in_features)
+    rows = ids.reshape(-1).long()
+    words = packed.index_select(0, rows)
+    scales, zeros = _rows_of_grid(rows, scale, zero, bits)
+    on_cpu = packed.device.type == "cpu" and scale.dtype in native.FLOATS and dtype in native.FLOATS
+    if on_cpu and native.library() is not None:
+        dense = native.unpack_rows(words, scales, zeros, bits=bits, in_features=in_features, dtype=dtype)
+    else:
+        dense = QuantizedTensor(unpack(words, bits, in_features), scales, zeros).dequantize().to(dtype)
+    return dense.view(*ids.shape, in_features)
+
+
+def kernel_name(bits: int, device: torch.device | str) -> str:
+    """What runs the op on a device, such as "embedding_int8: avx2 unpack"."""
+    return f"embedding_int{bits}: {native.isa() if torch.device(device).type == 'cpu' else 'torch'} unpack"
+
+
+def _rows_of_grid(rows: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> tuple[Tensor, Tensor | None]:
+    """Scales and zeros (int8) of some rows; (1, 1) where one serves the whole weight."""
+    if scale.numel() == 1:
+        return scale.reshape(1, 1), None if zero is None else zero.reshape(1, 1).to(torch.int8)
+    scales = scale.index_select(0, rows)
+    if zero is None:
+        return scales, None
+    # A zero point is `bits` bits of a stream of words that runs down a column; with 3 bits it may lie in two words.
+    begin = rows * bits
+    low = zero.index_select(0, begin // 32).long() & 0xFFFFFFFF
+    high = zero.index_select(0, (begin + bits - 1) // 32).long() & 0xFFFFFFFF
+    shift = (begin % 32).unsqueeze(-1)
+    codes = ((high << 32 | low) >> shift) & ((1 << bits) - 1)
+    return scales, (codes - (1 << (bits - 1))).to(torch.int8)
+
+
+def _check(ids: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_features: int) -> None:
+    integers = (torch.int64, torch.int32)
+    torch._check(ids.dtype in integers, lambda: f"ids are int64 or int32, got {ids.dtype} {list(ids.shape)}")
+    check_weight(packed, scale, zero, bits, in_features)
+
+
+def _fake(
+    ids: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    in_features: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    _check(ids, packed, scale, zero, bits, in_features)
+    return packed.new_empty((*ids.shape, in_features), dtype=dtype)
+
+
+_library.define(
+    "embedding_int(Tensor ids, Tensor packed, Tensor scale, Tensor? zero, int bits, SymInt in_features, "
+    "ScalarType dtype) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_library.impl("embedding_int", embedding, "CompositeExplicitAutograd")
+torch.library.register_fake("llmquant::embedding_int", _fake, lib=_library)
+
+#: `torch.ops.llmquant.embedding_int.default`
+OP = torch.ops.llmquant.embedding_int.default

@@ -1,0 +1,147 @@
+"""`Int8Linear`: a linear layer with 8-bit weights that quantizes its inputs to 8 bits too (W8A8).
+
+Its parameters are those of a compressed-tensors file in the format int-quantized:
+
+    weight        (out_features, in_features) int8
+    weight_scale  (out_features, 1) float
+    input_scale   (1,) float, if all inputs have the same scale; else each row of inputs gets its own
+    bias          (out_features,) float, if the layer has one
+
+What runs is the op `llmquant::linear_w8a8`, whose kernel for GPUs reads the tensors as they are; on the CPU a prepared
+weight takes the place of `weight` and `weight_scale`, and `cpu_linear_w8a8` runs.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from llmquant.kernels.backend import Stored, is_plain, on_gpu_kernels
+from llmquant.kernels.cpu import native
+from llmquant.kernels.cpu import ops as cpu_ops
+from llmquant.kernels.gpu import w8a8_op  # noqa: F401 - registers what OP runs on a GPU
+from llmquant.kernels.ops.linear_w8a8 import OP, kernel_name
+from llmquant.nn.linear import PackedLinear, frozen
+from llmquant.numerics.pack import pack, unpack
+from llmquant.numerics.quantized import QuantizedTensor
+from llmquant.spec import Scheme
+
+_AS_STORED = "GPU kernels read the weight as it is stored"
+
+
+class Int8Linear(PackedLinear):
+    """`x @ weight.T + bias` with integers on both sides; the weight is frozen.
+
+    `exact` means nothing to it: the checkpoint says how inputs are quantized.
+    """
+
+    names: ClassVar[tuple[str, str, str]] = ("weight", "weight_scale", "weight_zero_point")  # the last is always None
+    weight: nn.Parameter
+    input_scale: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        scheme: Scheme,
+        bias: bool = False,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Make a layer of zeros, to be filled from a checkpoint; on the meta device it takes no memory.
+
+        Args:
+            in_features: inputs.
+            out_features: outputs.
+            scheme: w8a8-dynamic or w8a8-static.
+            bias: whether the layer adds a bias.
+            dtype: of scales and bias.
+            device: of all parameters.
+
+        Raises:
+            ValueError: if the scheme has no 8-bit activations.
+        """
+        nn.Module.__init__(self)
+        if not scheme.activations:
+            raise ValueError(f"Int8Linear is for 8-bit activations, as in w8a8-dynamic, not for {scheme}")
+        self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+
+        def zeros(*shape: int, dtype: torch.dtype = dtype) -> nn.Parameter:
+            return frozen(torch.zeros(*shape, dtype=dtype, device=device))
+
+        self.weight = zeros(out_features, in_features, dtype=torch.int8)
+        self.weight_scale = zeros(out_features, 1)
+        self.register_parameter("weight_zero_point", None)
+        self.register_parameter("input_scale", zeros(1) if scheme.activations == "static" else None)
+        self.register_parameter("bias", zeros(out_features) if bias else None)
+        self.register_buffer("weight_prepared", None, persistent=False)
+
+    @classmethod
+    def from_quantized(cls, quantized: QuantizedTensor, scheme: Scheme, bias: Tensor | None = None) -> Int8Linear:
+        """Take over a quantized weight, with a scale for each row of inputs.
+
+        Args:
+            quantized: codes (out_features, in_features) int8 with scales (out_features, 1); shared, not copied.
+            scheme: w8a8-dynamic.
+            bias: (out_features,), shared too.
+
+        Raises:
+            ValueError: if `quantized` does not fit the scheme.
+        """
+        out_features, in_features = quantized.codes.shape
+        fits = tuple(quantized.scales.shape) == (out_features, 1) and quantized.zeros is None
+        if scheme.activations != "dynamic" or not fits:
+            raise ValueError(
+                f"w8a8-dynamic has scales [{out_features}, 1] and no zeros; got {scheme} with scales "
+                f"{list(quantized.scales.shape)} and {'no ' if quantized.zeros is None else ''}zeros"
+            )
+        layer = cls(in_features, out_features, scheme, dtype=quantized.scales.dtype, device="meta")
+        layer.weight, layer.weight_scale = frozen(quantized.codes), frozen(quantized.scales)
+        layer.bias = None if bias is None else frozen(bias.detach())
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: (..., in_features), any float dtype; that of the bias if there is one.
+
+        Returns:
+            (..., out_features) in the dtype of `x`.
+        """
+        if self.lent is not None:
+            self.settle()
+        prepared = self.weight_prepared
+        if prepared is None or x.dtype not in native.FLOATS:
+            weight, scale, _ = self.stored()
+            return OP(x, weight, scale, self.bias, self.input_scale)
+        if is_plain(x, self.bias):
+            return cpu_ops.linear_w8a8(x, prepared, self.bias, self.out_features, self.input_scale)
+        return torch.ops.llmquant.cpu_linear_w8a8.default(x, prepared, self.bias, self.out_features, self.input_scale)
+
+    def prepare(self) -> bool:
+        """Bring the weight into the layout of the CPU kernels, if it is theirs to run.
+
+        Returns:
+            whether the layer is prepared now.
+        """
+        if self.weight_prepared is None and on_gpu_kernels(self.weight.device):
+            self.unprepared = _AS_STORED
+            return False
+        return super().prepare()
+
+    def _restored(self) -> dict[str, Tensor]:
+        restored = super()._restored()
+        return restored | {"weight": unpack(restored["weight"], 8, self.in_features)}
+
+    def _as_packed(self, stored: Stored) -> Stored:
+        weight, scale, _ = stored
+        return pack(weight.detach(), 8), scale, None
+
+    def kernel_name(self) -> str:
+        """What runs this layer now, such as "linear_w8a8: avx512vnni"."""
+        prepared = self.weight_prepared
+        name = kernel_name(prepared is not None, (self.weight if prepared is None else prepared).device)
+        return f"{name} ({self.unprepared})" if self.unprepared not in ("", _AS_STORED) else name
