@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmquant import formats
 from llmquant.engine.layer import digest
 from llmquant.engine.output.folder import PROVENANCE
 from llmquant.engine.output.verify import hash_bytes, hash_file
 from llmquant.errors import CheckpointError
 from llmquant.files import read_json
+from llmquant.formats import DEFAULT
+from llmquant.formats.base import Written
 from llmquant.formats.compressed_tensors.codec import suffixes
 from llmquant.formats.compressed_tensors.config import schemes_of
 from llmquant.formats.compressed_tensors.reference import decode_reference
@@ -54,6 +57,28 @@ def verify_folder(source: str | Path) -> Verified:
     Raises:
         CheckpointError: naming the files and tensors that are missing, foreign, changed, or hold numbers that are none.
     """
+    folder, found, stored = _open(source)
+    file = folder / PROVENANCE
+    written = read_json(file) if file.exists() else {}
+    hashes, files = _strings(written.get("tensors")), _strings(written.get("files"))
+    problems = [*_files(folder, files), *_names(found, hashes), *_numbers(found, hashes)]
+    checked = {name for name in found.tensors if name in hashes}
+    if stored and not hashes:
+        problems += _layers(found, stored, written.get("layers"), checked)
+    if problems:
+        more = f"\n  and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
+        raise CheckpointError(f"{folder} is not what was written:\n  " + "\n  ".join(problems[:_SHOWN]) + more)
+    left = len(found.tensors) - len(checked)
+    return Verified(len(found.tensors), len(checked), len(files), _note(left, bool(written)))
+
+
+def _open(source: str | Path) -> tuple[Path, Written | Checkpoint, Mapping[str, Any]]:
+    """The folder, its tensors, and what config.json says of them in the layout of compressed-tensors."""
+    file = Path(source).expanduser() / PROVENANCE
+    recipe = read_json(file).get("recipe") if file.is_file() else None
+    name = recipe.get("format", DEFAULT) if isinstance(recipe, Mapping) else DEFAULT
+    if name != DEFAULT and name in formats.names():
+        return file.parent, formats.find(name).open(file.parent), {}
     checkpoint = Checkpoint.open(source, allow_quantized=True)
     stored = checkpoint.config.data.get("quantization_config") if checkpoint.config else None
     if not stored:
@@ -61,20 +86,7 @@ def verify_folder(source: str | Path) -> Verified:
             f"{checkpoint.folder}: is not quantized (config.json has no quantization_config), so there is nothing to "
             "verify; give a folder that llmquant wrote"
         )
-    file = checkpoint.folder / PROVENANCE
-    written = read_json(file) if file.exists() else {}
-    hashes, files = _strings(written.get("tensors")), _strings(written.get("files"))
-    problems = [*_files(checkpoint.folder, files), *_names(checkpoint, hashes), *_numbers(checkpoint, hashes)]
-    checked = {name for name in checkpoint.tensors if name in hashes}
-    if not hashes:
-        problems += _layers(checkpoint, stored, written.get("layers"), checked)
-    if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
-        raise CheckpointError(
-            f"{checkpoint.folder} is not what was written:\n  " + "\n  ".join(problems[:_SHOWN]) + more
-        )
-    left = len(checkpoint.tensors) - len(checked)
-    return Verified(len(checkpoint.tensors), len(checked), len(files), _note(left, bool(written)))
+    return checkpoint.folder, checkpoint, stored
 
 
 def _note(left: int, has_provenance: bool) -> str:
@@ -100,17 +112,17 @@ def _files(folder: Path, hashes: Mapping[str, str]) -> Iterator[str]:
             yield f"{name}: differs from the file that was written"
 
 
-def _names(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> Iterator[str]:
-    for name in sorted(hashes.keys() - checkpoint.tensors.keys()):
+def _names(found: Written | Checkpoint, hashes: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted(hashes.keys() - found.tensors.keys()):
         yield f"{name}: is missing"
     if hashes:
-        for name in sorted(checkpoint.tensors.keys() - hashes.keys()):
+        for name in sorted(found.tensors.keys() - hashes.keys()):
             yield f"{name}: was not written by this run"
 
 
-def _numbers(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> Iterator[str]:
-    for name in checkpoint.tensors:
-        tensor = checkpoint.read(name)
+def _numbers(found: Written | Checkpoint, hashes: Mapping[str, str]) -> Iterator[str]:
+    for name in found.tensors:
+        tensor = found.read(name)
         if name in hashes and hash_bytes(tensor) != hashes[name]:
             yield f"{name}: its bytes, dtype or shape differ from those that were written"
         elif name not in hashes and not _finite(tensor):
@@ -121,11 +133,11 @@ def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
 
 
-def _layers(checkpoint: Checkpoint, stored: Mapping[str, Any], records: Any, checked: set[str]) -> Iterator[str]:
+def _layers(found: Written | Checkpoint, stored: Mapping[str, Any], records: Any, checked: set[str]) -> Iterator[str]:
     """Packed layers by their own digests, of folders that have no others; or at least that they can be decoded."""
     records = records if isinstance(records, Mapping) else {}
     table = schemes_of(stored)
-    for key in checkpoint.tensors:
+    for key in found.tensors:
         base = key.removesuffix(".weight_scale")
         if base == key:
             continue
@@ -134,17 +146,17 @@ def _layers(checkpoint: Checkpoint, stored: Mapping[str, Any], records: Any, che
             continue
         names = [f"{base}.{suffix}" for suffix in suffixes(scheme)]
         try:
-            found = _digest(checkpoint, base, names, scheme)
+            decoded = _digest(found, base, names, scheme)
         except CheckpointError as error:
             yield str(error)
             continue
         wanted = records.get(base, {}).get("digest")
         if wanted is not None:
             checked.update(names)
-            if found != wanted:
+            if decoded != wanted:
                 yield f"{base}: does not decode to what was written"
 
 
-def _digest(checkpoint: Checkpoint, base: str, names: list[str], scheme: Scheme) -> str:
-    tensors = {name: checkpoint.read(name) for name in names}
+def _digest(found: Written | Checkpoint, base: str, names: list[str], scheme: Scheme) -> str:
+    tensors = {name: found.read(name) for name in names}
     return digest(decode_reference(base, tensors, scheme))
