@@ -59,6 +59,7 @@ def quantize(
     revision: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    device: str = "auto",
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> RunResult:
@@ -75,19 +76,20 @@ def quantize(
         revision: branch, tag or commit of a hub id.
         resume: continue an interrupted run.
         overwrite: replace a finished result, or drop an interrupted run.
+        device: that does the work: "auto" (cuda, xpu or mps where there is one, else the CPU), "cuda:1", "cpu".
         trust_remote_code: run code that comes with the checkpoint, if its architecture needs it, and copy it to the
             result.
         progress: is told what happens.
 
     Raises:
-        LlmquantError: RecipeError, PlanError, CheckpointError, DataError, QuantizationError or OutputError; nothing
-            that was there before is lost.
+        LlmquantError: RecipeError, PlanError, CheckpointError, DataError, DeviceError, QuantizationError or
+            OutputError; nothing that was there before is lost.
     """
     loaded = load_recipe(recipe)
     if calibration is not None:
         loaded = with_calibration(loaded, calibration)
     prepared = prepare(source, loaded, revision=revision, trust_remote_code=trust_remote_code)
-    return run(prepared, Path(out), resume=resume, overwrite=overwrite, progress=progress)
+    return run(prepared, Path(out), resume=resume, overwrite=overwrite, device=device, progress=progress)
 
 
 def with_calibration(recipe: Recipe, dataset: str) -> Recipe:

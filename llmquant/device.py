@@ -42,6 +42,12 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
+def rounding_device(device: torch.device) -> torch.device:
+    """Where weights are rounded that are worked on on a device."""
+    # Metal has no float64, in which GPTQ factorizes small Hessians and losses are summed.
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def describe(device: torch.device) -> str:
     """What it is called by its maker, such as "NVIDIA H200"; of others its type."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -29,6 +29,13 @@ def remote_code(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def device(parser: argparse.ArgumentParser) -> None:
+    """--device."""
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, xpu, mps (auto: a GPU if there is one)"
+    )
+
+
 def words(text: str) -> list[str]:
     """The words of "A,B"."""
     return [word.strip() for word in text.split(",") if word.strip()]

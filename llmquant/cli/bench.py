@@ -28,9 +28,7 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument("--prompt", type=arguments.count, default=128, metavar="N", help="tokens of the prompt (128)")
     parser.add_argument("--new", type=arguments.count, default=32, metavar="N", help="tokens decoded one by one (32)")
     parser.add_argument("--batch", type=arguments.count, default=1, metavar="N", help="sequences at once (1)")
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1, xpu, mps (auto: a GPU if there is one)"
-    )
+    arguments.device(parser)
     parser.add_argument(
         "--static-cache",
         action="store_true",

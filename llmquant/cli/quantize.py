@@ -21,6 +21,7 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a finished result or drop an interrupted run")
     parser.add_argument("--calibration", metavar="TEXT", help="calibrate on this file or hub:NAME instead")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    arguments.device(parser)
     arguments.remote_code(parser)
     parser.set_defaults(run=run, if_interrupted="; finished blocks are kept, and --resume goes on from there")
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         result = quantize(
             args.model, args.recipe, args.out,
             calibration=args.calibration, revision=args.revision, resume=args.resume, overwrite=args.overwrite,
-            trust_remote_code=args.trust_remote_code, progress=display,
+            device=args.device, trust_remote_code=args.trust_remote_code, progress=display,
         )  # fmt: skip
     print_result(console, result)
     return 0

@@ -9,8 +9,9 @@ what it is in use. Nothing here knows what a block is given or returns.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -67,14 +68,16 @@ class BlockInputs:
         _require_call(forward, 0)
 
     def run(self, index: int, block: nn.Module) -> None:
-        """Run block `index` on all batches and drop the outputs (hooks on its modules see the inputs).
+        """Run block `index` on all batches and drop the outputs (hooks on its modules see the inputs)."""
+        for call in self.calls(index):
+            call(block)
 
-        The block works on copies: what it writes into its arguments does not count, it will run again.
+    def calls(self, index: int) -> list[Callable[[Callable[..., Any]], Tensor]]:
+        """For each batch, what calls a block as the model calls block `index`, and returns its hidden states.
+
+        It is called with copies: what it writes into its arguments does not count, it will run again.
         """
-        for forward in self._forwards:
-            call = _require_call(forward, index)
-            copies: dict[int, Any] = {}
-            Call(index, _apart(call.args, copies), _apart(call.kwargs, copies)).run(block)
+        return [partial(_call_apart, _require_call(forward, index)) for forward in self._forwards]
 
     def advance(self, index: int, block: nn.Module) -> None:
         """Let the model go on with the outputs of block `index`, up to the next block.
@@ -166,6 +169,11 @@ def _rehearse(base_model: nn.Module, blocks: Sequence[nn.Module], window: Tensor
             "no calibration"
         )
     return frozenset(later)
+
+
+def _call_apart(call: Call, block: Callable[..., Any]) -> Tensor:
+    copies: dict[int, Any] = {}
+    return _first_tensor(block(*_apart(call.args, copies), **_apart(call.kwargs, copies)))
 
 
 def _require_call(forward: SuspendedForward, index: int) -> Call:

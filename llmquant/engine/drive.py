@@ -8,14 +8,18 @@ each layer is calibrated on what it will really see. Only one block has weights 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from llmquant.algorithms.rounding.base import LayerResult
+from llmquant.algorithms.transforms.base import Block
+from llmquant.algorithms.tuning.base import BlockCall, TunedLayer
+from llmquant.device import rounding_device
 from llmquant.engine.capture import BlockInputs, capture
 from llmquant.engine.layer import dense_weight, needs_calibration, quantize_layer
 from llmquant.engine.ranks import ALONE, Ranks
@@ -23,6 +27,7 @@ from llmquant.engine.weights import BlockWeights, Work
 from llmquant.memory import return_free_memory
 from llmquant.models.edits import Edit
 from llmquant.recipe.plan import MatrixRow
+from llmquant.recipe.schema import TuningStep
 from llmquant.statistics.collect import Collector
 
 _CPU = torch.device("cpu")
@@ -82,13 +87,26 @@ def drive(work: Work, windows: Tensor | None, sink: Sink, setting: Setting = Set
         if sink.written(block) is not None:
             continue
         rows = _rows(work, block)
-        if block is not None and needs_calibration(rows):
+        if block is not None and needs_calibration(work.plan.recipe, rows):
             waiting.append(block)
         else:
             sink.emit(block, {row.name: _timed(row, work, work.read(row), None, setting) for row in rows}, ())
     if waiting:
         assert windows is not None
         _Calibrated(work, sink, setting).run(windows, waiting[-1])
+
+
+def transform_notes(work: Work) -> Iterator[str]:
+    """What transforms of the recipe say of blocks that they leave as they are."""
+    for step in work.plan.recipe.transforms:
+        reasons = [step.algorithm.why_not(_view(work, index)) for index in range(len(work.blocks))]
+        found = [reason for reason in reasons if reason]
+        if found:
+            yield found[0] if len(found) == 1 else f"{found[0]} (and so {len(found) - 1} more blocks)"
+
+
+def _view(work: Work, index: int) -> Block:
+    return Block(f"{work.path}.{index}", work.blocks[index])
 
 
 def _rows(work: Work, block: int | None) -> list[MatrixRow]:
@@ -100,14 +118,13 @@ def _timed(
 ) -> tuple[LayerResult, float]:
     began = time.monotonic()
     statistics = collector.take(row.name) if collector and row.needs else None
-    device = _rounding_device(setting.device)
+    device = rounding_device(setting.device)
     result = quantize_layer(row, parameter.to(device), statistics and statistics.to(device), work.plan.inventory.dtype)
     return result.to(_CPU), time.monotonic() - began
 
 
-def _rounding_device(device: torch.device) -> torch.device:
-    # Metal has no float64, which GPTQ factorizes small Hessians and sums losses in.
-    return _CPU if device.type == "mps" else device
+def _dense(results: Results, row: MatrixRow) -> Tensor:
+    return dense_weight(row, results[row.name][0].quantized)
 
 
 class _Calibrated:
@@ -141,13 +158,59 @@ class _Calibrated:
                 return_free_memory()
 
     def _quantize(self, index: int, rows: Sequence[MatrixRow], inputs: BlockInputs) -> None:
+        work, block = self._work, self._work.blocks[index]
+        edits = self._transform(index, inputs) if rows else []
+        calls = inputs.calls(index) if work.plan.recipe.tuning and rows else []
+        targets = [call(block) for call in calls]
         collector = self._collect(index, {row.matrix.module: row.needs for row in rows if row.needs}, inputs)
         results = {}
         for row in rows:
-            parameter = self._work.model.get_parameter(row.matrix.key)
-            results[row.name] = _timed(row, self._work, parameter, collector, self._setting)
-            self._put([row], lambda row: dense_weight(row, results[row.name][0].quantized))
-        self._sink.emit(index, results, ())
+            parameter = work.model.get_parameter(row.matrix.key)
+            results[row.name] = _timed(row, work, parameter, collector, self._setting)
+            self._put([row], partial(_dense, results))
+        for step in work.plan.recipe.tuning if rows else ():
+            block.to(self._setting.dtype)
+            results = self._tune(step, index, rows, results, calls, targets)
+            self._put(rows, partial(_dense, results))
+        self._sink.emit(index, results, edits)
+
+    def _transform(self, index: int, inputs: BlockInputs) -> list[Edit]:
+        """Rewrite a block, each transform on the statistics of what those before it have left."""
+        edits, view = [], _view(self._work, index)
+        for step in self._work.plan.recipe.transforms:
+            reads = step.algorithm.reads(view)
+            collector = self._collect(index, dict.fromkeys(reads, step.algorithm.NEEDS), inputs)
+            statistics = {name: collector.take(name) for name in reads}
+            found = step.algorithm.fit(view, statistics, step.build_options())
+            self._work.source.extend(found)
+            if found:
+                self._weights.release(index)
+                self._weights.load(index)
+            edits += found
+        return edits
+
+    def _tune(
+        self,
+        step: TuningStep,
+        index: int,
+        rows: Sequence[MatrixRow],
+        results: Results,
+        calls: Sequence[BlockCall],
+        targets: Sequence[Tensor],
+    ) -> Results:
+        """The results with the weights that tuning made of them; what a rounding lost stays as it was measured."""
+        began, device = time.monotonic(), self._setting.device
+        inner = {row.name: row.matrix.module.removeprefix(f"{self._work.path}.{index}.") for row in rows}
+        layers = {
+            inner[row.name]: TunedLayer(results[row.name][0].quantized.to(device), row.scheme, row.matrix.turned)
+            for row in rows
+        }
+        tuned = step.algorithm.tune(self._work.blocks[index], calls, targets, layers, step.build_options())
+        seconds = (time.monotonic() - began) / len(rows)
+        return {
+            name: (replace(result, quantized=tuned.layers[inner[name]].to(_CPU)), before + seconds)
+            for name, (result, before) in results.items()
+        }
 
     def _collect(self, index: int, needs: Mapping[str, Collection[str]], inputs: BlockInputs) -> Collector:
         """Run a block and count what its layers see."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def quantize_loaded(
     model: PreTrainedModel, plan: Plan, windows: Tensor | None, device: str | torch.device = "cpu"
-) -> dict[str, LayerResult]:
+) -> InMemory:
     """Quantize what a plan names in `model`, which itself is not changed.
 
     Args:
@@ -34,9 +34,6 @@ def quantize_loaded(
         windows: (samples, length) calibration token ids; None where nothing needs them.
         device: that does the work, see `resolve_device`.
 
-    Returns:
-        the result of each matrix by the name of its row, on the CPU.
-
     Raises:
         DeviceError: if there is no such device.
         QuantizationError: if a weight or a statistic cannot be quantized.
@@ -44,22 +41,33 @@ def quantize_loaded(
     source = Loaded(model)
     skeleton = build_skeleton(model.config, trust_remote_code=runs_remote_code(model))
     work = Work(skeleton, plan, Edited(source), {name: name for name in source.tensors}, converted=False)
-    sink = _Results([None, *range(len(work.blocks))])
+    sink = InMemory([None, *range(len(work.blocks))])
     drive(work, windows, sink, Setting(resolve_device(device)))
-    return sink.results
+    return sink
 
 
-class _Results:
+class InMemory:
+    """What a model in memory became.
+
+    Attributes:
+        results: of each matrix by the name of its row, on the CPU.
+        edits: of transforms, which change what is not quantized too.
+    """
+
     def __init__(self, blocks: Sequence[int | None]) -> None:
         self.blocks = blocks
         self.results: dict[str, LayerResult] = {}
+        self.edits: list[Edit] = []
         self._emitted: set[int | None] = set()
 
     def written(self, block: int | None) -> Callable[[MatrixRow], Tensor] | None:
+        """The dense weights of a block that is done; see `Sink`."""
         if block not in self._emitted:
             return None
         return lambda row: dense_weight(row, self.results[row.name].quantized)
 
-    def emit(self, block: int | None, results: Results, edits: Sequence[Edit]) -> None:  # noqa: ARG002
+    def emit(self, block: int | None, results: Results, edits: Sequence[Edit]) -> None:
+        """Keep the results of a block; see `Sink`."""
+        self.edits += edits
         self.results |= {name: result for name, (result, _) in results.items()}
         self._emitted.add(block)

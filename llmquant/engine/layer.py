@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,12 +12,13 @@ from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.errors import PlanError, QuantizationError
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.recipe.plan import MatrixRow, Plan
+from llmquant.recipe.schema import Recipe
 from llmquant.statistics.base import LayerStatistics
 
 
-def needs_calibration(rows: Iterable[MatrixRow]) -> bool:
-    """Whether any of these looks at calibration data."""
-    return any(row.needs for row in rows)
+def needs_calibration(recipe: Recipe, rows: Sequence[MatrixRow]) -> bool:
+    """Whether quantizing these matrices of one block takes calibration data."""
+    return any(row.needs for row in rows) or bool(rows and (recipe.transforms or recipe.tuning))
 
 
 def check_statistics(plan: Plan) -> bool:
@@ -33,7 +34,7 @@ def check_statistics(plan: Plan) -> bool:
                 f"{row.name} lies outside the decoder blocks, where no statistics are collected; "
                 "give its rule `rounding: {method: rtn}`"
             )
-    return bool(needing)
+    return needs_calibration(plan.recipe, plan.quantized)
 
 
 def quantize_layer(

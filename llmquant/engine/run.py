@@ -17,8 +17,9 @@ from torch import Tensor
 from llmquant.compat.loading import check_complete, check_fits
 from llmquant.data.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
 from llmquant.device import describe, resolve_device
-from llmquant.engine.drive import Results, Setting, drive
+from llmquant.engine.drive import Results, Setting, drive, transform_notes
 from llmquant.engine.layer import check_statistics
+from llmquant.engine.output.edits import read_edits
 from llmquant.engine.output.finalize import finalize
 from llmquant.engine.output.folder import OutputFolder, is_finished, read_provenance
 from llmquant.engine.output.journal import Journal
@@ -90,10 +91,12 @@ def run(
         units = _units(prepared)
         journal = output.begin(identity, resume=resume, overwrite=overwrite)
         _check_space(output, prepared.checkpoint, units, journal)
-        work = prepared.work()
+        work = prepared.work(read_edits(output.partial, journal))
+        for note in transform_notes(work):
+            progress.note(note)
         contents = contents_of(units, prepared.checkpoint.tensors)
         format_writer = prepared.plan.format.writer(output.partial, contents, prepared.model.config.to_dict())
-        writer = UnitWriter(format_writer, prepared.plan, journal, work.source, progress)
+        writer = UnitWriter(output.partial, format_writer, prepared.plan, journal, work.source, progress)
         done = [unit for unit in units if writer.is_written(unit)]
         left = sum(unit.work for unit in units) - sum(unit.work for unit in done)
         progress.stage("quantize", len(units), unit="shards", work=left)
@@ -101,7 +104,7 @@ def run(
             progress.step(unit.file, work=0)
         windows = calibration.windows if calibration else None
         drive(work, windows, _UnitSink(units, writer), setting)
-        finalize(prepared, units, format_writer, journal, output, identity, calibration, progress, began)
+        finalize(prepared, work.source, units, format_writer, journal, output, identity, calibration, progress, began)
         return RunResult(output.out, read_provenance(output.out))
 
 
@@ -185,5 +188,5 @@ class _UnitSink:
         unit = self._units[block]
         return self._writer.reader(unit) if self._writer.is_written(unit) else None
 
-    def emit(self, block: int | None, results: Results, edits: Sequence[Edit]) -> None:  # noqa: ARG002
-        self._writer.write(self._units[block], results)
+    def emit(self, block: int | None, results: Results, edits: Sequence[Edit]) -> None:
+        self._writer.write(self._units[block], results, edits)

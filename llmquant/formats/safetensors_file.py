@@ -82,9 +82,13 @@ def write_json_atomic(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OutputError: if it cannot be written; the older one is left as it was.
     """
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_bytes_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write a file, replacing an older one whole; errors as in `write_json_atomic`."""
     with _replacing(path) as stream:
-        _write_all(stream, memoryview(text.encode()))
+        _write_all(stream, memoryview(content))
 
 
 def copy_file(source: Path, path: Path) -> None:

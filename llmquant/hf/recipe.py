@@ -17,8 +17,9 @@ from llmquant.compat.loading import map_keys
 from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, tied
 from llmquant.compat.remote_code import runs_remote_code
 from llmquant.data.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
+from llmquant.device import rounding_device
 from llmquant.engine.in_memory import quantize_loaded
-from llmquant.engine.layer import check_statistics, quantize_layer
+from llmquant.engine.layer import check_statistics, needs_calibration, quantize_layer
 from llmquant.engine.output.units import check_alone
 from llmquant.engine.prepare import load_tokenizer
 from llmquant.errors import CheckpointError, LlmquantError, PlanError
@@ -30,6 +31,7 @@ from llmquant.hf.packed import PackedQuantizer
 from llmquant.hf.place import finish, place_empty, stand_in
 from llmquant.hf.stored import check_stored, read_headers
 from llmquant.hf.ties import replace, share_with_heads
+from llmquant.models.edits import apply_edits
 from llmquant.models.safetensors_header import TensorInfo
 from llmquant.models.skeleton import take_inventory
 from llmquant.nn.embedding import PackedEmbedding
@@ -63,7 +65,7 @@ class RecipeQuantizer(HfQuantizer):
     def calibrated(self) -> bool:
         """Whether any layer needs calibration data, so that quantizing has to wait for the whole model."""
         assert self.plan is not None
-        return any(row.needs for row in self.plan.quantized)
+        return needs_calibration(self.plan.recipe, self.plan.quantized)
 
     def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]  # abstract, without a type
         return True
@@ -92,7 +94,9 @@ class RecipeQuantizer(HfQuantizer):
         module = model.get_submodule(row.module.name)
         del module.weight
         module.weight = stand_in()
-        result = quantize_layer(row, weight, None, weight.dtype)
+        device = weight.device if weight.device.type != "cpu" else self.quantization_config.device
+        device = rounding_device(device)
+        result = quantize_layer(row, weight.to(device), None, weight.dtype).to(weight.device)
         self._count(result)
         return encode(row.module.name, result.quantized, row.scheme)
 
@@ -157,9 +161,11 @@ class RecipeQuantizer(HfQuantizer):
 
     def _calibrate(self, model: PreTrainedModel, plan: Plan) -> None:
         assert self._calibration is not None
-        results = quantize_loaded(model, plan, self._calibration.windows, self.quantization_config.device)
+        done = quantize_loaded(model, plan, self._calibration.windows, self.quantization_config.device)
+        packed = {row.matrix.key for row in plan.quantized}
+        apply_edits(model, [edit for edit in done.edits if edit.name not in packed])
         for row in plan.quantized:
-            module, result = model.get_submodule(row.module.name), results.pop(row.name)
+            module, result = model.get_submodule(row.module.name), done.results.pop(row.name)
             self._count(result)
             weight = model.get_parameter(row.matrix.key)
             replace(model, row.module.name, _packed(module, result.to(weight.device), row.scheme))

@@ -45,7 +45,7 @@ def test_statistics_come_from_behind_the_quantized_blocks(checkpoint, gptq_recip
         return quantize_layer(row, weight, statistics, scale_dtype)
 
     monkeypatch.setattr(drive_module, "quantize_layer", spy)
-    results = quantize_loaded(tiny_llama(), prepared.plan, windows)
+    results = quantize_loaded(tiny_llama(), prepared.plan, windows).results
 
     twin = tiny_llama().float()
     path, blocks = decoder_blocks(twin)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,11 +18,14 @@ from llmquant.formats.safetensors_file import copy_file, write_json_atomic
 from llmquant.memory import peak_resident_bytes
 from llmquant.models.config_file import NAME as CONFIG
 from llmquant.progress import Progress
+from llmquant.models.edits import edited_config
+from llmquant.models.source import Edited
 from llmquant.recipe.schema import recipe_to_dict
 
 
 def finalize(
     prepared: Prepared,
+    source: Edited,
     units: Sequence[Unit],
     writer: Writer,
     journal: Journal,
@@ -37,6 +39,7 @@ def finalize(
 
     Args:
         prepared: the model and the plan.
+        source: of the weights, with the edits of transforms.
         units: all units; each is written.
         writer: that wrote them.
         journal: of the run.
@@ -51,7 +54,7 @@ def finalize(
     for path in copied:
         copy_file(path, folder / path.name)
     assert prepared.checkpoint.config is not None  # `prepare` needs it
-    config = copy.deepcopy(prepared.checkpoint.config.data)
+    config = edited_config(prepared.checkpoint.config.data, source.edits)
     if not prepared.trust_remote_code:
         config.pop("auto_map", None)  # its files do not come along
     if config.get("dtype") is None and config.get("torch_dtype") is None:
@@ -59,7 +62,7 @@ def finalize(
     writer.finish(prepared.plan, config, {shard.file: shard.tensors for shard in journal.shards.values()})
     write_json_atomic(folder / CONFIG, config)
     progress.stage("verify", len(units), unit="shards")
-    hashes = verify(folder, units, journal, prepared.checkpoint, prepared.plan.format, progress)
+    hashes = verify(folder, units, journal, source, prepared.plan.format, progress)
     layers = {name: asdict(record) for shard in journal.shards.values() for name, record in shard.layers.items()}
     provenance = {
         "schema_version": 1,

@@ -21,7 +21,7 @@ from llmquant.errors import OutputError
 from llmquant.files import read_json
 from llmquant.words import bytes_text
 
-JOURNAL, PROVENANCE = "journal.jsonl", "llmquant.json"
+JOURNAL, PROVENANCE, EDITS = "journal.jsonl", "llmquant.json", "edits"
 REPLACED = "replaced"
 
 
@@ -147,8 +147,9 @@ class OutputFolder:
     def tidy(self) -> None:
         """Remove what an interrupted `finish` left behind in a finished folder, where its journal still is."""
         if (self.out / JOURNAL).exists():
-            if (self.out / REPLACED).exists():
-                shutil.rmtree(self.out / REPLACED)
+            for folder in (REPLACED, EDITS):
+                if (self.out / folder).exists():
+                    shutil.rmtree(self.out / folder)
             (self.out / JOURNAL).unlink()
 
     @property

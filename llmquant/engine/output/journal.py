@@ -36,12 +36,17 @@ class LayerRecord:
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """One finished shard: its file, the bytes in it, the names of its tensors and its quantized layers."""
+    """One finished shard: its file, the bytes in it, the names of its tensors and its quantized layers.
+
+    Attributes:
+        edits: sha256 of the file of edits that its tensors were made with, see `edits`; "" where there were none.
+    """
 
     file: str
     bytes: int
     tensors: list[str]
     layers: dict[str, LayerRecord]
+    edits: str = ""
 
 
 class Journal:

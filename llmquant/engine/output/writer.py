@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
 from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.engine.layer import dense_weight, digest
+from llmquant.engine.output.edits import write_edits
 from llmquant.engine.output.journal import Journal, LayerRecord, ShardRecord
 from llmquant.engine.output.units import Unit
 from llmquant.formats.base import Writer
+from llmquant.models.edits import Edit
 from llmquant.models.source import WeightSource
 from llmquant.progress import Progress
 from llmquant.recipe.plan import MatrixRow, Plan
@@ -19,21 +22,31 @@ from llmquant.recipe.plan import MatrixRow, Plan
 class UnitWriter:
     """Turns units into what the format of a plan makes of them."""
 
-    def __init__(self, writer: Writer, plan: Plan, journal: Journal, source: WeightSource, progress: Progress) -> None:
-        self._writer, self._plan, self._journal = writer, plan, journal
+    def __init__(
+        self,
+        folder: Path,
+        writer: Writer,
+        plan: Plan,
+        journal: Journal,
+        source: WeightSource,
+        progress: Progress,
+    ) -> None:
+        self._folder, self._writer, self._plan, self._journal = folder, writer, plan, journal
         self._source, self._progress = source, progress
 
     def is_written(self, unit: Unit) -> bool:
         """Whether an earlier run finished this unit."""
         return unit.file in self._journal.shards
 
-    def write(self, unit: Unit, results: Mapping[str, tuple[LayerResult, float]]) -> None:
+    def write(self, unit: Unit, results: Mapping[str, tuple[LayerResult, float]], edits: Sequence[Edit] = ()) -> None:
         """Write a unit whose layers have been quantized.
 
         Args:
             unit: the unit.
             results: by module name, each layer's result and the seconds it took.
+            edits: of transforms, that the source has applied already; they reach the disk before what they changed.
         """
+        digest_of_edits = write_edits(self._folder, unit.file, edits) if edits else ""
         quantized, records = {}, {}
         for row, key in unit.quantized:
             result, seconds = results[row.name]
@@ -48,7 +61,7 @@ class UnitWriter:
             )
         kept = {key: self._source.read(key) for key in unit.copied}
         size, names = self._writer.add(unit.file, quantized, kept)
-        self._journal.record(ShardRecord(unit.file, size, sorted(names), records))
+        self._journal.record(ShardRecord(unit.file, size, sorted(names), records, digest_of_edits))
         for name, record in records.items():
             self._progress.layer(name, record.loss)
         self._progress.step(unit.file, work=unit.work)
