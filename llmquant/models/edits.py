@@ -182,8 +182,13 @@ def edited_config(config: Mapping[str, Any], edits: Iterable[Edit]) -> dict[str,
 
 def edits_to_bytes(edits: Sequence[Edit]) -> bytes:
     """Edits as one safetensors file, with all but their tensors as JSON in its metadata."""
-    rows = [{"kind": e.kind, "name": e.name, "turned": e.turned, "offset": e.offset, "value": e.value} for e in edits]
-    tensors = {str(index): edit.by for index, edit in enumerate(edits) if edit.by is not None}
+    rows, tensors, stored = [], {}, {}
+    for edit in edits:
+        row = {"kind": edit.kind, "name": edit.name, "turned": edit.turned, "offset": edit.offset, "value": edit.value}
+        if edit.by is not None:  # one that several edits share goes there once
+            row["by"] = stored.setdefault((edit.by.data_ptr(), edit.by.shape), str(len(stored)))
+            tensors[row["by"]] = edit.by
+        rows.append(row)
     return safetensors.torch.save(tensors, {"edits": json.dumps(rows, sort_keys=True)})
 
 
@@ -197,7 +202,7 @@ def edits_from_bytes(data: bytes) -> list[Edit]:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         rows = cast(list[dict[str, Any]], json.loads(header["__metadata__"]["edits"]))
-        return [Edit(by=tensors.get(str(index)), **row) for index, row in enumerate(rows)]
+        return [Edit(by=tensors[row.pop("by")] if "by" in row else None, **row) for row in rows]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise OutputError(f"the edits of an earlier run are damaged ({error}); start again with --overwrite") from error
 

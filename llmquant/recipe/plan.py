@@ -195,8 +195,6 @@ def make_plan(recipe: Recipe, inventory: Inventory) -> Plan:
             divide, layers that readers fuse with different schemes, tied or unsupported modules, nothing left to
             quantize, a budget that cannot be met.
     """
-    if recipe.transforms or recipe.tuning:
-        raise PlanError("transforms and tuning are not run yet; remove them from the recipe")
     problems = Problems()
     deciders = _deciders(recipe, inventory)
     check_rules(recipe, inventory, deciders, problems)

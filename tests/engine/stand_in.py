@@ -24,7 +24,7 @@ _MOVING = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 class OnCard(Tensor):
     """A tensor on the stand-in."""
 
-    inner: Tensor
+    behind: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> OnCard:
@@ -32,19 +32,24 @@ class OnCard(Tensor):
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
             device=CARD, requires_grad=inner.requires_grad,
         )  # fmt: skip
-        made.inner = inner
+        made.behind = inner
         return made
+
+    # With these two `Module.to` swaps parameters instead of setting their data, which `behind` would not notice.
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["behind"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], *_: Any) -> OnCard:
+        return OnCard(inner["behind"])
 
     def data_ptr(self) -> int:
         """The address of the memory behind it."""
-        return self.inner.data_ptr()
+        return self.behind.data_ptr()
 
     def tolist(self) -> Any:
         """The numbers of the memory behind it."""
-        return self.inner.tolist()
-
-    def __repr__(self) -> str:
-        return f"OnCard({self.inner!r})"
+        return self.behind.tolist()
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -85,7 +90,7 @@ def _refuse_two_devices(func: Any, tensors: list[Tensor]) -> None:
 
 
 def _inner(leaf: Any) -> Any:
-    return leaf.inner if isinstance(leaf, OnCard) else leaf
+    return leaf.behind if isinstance(leaf, OnCard) else leaf
 
 
 @contextmanager

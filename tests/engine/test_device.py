@@ -28,7 +28,7 @@ def test_two_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal((moved + 1).cpu(), torch.arange(1.0, 4))
         assert torch.zeros(2, device=there).device == CARD
         with pytest.raises(RuntimeError, match="operands on lazy"):
-            moved + torch.arange(3.0)
+            _ = moved + torch.arange(3.0)
         moved += 1
         assert moved.sum().item() == 6
 

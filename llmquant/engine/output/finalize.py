@@ -17,9 +17,9 @@ from llmquant.formats.base import Writer
 from llmquant.formats.safetensors_file import copy_file, write_json_atomic
 from llmquant.memory import peak_resident_bytes
 from llmquant.models.config_file import NAME as CONFIG
-from llmquant.progress import Progress
 from llmquant.models.edits import edited_config
 from llmquant.models.source import Edited
+from llmquant.progress import Progress
 from llmquant.recipe.schema import recipe_to_dict
 
 
