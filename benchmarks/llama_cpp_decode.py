@@ -1,4 +1,4 @@
-"""llama.cpp's side of decode_cpu.py: write a random Q4_0 model, and time prompts and single tokens on request.
+"""llama.cpp's side of decode.py: write a random Q4_0 model, and time prompts and single tokens on request.
 
 Runs in an environment that has llama-cpp-python, gguf and numpy, and nothing of ours:
 
@@ -113,7 +113,7 @@ def main() -> None:
         model = Model(path, shape["max_position_embeddings"], task["threads"])
         import llama_cpp
 
-        print(json.dumps({"version": llama_cpp.__version__}), flush=True)
+        print(json.dumps({"version": llama_cpp.__version__, "bytes": path.stat().st_size}), flush=True)
         for line in sys.stdin:
             request = json.loads(line)
             model.forget()

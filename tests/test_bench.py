@@ -80,6 +80,17 @@ def test_a_static_cache_adds_rows_that_find_the_same_logits(model: Path) -> None
         torch.testing.assert_close(decoding.logits, loaded(ids).logits[:, -1:])
 
 
+@pytest.mark.gpu
+def test_a_cuda_graph_finds_the_same_logits(model: Path) -> None:
+    loaded = load(model, device_map="cuda")
+    ids = torch.arange(20, device="cuda").view(2, 10) * 3
+    decoding = StaticDecoding(loaded, ids, replace(QUICK, batch_size=2))
+    for _ in range(2):
+        with torch.inference_mode():
+            decoding()
+        torch.testing.assert_close(decoding.logits, loaded(ids).logits[:, -1:], rtol=1e-3, atol=1e-3)
+
+
 def test_models_lie_on_the_device_that_was_asked_for(model: Path, monkeypatch) -> None:
     places: list[object] = []
     monkeypatch.setattr(
