@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from torch import distributed
 
 from llmquant.statistics.collect import Collector
 
@@ -38,3 +40,28 @@ class Alone:
 
 
 ALONE = Alone()
+
+
+class Distributed:
+    """The processes of `torch.distributed`, such as `accelerate launch` starts; its group must be there.
+
+    Each sends all it has counted to every other. All merge in the order of ranks, so all hold the same bits.
+    """
+
+    @property
+    def rank(self) -> int:
+        """Of this process, from 0."""
+        return distributed.get_rank()
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return distributed.get_world_size()
+
+    def merge(self, collector: Collector) -> None:
+        """Count in `collector` what all ranks have counted of the same layers."""
+        counted: list[Any] = [None] * self.size
+        distributed.all_gather_object(counted, collector.counted())
+        collector.forget()
+        for one in counted:
+            collector.merge(one)

@@ -60,6 +60,17 @@ class Collector:
                 stack.enter_context(torch.enable_grad())
             yield
 
+    def forget(self) -> None:
+        """Count nothing so far."""
+        self._tokens = dict.fromkeys(self._tokens, 0)
+        self._leaders, self._counted = {}, {}
+
+    def counted(self) -> Collector:
+        """What was counted, without the layers: it can be sent to another process."""
+        bare = Collector({}, {})
+        bare._tokens, bare._leaders, bare._counted = self._tokens, self._leaders, self._counted
+        return bare
+
     def merge(self, other: Collector) -> None:
         """Count what `other` has counted of the same layers, on other batches.
 
