@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 import llmquant
+from llmquant.eval.metrics.divergence import Section as Divergence
+from llmquant.eval.metrics.perplexity import Section as Perplexity
 from llmquant.recipe.load import load_recipe
 
 EVALUATED = {"prose": "text/wiki.test.hfjoin.txt", "code": "builtin:python"}
@@ -39,9 +41,9 @@ def measure(args: argparse.Namespace, calibration: str, work: Path) -> list[dict
         report = llmquant.evaluate(
             out, args.model, text=text, length=args.length, max_windows=args.windows, dtype="float32", speed=0
         )
-        kl = report.comparison.kl
+        kl = report[Divergence].kl
         rows.append({"calibration": calibration, "text": kind, "kl": kl.mean, "kl_low": kl.low, "kl_high": kl.high,
-                     "perplexity": report.quantized.perplexity.value})  # fmt: skip
+                     "perplexity": report[Perplexity].quantized.value})  # fmt: skip
         print(rows[-1], flush=True)
     return rows
 

@@ -22,6 +22,9 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 import llmquant
+from llmquant.eval.metrics.divergence import Section as Divergence
+from llmquant.eval.metrics.memory import Section as Memory
+from llmquant.eval.metrics.perplexity import Section as Perplexity
 
 STORIES = ("text/tinystories.train1000.json", "text/tinystories.valid.txt")
 BOOKS = ("text/c4.sample.txt", "text/gutenberg.valid.txt")
@@ -40,21 +43,19 @@ def measure(data: Path, model: str, recipe: str, work: Path) -> dict[str, Any]:
         source, recipe, out, calibration=calibration if recipe.endswith("gptq") else None, overwrite=True
     )
     report = llmquant.evaluate(out, source, text=text, length=LENGTH, max_windows=WINDOWS, speed=0)
-    comparison = report.comparison
+    divergence, perplexity = report[Divergence], report[Perplexity]
     return {
         "model": model,
         "recipe": recipe,
-        "bits_per_weight": report.quantized.bits_per_weight,
-        "perplexity_baseline": report.baseline.perplexity.value,
-        "perplexity": report.quantized.perplexity.value,
-        "kl": comparison.kl.mean,
-        "kl_low": comparison.kl.low,
-        "kl_high": comparison.kl.high,
-        "top1_agreement": comparison.top1_agreement.value,
-        "log_perplexity_difference": [
-            comparison.log_perplexity_difference.low, comparison.log_perplexity_difference.high,
-        ],
-        "tokens": comparison.tokens,
+        "bits_per_weight": report[Memory].quantized.bits_per_weight,
+        "perplexity_baseline": perplexity.baseline.value,
+        "perplexity": perplexity.quantized.value,
+        "kl": divergence.kl.mean,
+        "kl_low": divergence.kl.low,
+        "kl_high": divergence.kl.high,
+        "top1_agreement": divergence.top1_agreement.value,
+        "log_perplexity_difference": [perplexity.log_difference.low, perplexity.log_difference.high],
+        "tokens": divergence.tokens,
         "data_hash": report.protocol.data_hash,
         "calibration_hash": run.provenance["calibration"] and run.provenance["calibration"]["sha256"],
         "seconds": run.provenance["seconds"],

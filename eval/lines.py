@@ -1,13 +1,16 @@
-"""Numbers as people read them, for the page, the table and the one-line verdict."""
+"""Numbers as people read them, for the page, the table and the sentence that sums a report up."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from llmquant.eval.result import ComparisonSection, EvalReport, KlSection
+from llmquant.eval.metrics import metrics
 from llmquant.eval.statistics import Estimate, Spread
 from llmquant.words import bytes_text as bytes_text
+
+if TYPE_CHECKING:
+    from llmquant.eval.result import EvalReport
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -35,19 +38,10 @@ def short_note(note: str | None) -> str:
     return (note or "no interval").partition(":")[0]
 
 
-def plus_minus(kl: KlSection) -> str:
-    """The standard error of a KL, such as "± 0.0002", or why there is none."""
-    return short_note(kl.note) if kl.standard_error is None else f"± {number(kl.standard_error, 2)}"
-
-
-def verdict_text(comparison: ComparisonSection) -> str:
-    """The verdict with the size that it goes by, such as "small loss +0.8 %"."""
-    ratio, word = comparison.perplexity_ratio, comparison.verdict
-    if word in ("negligible loss", "small loss", "loss", "large loss"):
-        return f"{word} {signed_percent(ratio.value)}"
-    if word in ("no measurable loss", "unclear") and ratio.high is not None and ratio.high > 1:
-        return f"{word}, at most {signed_percent(ratio.high)}"
-    return word
+def plus_minus(estimate: Estimate) -> str:
+    """A standard error, such as "± 0.0002", or why there is none."""
+    known = estimate.standard_error
+    return short_note(estimate.note) if known is None else f"± {number(known, 2)}"
 
 
 def signed_percent(ratio: float) -> str:
@@ -93,84 +87,24 @@ def speedup(ratio: Spread) -> tuple[str, str]:
     return f"{ratio.median:.2f}x ({ratio.q25:.2f}–{ratio.q75:.2f})", kind
 
 
-def rounds_text(ratio: Spread) -> str:
-    """How many rounds a ratio comes from."""
-    return f"{ratio.runs} round{'' if ratio.runs == 1 else 's'}"
-
-
-@dataclass(frozen=True, slots=True)
-class SpeedLine:
-    """One phase of the speed against the baseline in one dtype, ready to print."""
-
-    phase: str
-    against: str
-    ratio: str
-    kind: str
-    speeds: str
-    rounds: str
-
-
-def speed_comparisons(report: EvalReport) -> list[SpeedLine]:
-    """Prefill and decode, each against the baseline in its own dtype and, where that is another, the fastest one."""
-    protocol, quantized = report.speed_protocol, report.quantized.speed
-    if protocol is None or quantized is None:
-        return []
-    found, dtypes = [], [each.dtype for each in protocol.dense]
-    for phase, fastest in (("prefill", protocol.fastest_prefill), ("decode", protocol.fastest_decode)):
-        for dense in protocol.dense:
-            if dense.dtype not in (dtypes[0], fastest):
-                continue
-            ratio = getattr(dense, f"{phase}_speedup")
-            words = [dense.dtype, *(["the checkpoint's"] if dense.dtype == dtypes[0] else [])]
-            words += ["the fastest"] if dense.dtype == fastest and len(dtypes) > 1 else []
-            speeds = f"{speed_text(getattr(dense, phase))} → {speed_text(getattr(quantized, phase))}"
-            found.append(SpeedLine(phase, ", ".join(words), *speedup(ratio), speeds, rounds_text(ratio)))
-    return found
-
-
 def kernels_text(kernels: Mapping[str, int]) -> str:
     """Kernels with their number of layers, such as "linear_int4: avx512vnni, exact (28 layers)"."""
     return "; ".join(f"{name} ({count} layer{'' if count == 1 else 's'})" for name, count in kernels.items())
 
 
-def kernels_line(report: EvalReport) -> str:
-    """Which kernels ran and in which accuracy, while the loss was measured and while the speed was; "" if not known."""
-    scored = kernels_text(report.kernels)
-    timed = kernels_text(report.speed_protocol.kernels) if report.speed_protocol else ""
-    if not timed or timed == scored:
-        return scored
-    return f"loss by {scored}; speed by {timed}" if scored else f"speed by {timed}"
-
-
-def _in_brackets(against: str) -> str:
-    """ "bfloat16 (the checkpoint's)" of "bfloat16, the checkpoint's", for a sentence that has commas of its own."""
-    dtype, comma, words = against.partition(", ")
-    return f"{dtype} ({words})" if comma else dtype
-
-
-def _kl(kl: KlSection) -> str:
-    known = kl.standard_error is not None
-    return f"{number(kl.mean)} {plus_minus(kl)}" if known else f"{number(kl.mean)} ({plus_minus(kl)})"
+def accuracy_text(mode: str | None) -> str:
+    """In which accuracy kernels ran, as the end of a footnote; "" where there were none."""
+    if mode is None:
+        return ""
+    bits = {"exact": " (activations in 16 bits)", "fast": " (activations in 8 bits)"}.get(mode, "")
+    return f" The kernels of packed layers ran in accuracy “{mode}”{bits}."
 
 
 def verdict_line(report: EvalReport) -> str:
-    """One sentence with size, loss, speed and budget."""
-    comparison, parts = report.comparison, []
-    if report.quantized.bits_per_weight is not None:
-        parts.append(f"{number(report.quantized.bits_per_weight)} bits per weight")
-    if report.size_ratio is not None:
-        parts.append(f"{number(report.size_ratio)}x smaller")
-    parts.append(f"perplexity {change(comparison.perplexity_ratio)} ({comparison.verdict})")
-    parts.append(f"KL {_kl(comparison.kl)} in {report.loss_dtype}")
-    parts.append(f"top-1 agreement {percent(comparison.top1_agreement.value)}")
-    parts += [
-        f"{each.phase} {each.ratio} of {_in_brackets(each.against)}"
-        for each in speed_comparisons(report)
-        if each.phase == "decode"
-    ]
-    if comparison.nonfinite:
-        parts.append(f"{comparison.nonfinite} positions not finite")
+    """One sentence with size, loss, speed and budget: the words of every metric."""
+    measured = ((metric, report.sections[metric.name]) for metric in metrics() if metric.name in report.sections)
+    parts = [word for metric, section in measured for word in metric.words(section, report)]
     if report.budget:
-        failed = [each.name for each in report.budget if not each.passed]
-        parts.append(f"budget FAILED ({', '.join(failed)})" if failed else "budget passed")
+        failed = report.over_budget
+        parts.append(f"budget FAILED ({failed})" if failed else "budget passed")
     return ", ".join(parts)

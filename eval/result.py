@@ -1,165 +1,41 @@
 """`EvalReport`: everything one evaluation measured, as it is written to JSON.
 
-The keys of the JSON file are the field names below; docs/evaluation.md explains each. `SCHEMA_VERSION` grows when a key
-changes its meaning or goes away; a reader refuses keys and versions that it does not know.
+The keys of the JSON file are the field names below and in the sections of `llmquant.eval.metrics`; docs/evaluation.md
+explains each. `SCHEMA_VERSION` grows when a key changes its meaning or goes away; a reader refuses keys and versions
+that it does not know.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llmquant.data.windows import Protocol
-from llmquant.errors import DataError
-from llmquant.eval.statistics import Estimate, Spread
-from llmquant.eval.verdict import Verdict
+from llmquant.errors import DataError, RecipeError
+from llmquant.eval.metrics import find, metrics
+from llmquant.eval.metrics.base import Column, Section
 
-SCHEMA_VERSION = 2
-
-
-@dataclass(frozen=True, slots=True)
-class KlSection:
-    """KL(baseline||quantized) per token, in nats; the mean has an interval as in `Estimate`."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    standard_error: float | None
-    median: float
-    p90: float
-    p99: float
-    p999: float
-    max: float
-    note: str | None = None
+SCHEMA_VERSION = 3
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True, slots=True)
-class ProbabilityShift:
-    """Change of the probability of the text's token, quantized less baseline."""
-
-    mean: float
-    rms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Flips:
-    """Tokens whose greedy prediction changed between right and wrong."""
-
-    right_to_wrong: int
-    wrong_to_right: int
-
-
-@dataclass(frozen=True, slots=True)
-class ConfidenceBucket:
-    """Mean KL of the tokens where the baseline's highest probability lies in [low, high)."""
-
-    low: float
-    high: float
-    tokens: int
-    kl: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """Counts in equal bins of log10(value) from `low` to `high`."""
-
-    low: float
-    high: float
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ComparisonSection:
-    """Quantized model against baseline on the same tokens."""
-
-    tokens: int
-    nonfinite: int
-    kl: KlSection
-    top1_agreement: Estimate
-    log_perplexity_difference: Estimate
-    perplexity_ratio: Estimate
-    probability_shift: ProbabilityShift
-    flips: Flips
-    confidence_buckets: tuple[ConfidenceBucket, ...]
-    kl_histogram: Histogram
-    noise_floor: float | None
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes in memory: parameters and buffers, and the rise of the peak while one window is scored."""
-
-    parameter_bytes: int
-    working_bytes: int | None
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Tokens per second, measured in turn with the other model."""
-
-    prefill: Spread
-    decode: Spread
-
-
-@dataclass(frozen=True, slots=True)
-class DenseSpeed:
-    """The baseline in one dtype: tokens per second, and the quantized model over it, round by round."""
-
-    dtype: str
-    prefill: Spread
-    decode: Spread
-    prefill_speedup: Spread
-    decode_speedup: Spread
-
-
-@dataclass(frozen=True, slots=True)
-class SpeedProtocol:
-    """How speed was measured, and quantized over baseline round by round (above 1 is faster).
-
-    `prefill_speedup` and `decode_speedup` are over the baseline in its own dtype, `dense` over it in every dtype that
-    was timed, its own first; `fastest_prefill` and `fastest_decode` name the fastest of them. `kernels` and `accuracy`
-    are those of the quantized model while it was timed, which is how it runs by default.
-    """
-
-    batch_size: int
-    prompt_tokens: int
-    decode_tokens: int
-    threads: int
-    device: str
-    prefill_speedup: Spread
-    decode_speedup: Spread
-    dense: tuple[DenseSpeed, ...]
-    fastest_prefill: str
-    fastest_decode: str
-    kernels: dict[str, int] = field(default_factory=dict)
-    accuracy: str | None = None
-    note: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSection:
-    """One of the two models."""
+class Model:
+    """One of the two models; `parameters` are the weights of the baseline, which the quantized one stands for."""
 
     name: str
     dtype: str
     parameters: int
-    checkpoint_bytes: int | None
-    bits_per_weight: float | None
-    perplexity: Estimate
-    memory: Memory | None = None
-    speed: Speed | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetVerdict:
-    """One limit of the recipe; `certain` is False where the limit lies inside the measurement's interval."""
+    """One limit of the budget; `certain` is False where the limit lies inside the measurement's interval."""
 
     name: str
     limit: float
@@ -168,35 +44,12 @@ class BudgetVerdict:
     certain: bool
 
 
-@dataclass(frozen=True, slots=True)
-class AnatomyPart:
-    """Bytes of one kind of module stored in one scheme."""
-
-    kind: str
-    scheme: str
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorstToken:
-    """A token with a high KL, in its context."""
-
-    window: int
-    position: int
-    kl: float
-    context: str
-    token: str
-    probability_baseline: float
-    probability_quantized: float
-    top_baseline: str
-    top_quantized: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalReport:
     """One quantized model against its baseline.
 
-    `loss_dtype`, `loss_note`, `kernels` and `accuracy` say how the models computed while they were scored.
+    `loss_dtype`, `loss_note`, `kernels` and `accuracy` say how the models computed while they were scored; `sections`
+    holds what each metric measured, by its name.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -207,31 +60,39 @@ class EvalReport:
     seed: int
     versions: dict[str, str]
     machine: dict[str, str | int]
-    baseline: ModelSection
-    quantized: ModelSection
-    comparison: ComparisonSection
+    baseline: Model
+    quantized: Model
     loss_dtype: str
     loss_note: str
-    speed_protocol: SpeedProtocol | None = None
     kernels: dict[str, int] = field(default_factory=dict)
     accuracy: str | None = None
+    sections: dict[str, Any]
     budget: tuple[BudgetVerdict, ...] = ()
-    anatomy_baseline: tuple[AnatomyPart, ...] = ()
-    anatomy: tuple[AnatomyPart, ...] = ()
-    layer_losses: dict[str, float] = field(default_factory=dict)
-    worst_tokens: tuple[WorstToken, ...] = ()
     recipe_yaml: str | None = None
-
-    @property
-    def size_ratio(self) -> float | None:
-        """How many times smaller the quantized checkpoint is."""
-        before, after = self.baseline.checkpoint_bytes, self.quantized.checkpoint_bytes
-        return before / after if before and after else None
 
     @property
     def budget_passed(self) -> bool:
         """Whether every limit is kept (also where there is none)."""
         return all(each.passed for each in self.budget)
+
+    @property
+    def over_budget(self) -> str:
+        """Names of the limits that are not kept, for a sentence."""
+        return ", ".join(each.name for each in self.budget if not each.passed)
+
+    def get(self, kind: type[S]) -> S | None:
+        """What a metric measured, such as `report.get(Divergence)`; None if it was not measured."""
+        return cast("S | None", self.sections.get(kind.metric()))
+
+    def __getitem__(self, kind: type[S]) -> S:
+        """As `get`, but a KeyError if it was not measured."""
+        return self.sections[kind.metric()]
+
+    def columns(self) -> list[Column]:
+        """Columns of the table, those with words last."""
+        measured = ((metric, self.sections[metric.name]) for metric in metrics() if metric.name in self.sections)
+        found = [column for metric, section in measured for column in metric.columns(section, self)]
+        return sorted(found, key=lambda column: column.words)
 
     def to_json(self) -> str:
         """The report as JSON text, keys as in docs/evaluation.md."""
@@ -253,14 +114,31 @@ class EvalReport:
             raise DataError(
                 f"the report has schema version {version!r}, this llmquant reads {SCHEMA_VERSION}; evaluate again"
             )
-        try:
-            return TypeAdapter(cls).validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise DataError(f"the report is malformed at {place!r}: {first['msg']}") from None
+        report = _checked(cls, text)
+        sections = {
+            name: _checked(_section_of(name), json.dumps(section), f"sections.{name}.")
+            for name, section in report.sections.items()
+        }
+        return replace(report, sections=sections)
 
     @classmethod
     def load(cls, path: str | Path) -> EvalReport:
         """Read a report file; errors as in `from_json`."""
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+def _section_of(name: str) -> type[Section]:
+    try:
+        return find(name).section
+    except RecipeError as error:
+        raise DataError(f"the report is malformed at 'sections.{name}': {error}") from None
+
+
+def _checked(kind: type[Any], text: str, place: str = "") -> Any:
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise DataError(
+            f"the report is malformed at '{place}{'.'.join(map(str, first['loc']))}': {first['msg']}"
+        ) from None

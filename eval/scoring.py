@@ -1,4 +1,4 @@
-"""Two models on the same tokens, side by side: perplexity of both, KL(baseline||quantized), agreement.
+"""Two models on the same tokens, side by side: what each says of every scored token.
 
 The models run window batch by window batch, and only one batch of logits of each exists at a time; log-probabilities
 are taken in float64, a slice of positions at a time, because the KL of an 8-bit model can lie below float32 rounding.
@@ -21,10 +21,7 @@ from torch import Tensor
 from llmquant.data.calibration import check_vocabulary
 from llmquant.data.windows import Windows
 from llmquant.errors import DataError, QuantizationError
-from llmquant.eval.metrics.divergence import summarize
-from llmquant.eval.result import ComparisonSection
-from llmquant.eval.scores import TokenScores
-from llmquant.eval.statistics import Estimate, Floats, cluster_bootstrap, cluster_sums, exponential
+from llmquant.eval.statistics import Floats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,59 +34,40 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """Result of `compare`: per-token scores, both perplexities, and the section of the report made from them."""
+class TokenScores:
+    """What is kept of each scored token; all arrays (tokens,), in text order.
 
-    scores: TokenScores
-    perplexity_baseline: Estimate
-    perplexity_quantized: Estimate
-    section: ComparisonSection
-
-
-def compare(
-    baseline: PreTrainedModel,
-    quantized: PreTrainedModel,
-    windows: Windows,
-    *,
-    batch_size: int | None = None,
-    noise_floor: float | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Comparison:
-    """Score both models on the same windows and summarise the difference.
-
-    Args:
-        baseline: the reference; the models may be one object.
-        quantized: must predict the same vocabulary.
-        windows: from `make_windows`.
-        batch_size: windows at once; chosen from the vocabulary if None.
-        noise_floor: KL caused by the rounding of both models (`measure_noise_floor`), for the verdict.
-        seed: of the bootstrap.
-        progress: called with (windows done, windows in all), first with none done.
-
-    Raises:
-        DataError: if the vocabularies differ or do not hold the tokens.
-        QuantizationError: if no position is finite.
+    Attributes:
+        window: number of its window.
+        position: place of the predicted token in its window.
+        nll_baseline: -ln p(token) by the baseline.
+        nll_quantized: the same by the quantized model.
+        kl: KL(baseline||quantized) of the whole predicted distribution, in nats.
+        confidence: highest probability in the baseline's distribution.
+        top_baseline: the baseline's most likely token.
+        top_quantized: the quantized model's.
+        target: the token of the text.
     """
-    scores = score_tokens(baseline, quantized, windows, batch_size=batch_size, progress=progress)
-    finite = scores.finite
-    if not finite.any():
-        bad = [name for name in ("baseline", "quantized") if not np.isfinite(getattr(scores, f"nll_{name}")).any()]
-        raise QuantizationError(
-            f"none of the {len(finite)} scored positions is finite: the {' and the '.join(bad) or 'quantized'} model "
-            "gives NaN or Inf everywhere; check its weights with `llmquant inspect`, or evaluate in a wider dtype"
-        )
-    kept = TokenScores(*(getattr(scores, field.name)[finite] for field in fields(TokenScores)))
-    return Comparison(
-        scores,
-        _perplexity(kept.nll_baseline, kept.window, seed),
-        _perplexity(kept.nll_quantized, kept.window, seed),
-        summarize(kept, nonfinite=int((~finite).sum()), noise_floor=noise_floor, seed=seed),
-    )
 
+    window: NDArray[np.int64]
+    position: NDArray[np.int64]
+    nll_baseline: Floats
+    nll_quantized: Floats
+    kl: Floats
+    confidence: Floats
+    top_baseline: NDArray[np.int64]
+    top_quantized: NDArray[np.int64]
+    target: NDArray[np.int64]
 
-def _perplexity(nll: Floats, window: NDArray[np.int64], seed: int) -> Estimate:
-    return exponential(cluster_bootstrap(*cluster_sums(nll, window), seed=seed))
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Whether both models gave finite numbers at a position."""
+        return np.isfinite(self.nll_baseline) & np.isfinite(self.nll_quantized) & np.isfinite(self.kl)
+
+    def kept(self) -> TokenScores:
+        """The finite positions."""
+        finite = self.finite
+        return TokenScores(*(getattr(self, each.name)[finite] for each in fields(self)))
 
 
 def score_tokens(
@@ -100,7 +78,19 @@ def score_tokens(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> TokenScores:
-    """Run both models over all windows; arguments and errors as in `compare`."""
+    """Run both models over all windows.
+
+    Args:
+        baseline: the reference; the models may be one object.
+        quantized: must predict the same vocabulary.
+        windows: from `make_windows`.
+        batch_size: windows at once; chosen from the vocabulary if None.
+        progress: called with (windows done, windows in all), first with none done.
+
+    Raises:
+        DataError: if the vocabularies differ or do not hold the tokens.
+        QuantizationError: if no position is finite.
+    """
     for model in (baseline, quantized):
         check_vocabulary(windows.ids, model)
     parts: list[dict[str, Tensor]] = []
@@ -111,7 +101,14 @@ def score_tokens(
             parts.append(score_batch(logits(baseline, ids), logits(quantized, ids), ids, scored, first_window=begin))
             if progress is not None:
                 progress(begin + len(ids), len(windows))
-    return TokenScores(**{name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]})
+    scores = TokenScores(**{name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]})
+    if not scores.finite.any():
+        bad = [name for name in ("baseline", "quantized") if not np.isfinite(getattr(scores, f"nll_{name}")).any()]
+        raise QuantizationError(
+            f"none of the {len(scores.kl)} scored positions is finite: the {' and the '.join(bad) or 'quantized'} "
+            "model gives NaN or Inf everywhere; check its weights with `llmquant inspect`, or evaluate in a wider dtype"
+        )
+    return scores
 
 
 @contextmanager
@@ -157,13 +154,14 @@ def score_batch(
     window, position = scored.nonzero(as_tuple=True)
     target = ids[window, position + 1]
     rows = max(1, _SLICE_ELEMENTS // vocabulary)
+    device = torch.device("cpu") if baseline.device.type == "mps" else baseline.device  # mps has no float64
     slices: list[dict[str, Tensor]] = []
     for part in torch.arange(len(window)).split(rows):
-        where = (window[part].to(baseline.device), position[part].to(baseline.device))
-        there = tuple(index.to(quantized.device) for index in where)
-        slices.append(
-            _score_rows(baseline[where], quantized[there].to(baseline.device), target[part].to(baseline.device))
+        one, two = (
+            each[window[part].to(each.device), position[part].to(each.device)].to(device)
+            for each in (baseline, quantized)
         )
+        slices.append(_score_rows(one, two, target[part].to(device)))
     columns: dict[str, Any] = {name: torch.cat([each[name] for each in slices]) for name in slices[0]} if slices else {}
     return {"window": window + first_window, "position": position + 1, "target": target, **columns}
 

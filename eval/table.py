@@ -9,17 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from llmquant.errors import DataError
-from llmquant.eval.lines import (
-    bytes_text,
-    interval,
-    kernels_line,
-    number,
-    percent,
-    plus_minus,
-    speed_comparisons,
-    verdict_text,
-)
-from llmquant.eval.result import EvalReport, ModelSection
+from llmquant.eval.metrics import metrics
+from llmquant.eval.metrics.base import NOTHING, Cell, Column
+from llmquant.eval.metrics.speed import kernels_line
+from llmquant.eval.result import EvalReport
 from llmquant.words import printable
 
 
@@ -41,6 +34,18 @@ def check_comparable(reports: Sequence[EvalReport]) -> None:
             )
 
 
+def columns_of(reports: Sequence[EvalReport]) -> list[tuple[Column, list[Cell]]]:
+    """Each column of any report, as the first that has it describes it, with the cells of all reports."""
+    by_head = [{column.head: column for column in report.columns()} for report in reports]
+    first = {head: column for columns in reversed(by_head) for head, column in columns.items()}
+    found = [
+        (column, [each[head].quantized if head in each else NOTHING for each in by_head])
+        for head, column in first.items()
+    ]
+    order = {metric: place for place, metric in enumerate(dict.fromkeys(h for each in by_head for h in each))}
+    return sorted(found, key=lambda each: (each[0].words, order[each[0].head]))
+
+
 def render_table(reports: Sequence[EvalReport]) -> Group:
     """What was lost: the baseline's row, then one per report in the order given; then how fast, and how measured.
 
@@ -50,10 +55,8 @@ def render_table(reports: Sequence[EvalReport]) -> Group:
         DataError: if the reports are not comparable (see `check_comparable`).
     """
     check_comparable(reports)
-    parts = [_loss_table(reports)]
-    if any(report.speed_protocol for report in reports):
-        parts.append(_speed_table(reports))
-    return Group(*parts, Text(_caption(reports), style="dim"))
+    more = [table for metric in metrics() for table in metric.tables(reports)]
+    return Group(_loss_table(reports), *more, Text(_caption(reports), style="dim"))
 
 
 def _loss_table(reports: Sequence[EvalReport]) -> Table:
@@ -61,33 +64,24 @@ def _loss_table(reports: Sequence[EvalReport]) -> Table:
     title = f"against {first.baseline.name}, {protocol.scored_tokens} tokens of {protocol.source}"
     table = Table(title=Text(printable(title)))
     table.add_column("model", overflow="fold")
-    for column in ("size", "bits / weight", "perplexity", "KL", "top-1"):
-        table.add_column(column, justify="right", min_width=len(column) if column == "perplexity" else None)
-    table.add_column("loss of perplexity", min_width=len("perplexity"))
-    cells = [*_size(first.baseline), Text("–"), Text("–"), Text("baseline")]
-    table.add_row(Text(printable(first.baseline.name)), *cells)
-    for report in reports:
-        table.add_row(*_row(report))
+    columns = [(column, cells) for column, cells in columns_of(reports) if column.terminal]
+    for column, _ in columns:
+        head = column.head.replace("/", " / ")  # where a narrow terminal may break it
+        table.add_column(head, justify="left" if column.words else "right", min_width=column.min_width)
+    table.add_row(Text(printable(first.baseline.name)), *(_text(column.baseline) for column, _ in columns))
+    for place, report in enumerate(reports):
+        row = [_text(cells[place]) for _, cells in columns]
+        if row and not report.budget_passed:
+            row[-1].append(f"\nover budget: {report.over_budget}", style="red")
+        table.add_row(Text(printable(report.name)), *row)
     return table
 
 
-def _speed_table(reports: Sequence[EvalReport]) -> Table:
-    """A row for each phase and dense dtype; the ratio is that of the rounds in which both ran."""
-    table = Table(title=Text("speed, as a multiple of the baseline's"))
-    table.add_column("model", overflow="fold")
-    table.add_column("phase")
-    table.add_column("ratio", justify="right")
-    table.add_column("of the baseline in", min_width=len("checkpoint's,"))
-    table.add_column("tokens per second", justify="right")
-    table.add_column("measured in", justify="right")
-    for report in reports:
-        shown = printable(report.name)
-        for each in speed_comparisons(report):
-            slower = each.kind == "slower"
-            ratio = Text(f"slower: {each.ratio}" if slower else each.ratio, style="red" if slower else "")
-            table.add_row(Text(shown), each.phase, ratio, each.against, Text(each.speeds, style="dim"), each.rounds)
-            shown = ""
-    return table
+def _text(cell: Cell) -> Text:
+    text = Text(cell.text)
+    for line in cell.below:
+        text.append(f"\n{line}", style="dim")
+    return text
 
 
 def _caption(reports: Sequence[EvalReport]) -> str:
@@ -98,29 +92,6 @@ def _caption(reports: Sequence[EvalReport]) -> str:
         f"BOS {'yes' if protocol.prefix_tokens else 'no'}; text {protocol.data_hash[:15]}"
     )
     losses = dict.fromkeys(f"loss measured in {report.loss_note}" for report in reports)
-    notes = dict.fromkeys(
-        note
-        for report in reports
-        for note in (report.comparison.kl.note, report.speed_protocol and report.speed_protocol.note)
-        if note
-    )
+    notes = dict.fromkeys(column.remark for report in reports for column in report.columns() if column.remark)
     lines = (f"{report.name}: {line}" for report in reports if (line := kernels_line(report)))
     return printable("\n".join([measured, *losses, *notes, *lines]))
-
-
-def _size(section: ModelSection) -> list[Text]:
-    perplexity = Text(number(section.perplexity.value, 4))
-    perplexity.append(f"\n{interval(section.perplexity)}", style="dim")
-    return [Text(bytes_text(section.checkpoint_bytes)), Text(number(section.bits_per_weight)), perplexity]
-
-
-def _row(report: EvalReport) -> list[Text]:
-    kl = Text(number(report.comparison.kl.mean))
-    kl.append(f"\n{plus_minus(report.comparison.kl)}", style="dim")
-    cells = [Text(printable(report.name)), *_size(report.quantized), kl]
-    cells.append(Text(percent(report.comparison.top1_agreement.value)))
-    failed = [each.name for each in report.budget if not each.passed]
-    last = Text(verdict_text(report.comparison))
-    if failed:
-        last.append(f"\nover budget: {', '.join(failed)}", style="red")
-    return [*cells, last]

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from llmquant.errors import DataError
 from llmquant.eval.dtypes import free_bytes
-from llmquant.eval.result import DenseSpeed, Speed, SpeedProtocol
 from llmquant.eval.scoring import Progress, evaluating
 from llmquant.eval.statistics import Spread, spread
 from llmquant.machine import device_name
@@ -76,6 +75,49 @@ class Timing(NamedTuple):
 
     prefill: float
     decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Tokens per second, measured in turn with the other model."""
+
+    prefill: Spread
+    decode: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class DenseSpeed:
+    """The baseline in one dtype: tokens per second, and the quantized model over it, round by round."""
+
+    dtype: str
+    prefill: Spread
+    decode: Spread
+    prefill_speedup: Spread
+    decode_speedup: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedProtocol:
+    """How speed was measured, and quantized over baseline round by round (above 1 is faster).
+
+    `prefill_speedup` and `decode_speedup` are over the baseline in its own dtype, `dense` over it in every dtype that
+    was timed, its own first; `fastest_prefill` and `fastest_decode` name the fastest of them. `kernels` and `accuracy`
+    are those of the quantized model while it was timed, which is how it runs by default.
+    """
+
+    batch_size: int
+    prompt_tokens: int
+    decode_tokens: int
+    threads: int
+    device: str
+    prefill_speedup: Spread
+    decode_speedup: Spread
+    dense: tuple[DenseSpeed, ...]
+    fastest_prefill: str
+    fastest_decode: str
+    kernels: dict[str, int] = field(default_factory=dict)
+    accuracy: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

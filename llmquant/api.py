@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from llmquant.data.text import read_documents
-from llmquant.data.windows import Windows, make_windows
+from llmquant.device import resolve_device
 from llmquant.engine.output.folder import is_finished, read_provenance
 from llmquant.engine.prepare import load_tokenizer, plan_only, prepare
 from llmquant.engine.run import RunResult, run
-from llmquant.errors import DataError, RecipeError
-from llmquant.eval.budget import check_limits
-from llmquant.eval.evaluate import Subject
-from llmquant.eval.metrics.anatomy import anatomy_of, baseline_anatomy_of
-from llmquant.eval.result import AnatomyPart, EvalReport
+from llmquant.errors import RecipeError
+from llmquant.eval import EvalOptions, EvalReport, Pair, Subject, make_windows
+from llmquant.eval import evaluate as measure
+from llmquant.eval.pair import Facts
 from llmquant.models.skeleton import load_config
 from llmquant.progress import Progress
 from llmquant.recipe.load import dump_recipe, load_recipe
 from llmquant.recipe.schema import recipe_to_dict
 
 if TYPE_CHECKING:
-    from llmquant.eval.throughput import ThroughputOptions
-    from llmquant.nn.accuracy import Accuracy
     from llmquant.recipe.plan import Plan
     from llmquant.recipe.schema import Recipe
-
-EVAL_DTYPES = ("auto", "checkpoint", "float32", "bfloat16", "float16", "float64")
 
 
 def plan(
@@ -107,150 +101,83 @@ def with_calibration(recipe: Recipe, dataset: str) -> Recipe:
 def evaluate(
     model: str | Path,
     baseline: str | Path,
+    options: EvalOptions | None = None,
     *,
-    text: str = "builtin:python",
-    length: int | None = None,
-    stride: int | None = None,
-    max_windows: int | None = None,
-    dtype: str = "auto",
-    speed: float = 20.0,
-    noise_floor: bool = False,
-    accuracy: Accuracy = "exact",
-    kernel: Literal["reference"] | None = None,
-    budget: Mapping[str, float | None] | None = None,
-    trust_remote_code: bool = False,
+    speed: float | None = None,
+    noise_floor: bool | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    **changes: Any,
 ) -> EvalReport:
     """Measure a quantized model against its baseline on the same tokens.
 
     Args:
         model: the quantized folder, or hub id.
         baseline: the model it was made from; its tokenizer is used.
-        text: a .txt, .jsonl or .json file, "hub:NAME", or the built-in text (the evaluation split).
-        length: tokens in a window; 512, or the model's context where that is smaller.
-        stride: text tokens from one window to the next; without it windows do not overlap.
-        max_windows: use only the first windows.
-        dtype: "auto" measures losses in float32 over the stored weights if that fits into memory, and speed in the
-            dtype of the checkpoint, against the baseline in that dtype and in the fastest one. "checkpoint" measures
-            losses as the models run by default. A name such as "float32" loads both models in that dtype for
-            everything, which rounds scales anew where it is narrower.
-        speed: seconds to spend on prefill and decode throughput; 0 leaves it out.
+        options: what is measured, and how.
+        speed: seconds to spend on prefill and decode throughput (20); 0 leaves it out.
         noise_floor: where losses are measured in 16 bits, also measure how much of them is rounding.
-        accuracy: of the CPU kernels while losses are measured: "exact", or "fast" to see what that mode costs. The
-            speed is that of the model's own default.
-        kernel: "reference" runs packed layers by plain torch, for comparison; slow.
-        budget: limits by name (kl, perplexity_ratio, bits_per_weight); over those of the recipe.
-        trust_remote_code: run code that comes with either checkpoint, if its architecture needs it.
         progress: is called with (stage, done, in all).
+        changes: fields of `EvalOptions` in place of those of `options`: text, length, stride, max_windows, dtype,
+            device, accuracy, kernel, budget, metrics, trust_remote_code and so on.
 
     Raises:
-        LlmquantError: CheckpointError, DataError or RecipeError.
+        LlmquantError: CheckpointError, DataError, DeviceError or RecipeError.
     """
     from llmquant.compat.loading import no_progress_bar
     from llmquant.data.calibration import check_vocabulary
-    from llmquant.eval import evaluate as measure
     from llmquant.eval.kernels import loading_for
     from llmquant.hf.load import load
 
-    if dtype not in EVAL_DTYPES:
-        raise DataError(f"unknown dtype {dtype!r}; give one of {', '.join(EVAL_DTYPES)}")
-    prepared = _prepare_evaluation(
-        model, baseline, text, length, stride, max_windows, speed, budget or {}, trust_remote_code
-    )
+    options = replace(options or EvalOptions(), **changes)
+    asked = {} if speed is None else {"speed": {"seconds": speed} if speed else False}
+    asked |= {} if noise_floor is None else {"noise_floor": noise_floor}
+    options = replace(options, metrics={**options.metrics, **asked})
+    device = resolve_device(options.device)
+    facts = _facts(model, baseline, options)
+    dtype = "auto" if options.dtype == "checkpoint" else options.dtype
+    where = None if device.type == "cpu" else {"": str(device)}
     told = progress or (lambda *_: None)
     models = []
-    with no_progress_bar(), loading_for(kernel):
-        for done, folder in enumerate((prepared.subject.baseline_folder, prepared.subject.folder)):
+    with no_progress_bar(), loading_for(options.kernel):
+        for done, folder in enumerate((facts.subject.baseline_folder, facts.subject.folder)):
             assert folder is not None
             told("loading", done, 2)
-            named = "auto" if dtype == "checkpoint" else dtype
-            models.append(load(folder, dtype=named, trust_remote_code=trust_remote_code))
+            models.append(load(folder, dtype=dtype, device_map=where, trust_remote_code=options.trust_remote_code))
         told("loading", 2, 2)
-    before, after = models
-    check_vocabulary(prepared.windows.ids, before)
-    return measure(
-        before,
-        after,
-        prepared.windows,
-        prepared.subject,
-        tokenizer=prepared.tokenizer,
-        throughput=prepared.throughput,
-        loss_dtype="auto" if dtype == "auto" else "checkpoint",
-        noise_floor=noise_floor,
-        accuracy=accuracy,
-        progress=progress,
-    )
+    check_vocabulary(facts.windows.ids, models[0])
+    return measure(Pair(**vars(facts), baseline=models[0], quantized=models[1], progress=progress))
 
 
-@dataclass(frozen=True, slots=True)
-class _Evaluation:
-    """What an evaluation needs besides the models, all of it checked before they are loaded."""
-
-    subject: Subject
-    tokenizer: Any
-    windows: Windows
-    throughput: ThroughputOptions | None
-
-
-def _prepare_evaluation(
-    model: str | Path,
-    baseline: str | Path,
-    text: str,
-    length: int | None,
-    stride: int | None,
-    max_windows: int | None,
-    speed: float,
-    budget: Mapping[str, float | None],
-    trust: bool,
-) -> _Evaluation:
+def _facts(model: str | Path, baseline: str | Path, options: EvalOptions) -> Facts:
     """Refuse whatever can be refused without the models."""
     from llmquant.data.calibration import context_limit
-    from llmquant.eval.throughput import ThroughputOptions, check_prompt
     from llmquant.hf.load import open_model
 
-    if not 0 <= speed < math.inf:
-        raise DataError(f"{speed} seconds for the speed: give a number from 0 on (0 leaves the speed out)")
-    check_limits(budget, sized=True)
+    trust = options.trust_remote_code
     before, after = (open_model(source, trust_remote_code=trust).folder for source in (baseline, model))
-    subject = _subject(after, before, budget, trust, names=(Path(model).name, Path(baseline).name))
-    check_limits(subject.limits, sized=True)
-    documents = read_documents(text, split="eval" if text.startswith("builtin:") else "test")
+    subject = _subject(after, before, names=(Path(model).name, Path(baseline).name))
+    documents = read_documents(options.text, split="eval" if options.text.startswith("builtin:") else "test")
     tokenizer = load_tokenizer(before, trust_remote_code=trust)
     windows = make_windows(
-        documents, tokenizer, source=text, length=length, stride=stride, max_windows=max_windows,
-        context=context_limit(load_config(before, trust_remote_code=trust)),
+        documents, tokenizer, source=options.text, length=options.length, stride=options.stride,
+        max_windows=options.max_windows, context=context_limit(load_config(before, trust_remote_code=trust)),
     )  # fmt: skip
-    throughput = ThroughputOptions(seconds=speed) if speed else None
-    if throughput is not None:
-        check_prompt(windows.ids.shape[1], throughput)
-    return _Evaluation(subject, tokenizer, windows, throughput)
+    facts = Facts(subject=subject, windows=windows, tokenizer=tokenizer, options=options)
+    facts.check()
+    return facts
 
 
-def _subject(
-    folder: Path, baseline: Path, budget: Mapping[str, float | None], trust: bool, *, names: tuple[str, str]
-) -> Subject:
-    subject = Subject(name=names[0], baseline_name=names[1], folder=folder, baseline_folder=baseline, limits=budget)
+def _subject(folder: Path, baseline: Path, *, names: tuple[str, str]) -> Subject:
+    subject = Subject(name=names[0], baseline_name=names[1], folder=folder, baseline_folder=baseline)
     if not is_finished(folder):  # another tool's checkpoint: nothing is known of how it was made
         return subject
-    facts = read_provenance(folder)
-    recipe = load_recipe(facts["recipe"])
-    made = plan_only(baseline, recipe, allow_quantized=True, trust_remote_code=trust)
+    made = read_provenance(folder)
+    recipe = load_recipe(made["recipe"])
     return replace(
         subject,
         name=recipe.name,
-        limits={**(recipe.budget.model_dump() if recipe.budget else {}), **budget},
-        anatomy=anatomy_of(made),
-        anatomy_baseline=_baseline_anatomy(baseline, made, trust),
-        layer_losses={name: layer["loss"] for name, layer in facts["layers"].items()},
+        limits=recipe.budget.model_dump() if recipe.budget else {},
+        made=made,
+        baseline_made=read_provenance(baseline) if is_finished(baseline) else None,
         recipe_yaml=dump_recipe(recipe),
     )
-
-
-def _baseline_anatomy(baseline: Path, made: Plan, trust: bool) -> tuple[AnatomyPart, ...]:
-    """Bytes of the baseline, which may be quantized itself; none where only another tool knows how."""
-    if is_finished(baseline):
-        own = load_recipe(read_provenance(baseline)["recipe"])
-        return anatomy_of(plan_only(baseline, own, allow_quantized=True, trust_remote_code=trust))
-    if getattr(load_config(baseline, trust_remote_code=trust), "quantization_config", None):
-        return ()
-    return baseline_anatomy_of(made)

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import llmquant
 from llmquant.errors import LlmquantError
+from llmquant.eval.metrics.anatomy import Section as Anatomy
+from llmquant.eval.metrics.divergence import Section as Divergence
+from llmquant.eval.metrics.memory import Section as Memory
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
 from tests.engine.conftest import byte_tokenizer, tiny_llama
@@ -55,12 +59,14 @@ def test_a_packed_baseline_counts_its_weights(model: Path, packed: Path, same: b
         llmquant.quantize(model, "int8", other, overwrite=True)
     report = evaluate(other, packed)
     assert report.baseline.parameters == report.quantized.parameters == tiny_llama().num_parameters()
-    assert report.baseline.bits_per_weight is not None
-    assert 4 < report.baseline.bits_per_weight < 9
-    assert (report.comparison.kl.mean == 0.0) == same
-    schemes = {part.scheme for part in report.anatomy_baseline}
+    bits = report[Memory].baseline.bits_per_weight
+    assert bits is not None
+    assert 4 < bits < 9
+    assert (report[Divergence].kl.mean == 0.0) == same
+    anatomy = report[Anatomy].baseline
+    schemes = {part.scheme for part in anatomy}
     assert {"int4-g32", "int8"} <= schemes
-    assert sum(part.bytes for part in report.anatomy_baseline) < tiny_llama().num_parameters() * 9 / 8
+    assert sum(part.bytes for part in anatomy) < tiny_llama().num_parameters() * 9 / 8
     assert "Where the bytes are" in render_page([report])
 
 
@@ -72,8 +78,10 @@ REFUSED = [
     ({"length": 65}, "exceed the model's context of 64"),
     ({"text": "nowhere.txt"}, "no text file"),
     ({"stride": 99}, "stride must lie"),
-    ({"speed": -1.0}, "from 0 on"),
-    ({"speed": float("nan")}, "from 0 on"),
+    ({"speed": -1.0}, "0 or more"),
+    ({"speed": float("nan")}, "0 or more"),
+    ({"device": "cuda:99"}, "no device 'cuda:99' here"),
+    ({"metrics": {"speeed": True}}, "did you mean 'speed'"),
     ({"dtype": "float17"}, "unknown dtype 'float17'; give one of auto"),
 ]
 
@@ -104,13 +112,37 @@ def test_both_folders_are_opened_before_a_model_is_loaded(
             evaluate(packed, folder, text=str(model.parent / "text.txt"))
 
 
+def test_both_models_are_loaded_where_they_were_asked_to_be(
+    model: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def load(*_: object, device_map: object, **__: object) -> object:
+        seen.append(device_map)
+        return tiny_llama()
+
+    monkeypatch.setattr("llmquant.hf.load.load", load)
+    evaluate(packed, model, device="cpu")
+    monkeypatch.setattr("llmquant.api.resolve_device", lambda name: torch.device(f"{name}:1"))
+    evaluate(packed, model, device="xpu")
+    assert seen == [None, None, {"": "xpu:1"}, {"": "xpu:1"}]
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_loss_of_the_cpu(model: Path, packed: Path) -> None:
+    there, here = (evaluate(packed, model, device=device, dtype="float32") for device in ("cuda", "cpu"))
+    assert there.machine["device"] != "cpu"
+    assert there[Divergence].kl.mean == pytest.approx(here[Divergence].kl.mean, rel=1e-3)
+
+
 HUB_USER = """
 import sys, llmquant
 planned = llmquant.plan("tiny/planned", "int4-g32")
 print("planned", planned.bytes_after)
 made = llmquant.quantize("tiny/model", "int4-g32", sys.argv[1])
 report = llmquant.evaluate(sys.argv[1], "tiny/model", text=sys.argv[2], length=32, speed=0)
-print(report.baseline.name, report.baseline.checkpoint_bytes, report.comparison.kl.mean)
+sections = report.sections
+print(report.baseline.name, sections["memory"].baseline.checkpoint_bytes, sections["divergence"].kl.mean)
 print(llmquant.evaluate("tiny/packed", "tiny/model", text=sys.argv[2], length=32, speed=0).name)
 """
 
@@ -127,7 +159,7 @@ def test_hub_ids_do_as_folders_do(model: Path, packed: Path, tmp_path: Path) -> 
     report = evaluate(tmp_path / "out", model)
     size = (model / "model.safetensors").stat().st_size
     made = llmquant.plan(model, "int4-g32").bytes_after
-    wanted = [f"planned {made}", f"model {size} {report.comparison.kl.mean}", "small"]
+    wanted = [f"planned {made}", f"model {size} {report[Divergence].kl.mean}", "small"]
     assert done.stdout.splitlines() == wanted
     assert [file for file in asked if file.startswith("tiny/planned/")] == ["tiny/planned/config.json"]
     assert "tiny/model/model.safetensors" in asked

@@ -1,1 +1,23 @@
-"""What an evaluation measures: one file each, which holds the measurement and how it is shown."""
+"""What an evaluation measures, one file each, found by its name. Every file here but `base` is one: see `base`."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from llmquant.by_name import find_in, names_in
+from llmquant.eval.metrics.base import Metric
+
+
+def find(name: str) -> Metric:
+    """The metric of a name, such as "divergence".
+
+    Raises:
+        RecipeError: if there is none of this name; the message suggests the nearest.
+    """
+    return Metric.of(name, find_in(__name__, name, "metric"))
+
+
+@cache
+def metrics() -> tuple[Metric, ...]:
+    """All of them, in the order in which they are measured and shown."""
+    return tuple(sorted(map(find, names_in(__name__)), key=lambda each: (each.place, each.name)))

@@ -1,4 +1,4 @@
-"""Bytes: of a checkpoint on disk, of a model in memory, and at the peak of a piece of work."""
+"""Size: bytes of a checkpoint on disk, of a model in memory, and at the peak of a piece of work."""
 
 from __future__ import annotations
 
@@ -6,22 +6,110 @@ import gc
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from llmquant.errors import CheckpointError
-from llmquant.eval.result import Memory
+from llmquant.errors import CheckpointError, RecipeError
+from llmquant.eval.lines import bytes_text, number
+from llmquant.eval.metrics import base
+from llmquant.eval.metrics.base import Cell, Column
+from llmquant.eval.scoring import score_window
 from llmquant.memory import return_free_memory
+from llmquant.nn.counting import weight_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from llmquant.eval.pair import Facts, Pair
+    from llmquant.eval.result import EvalReport
 
 Result = TypeVar("Result")
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+PLACE = 10
+LIMITS = {"bits_per_weight": ("bits", "quantized.bits_per_weight")}
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """Of one model: its files, its parameters and buffers, and the rise of the peak while one window is scored."""
+
+    checkpoint_bytes: int | None
+    bits_per_weight: float | None
+    parameter_bytes: int
+    working_bytes: int | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Section(base.Section):
+    """Sizes of both models; `parameters` are the weights that both stand for."""
+
+    parameters: int
+    baseline: ModelMemory
+    quantized: ModelMemory
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times smaller the quantized checkpoint is."""
+        before, after = self.baseline.checkpoint_bytes, self.quantized.checkpoint_bytes
+        return before / after if before and after else None
+
+
+def check(facts: Facts, options: base.NoOptions) -> None:
+    """Folders must hold complete checkpoints, and a limit on their size needs one."""
+    for folder in (facts.subject.baseline_folder, facts.subject.folder):
+        if folder is not None:
+            checkpoint_size(folder)
+    if "bits_per_weight" in facts.limits and facts.subject.folder is None:
+        raise RecipeError("the budget bits_per_weight needs the checkpoint's folder, and none was given")
+
+
+def measure(pair: Pair, options: base.NoOptions) -> Section:
+    """Sizes of both models, and what scoring one window takes."""
+    parameters, found = weight_count(pair.baseline), []
+    with pair.as_stored():
+        score_window(pair.baseline, pair.windows)  # the first forward of a process also pays for the libraries it loads
+        for model, folder in zip(pair.models, (pair.subject.baseline_folder, pair.subject.folder), strict=True):
+            size = None if folder is None else checkpoint_size(folder)
+            rise, note = measure_memory(model, partial(score_window, model, pair.windows))
+            bits = size and size.bits_per_weight(parameters)
+            found.append(ModelMemory(size and size.file_bytes, bits, parameter_bytes(model), rise, note))
+    return Section(parameters, *found)
+
+
+def columns(section: Section, report: EvalReport) -> list[Column]:
+    """Size and bits per weight."""
+    before, after = section.baseline, section.quantized
+    note = (
+        "Bytes of the safetensors files (decimal units). Bits per weight count all stored tensors, scales, zeros and "
+        f"16-bit parts included, over the baseline's {section.parameters:,} weights. "
+        f"In memory: parameters and buffers, shared storage once; at work: one window is scored ({after.note})."
+    )
+    smaller = report.quantized.dtype if section.ratio is None else f"{number(section.ratio)}× smaller"
+    return [
+        Column("size", note, _size(before, report.baseline.dtype), _size(after, smaller)),
+        Column("bits/weight", note, Cell(number(before.bits_per_weight)), Cell(number(after.bits_per_weight))),
+    ]
+
+
+def _size(memory: ModelMemory, said: str) -> Cell:
+    at_work = "" if memory.working_bytes is None else f"+ {bytes_text(memory.working_bytes)} at work"
+    more = (said, f"{bytes_text(memory.parameter_bytes)} in memory", at_work)
+    return Cell(bytes_text(memory.checkpoint_bytes), more=more)
+
+
+def words(section: Section, report: EvalReport) -> list[str]:
+    """Bits per weight, and how many times smaller."""
+    bits = section.quantized.bits_per_weight
+    found = [] if bits is None else [f"{number(bits)} bits per weight"]
+    return found if section.ratio is None else [*found, f"{number(section.ratio)}x smaller"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +200,16 @@ def status_bytes(key: str) -> int:
     raise KeyError(key)
 
 
-def measure_memory(model: PreTrainedModel, work: Callable[[], object]) -> Memory:
-    """Memory of a loaded model, and what `work` (one window scored by it) needs on top."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-        torch.cuda.reset_peak_memory_stats(model.device)
-        before = torch.cuda.memory_allocated(model.device)
+def measure_memory(model: PreTrainedModel, work: Callable[[], object]) -> tuple[int | None, str]:
+    """How far memory rises while `work` runs (one window scored by a model), and how that was measured."""
+    device = model.device.type
+    if device in ("cuda", "xpu"):
+        tells = getattr(torch, device)
+        tells.synchronize(model.device)
+        tells.reset_peak_memory_stats(model.device)
+        before = tells.memory_allocated(model.device)
         work()
-        rise = torch.cuda.max_memory_allocated(model.device) - before
-        return Memory(parameter_bytes(model), rise, "rise of the peak of GPU memory allocated by torch")
+        rise = tells.max_memory_allocated(model.device) - before
+        return rise, "rise of the peak of GPU memory allocated by torch"
     peak = peak_rss_of(work)
-    return Memory(parameter_bytes(model), peak.rise_bytes, peak.note)
+    return peak.rise_bytes, peak.note

@@ -7,6 +7,7 @@ KL(float32 baseline||baseline) + KL(float32 quantized||quantized), on the same w
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +15,33 @@ import torch
 from llmquant.data.windows import Windows
 from llmquant.errors import DataError
 from llmquant.eval.dtypes import fits_float32, in_float32, is_narrow
+from llmquant.eval.metrics import base
 from llmquant.eval.scoring import Progress, batches, evaluating, logits, score_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from llmquant.eval.pair import Pair
+
+
+PLACE = 20
+BY_DEFAULT = False
+
+
+@dataclass(frozen=True)
+class Section(base.Section):
+    """What rounding adds to the KL, in nats per token."""
+
+    kl: float
+
+
+def measure(pair: Pair, options: base.NoOptions) -> Section | None:
+    """The floor; None where the loss is measured in float32."""
+    if pair.loss.wide or not is_narrow(pair.baseline):
+        return None
+    check_noise_floor(*pair.models)
+    with pair.as_stored():
+        return Section(measure_noise_floor(*pair.models, pair.windows, progress=pair.stage("noise floor")))
 
 
 def check_noise_floor(baseline: PreTrainedModel, quantized: PreTrainedModel) -> None:

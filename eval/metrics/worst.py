@@ -3,18 +3,63 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llmquant.data.windows import Windows
-from llmquant.eval.result import WorstToken
-from llmquant.eval.scores import TokenScores
+from llmquant.eval.lines import number, percent
+from llmquant.eval.markup import Markup, element, folded, table
+from llmquant.eval.metrics import base
+from llmquant.eval.metrics.base import Panel
+from llmquant.eval.scoring import TokenScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from llmquant.eval.pair import Pair
+    from llmquant.eval.result import EvalReport
+
+PLACE = 80
 _CONTEXT_TOKENS = 32
+_VISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
+_HEAD = ("KL", "context and token of the text", "its probability", "most likely: baseline", "quantized")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How many tokens are kept."""
+
+    count: int = 20
+
+
+@dataclass(frozen=True)
+class WorstToken:
+    """A token with a high KL, in its context."""
+
+    window: int
+    position: int
+    kl: float
+    context: str
+    token: str
+    probability_baseline: float
+    probability_quantized: float
+    top_baseline: str
+    top_quantized: str
+
+
+@dataclass(frozen=True)
+class Section(base.Section):
+    """The tokens of highest KL, worst first."""
+
+    tokens: tuple[WorstToken, ...]
+
+
+def measure(pair: Pair, options: Options) -> Section:
+    """From the scores of the finite positions, decoded."""
+    return Section(worst_tokens(pair.scored.tokens, pair.windows, pair.tokenizer, count=options.count))
 
 
 def worst_tokens(
@@ -51,3 +96,43 @@ def _continuation(tokenizer: PreTrainedTokenizerBase, context: list[int], token:
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def panels(reports: Sequence[EvalReport]) -> list[Panel]:
+    """A table for each report, a row per token."""
+    parts = [
+        (report.name, table(_HEAD, [_row(token) for token in section.tokens], "plain worst"))
+        for report in reports
+        if (section := report.get(Section)) and section.tokens
+    ]
+    content = folded(parts)
+    note = "Tokens of highest KL; the token of the text is marked."
+    return [Panel("Where it hurts most", content, note)] if content else []
+
+
+def _row(token: WorstToken) -> Markup:
+    context = element("span", " ".join(token.context.split()) + " ", class_="context")
+    same = token.top_baseline == token.top_quantized
+    return element(
+        "tr",
+        element("td", number(token.kl), class_="num"),
+        element(
+            "td", context, element("mark", visible(token.token)), title=f"window {token.window}, token {token.position}"
+        ),
+        element("td", f"{percent(token.probability_baseline)} → {percent(token.probability_quantized)}", class_="num"),
+        element("td", element("code", visible(token.top_baseline))),
+        element("td", element("code", visible(token.top_quantized), class_=None if same else "flip")),
+    )
+
+
+def visible(text: str) -> str:
+    """White space made visible where it is all there is, or stands at an end."""
+    core = text.strip()
+    if not core:
+        return "".join(_VISIBLE.get(each, each) for each in text) or "(empty)"
+    begin = text.index(core)
+    return (
+        visible(text[:begin]) * bool(begin)
+        + core
+        + visible(text[begin + len(core) :]) * bool(text[begin + len(core) :])
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import OutputError
 
@@ -54,17 +55,29 @@ def seconds(text: str) -> float:
 def limit(text: str) -> tuple[str, float]:
     """ "NAME=NUMBER" of a budget."""
     from llmquant.errors import RecipeError
-    from llmquant.eval.budget import check_limits
+    from llmquant.limits import check_limits
 
     name, _, value = text.partition("=")
     try:
         found = {name: float(value)}
-        check_limits(found, sized=True)
+        check_limits(found)
     except RecipeError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: wanted NAME=NUMBER, such as kl=0.03") from error
     return name, found[name]
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """ "NAME" or "NAME=JSON" of a metric: its options, or whether it is measured."""
+    name, sign, value = text.partition("=")
+    try:
+        found = json.loads(value) if sign else True
+    except ValueError:
+        found = None
+    if not isinstance(found, (bool, dict)):
+        raise argparse.ArgumentTypeError(f'{text!r}: wanted NAME, NAME=false or NAME={{"option": value}}')
+    return name, found
 
 
 def _number(text: str, kind: type[int] | type[float], least: int, wanted: str) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.cli import arguments
+from llmquant.limits import limits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,17 +30,22 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument(
         "--dtype", default="auto", help="auto: loss in float32 if it fits, speed as stored; checkpoint; or a dtype"
     )
+    parser.add_argument("--speed", type=arguments.seconds, metavar="S", help="seconds for throughput (20; 0: none)")
     parser.add_argument(
-        "--speed", type=arguments.seconds, default=20, metavar="S", help="seconds for throughput (20; 0: none)"
+        "--noise-floor", action="store_const", const=True, help="of a loss in 16 bits: how much is rounding"
     )
-    parser.add_argument("--noise-floor", action="store_true", help="of a loss in 16 bits: how much is rounding")
     parser.add_argument(
         "--accuracy", choices=("exact", "fast"), default="exact", help="CPU kernels' accuracy while losses are measured"
     )
     parser.add_argument("--kernel", choices=("reference",), help="plain torch in place of the fast kernels")
+    parser.add_argument("--device", default="auto", help="auto: cuda, xpu or mps where there is one, else cpu")
+    parser.add_argument(
+        "--metric", type=arguments.setting, action="append", default=[], metavar="NAME[=JSON]",
+        help="measure NAME, with a JSON object of its options; NAME=false leaves it out",
+    )  # fmt: skip
     parser.add_argument(
         "--budget", type=arguments.limit, action="append", default=[], metavar="NAME=VALUE",
-        help="a limit on kl, perplexity_ratio or bits_per_weight, such as kl=0.03",
+        help=f"a limit on {', '.join(limits())}, such as kl=0.03",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a self-contained HTML page")
@@ -60,7 +66,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             args.model, args.baseline, text=args.text, length=args.length, stride=args.stride,
             max_windows=args.max_windows, dtype=args.dtype, speed=args.speed, noise_floor=args.noise_floor,
             accuracy=args.accuracy, kernel=args.kernel, budget=dict(args.budget),
-            trust_remote_code=args.trust_remote_code, progress=display.stages,
+            device=args.device, metrics=dict(args.metric), trust_remote_code=args.trust_remote_code,
+            progress=display.stages,
         )  # fmt: skip
     if args.json:
         args.json.write_text(report.to_json(), encoding="utf-8")

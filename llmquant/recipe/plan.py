@@ -60,6 +60,7 @@ class PlanRow:
         return {
             "module": self.name,
             "kind": self.module.kind,
+            "sets": sorted(self.module.sets),
             "shape": list(self.module.shape),
             "parameters": self.module.parameters,
             "scheme": self.scheme.name,

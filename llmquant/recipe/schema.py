@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from llmquant.formats import DEFAULT, names
+from llmquant.limits import limits
 from llmquant.recipe.match import Pattern
 from llmquant.spec import BITS, EXAMPLES, KEEP, Scheme
 from llmquant.words import did_you_mean, listed, shortened, shown
@@ -230,17 +231,25 @@ class Calibration(_Model):
 
 
 class Budget(_Model):
-    """What the result may cost; a plan or an evaluation beyond it is an error.
+    """What the result may cost, by the names that metrics declare (see `llmquant.limits`)."""
 
-    Attributes:
-        kl: largest mean KL divergence from the baseline, in nats per token.
-        perplexity_ratio: largest ratio of perplexities, quantized over baseline.
-        bits_per_weight: largest size of the whole checkpoint, in bits per parameter of the model (checked by the plan).
-    """
+    model_config = ConfigDict(extra="allow")
 
-    kl: float | None = Field(default=None, gt=0)
-    perplexity_ratio: float | None = Field(default=None, gt=0)
-    bits_per_weight: float | None = Field(default=None, gt=0)
+    __pydantic_extra__: dict[str, Annotated[float, Field(gt=0)]] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Largest size of the whole checkpoint, in bits per parameter of the model; the plan checks it."""
+        return (self.model_extra or {}).get("bits_per_weight")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, data: object) -> object:
+        for key in data if isinstance(data, dict) else ():
+            if key not in limits():
+                hint = did_you_mean(str(key), list(limits())) or f"; the keys here are {listed(list(limits()))}"
+                raise _at_key(str(key), f"unknown key{hint}")
+        return data
 
 
 class Recipe(_Model):

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from llmquant.cli.main import OVER_BUDGET, main
+from llmquant.eval.metrics.divergence import Section as Divergence
+from llmquant.eval.metrics.perplexity import Section as Perplexity
 from llmquant.eval.result import EvalReport
 from llmquant.kernels.cpu import native
 from tests.engine.conftest import byte_tokenizer, tiny_llama
@@ -87,7 +89,7 @@ def test_eval_writes_json_and_a_page_and_checks_the_budget(model, quantized, tex
     files = ["--json", str(tmp_path / "r.json"), "--report", str(tmp_path / "r.html")]
     assert main([*arguments, *files, "--budget", "kl=100"]) == 0
     report = EvalReport.load(tmp_path / "r.json")
-    assert report.comparison.kl.mean > 0
+    assert report[Divergence].kl.mean > 0
     assert {name.split(":")[0] for name in report.kernels} == {"linear_int4"}
     assert "int4-g32" in (report.recipe_yaml or "")
     assert "<html" in (tmp_path / "r.html").read_text()
@@ -143,7 +145,7 @@ def test_eval_names_kernels_and_accuracy_and_the_reference_agrees(
     assert "LLMQUANT_CPU_KERNELS" not in os.environ
     assert all("reference" in name for name in reference.kernels)
     assert exact.accuracy == reference.accuracy == "exact"
-    assert exact.quantized.perplexity.value == pytest.approx(reference.quantized.perplexity.value, rel=1e-5)
+    assert exact[Perplexity].quantized.value == pytest.approx(reference[Perplexity].quantized.value, rel=1e-5)
     if not native.wanted():
         pytest.skip("no C++ kernels here, so there is no fast mode")
     fast = run("--accuracy", "fast")
@@ -151,7 +153,7 @@ def test_eval_names_kernels_and_accuracy_and_the_reference_agrees(
     assert [name.removesuffix("fast") for name in fast.kernels] == [
         name.removesuffix("exact") for name in exact.kernels
     ]
-    assert fast.comparison.kl.mean != exact.comparison.kl.mean
+    assert fast[Divergence].kl.mean != exact[Divergence].kl.mean
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llmquant.data.windows import make_windows
-from llmquant.eval.evaluate import Subject, evaluate
-from llmquant.eval.result import AnatomyPart, EvalReport
-from llmquant.eval.throughput import ThroughputOptions
+from llmquant.eval import EvalOptions, EvalReport, Pair, Subject, Windows, evaluate, make_windows
+from llmquant.eval.metrics.divergence import Section as Divergence
+from llmquant.eval.metrics.perplexity import Section as Perplexity
+from llmquant.eval.scoring import TokenScores
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz <>/()\n."
 
@@ -96,21 +97,61 @@ def report(baseline, perturbed, tokenizer, text, tmp_path_factory) -> EvalReport
     losses = {
         f"model.layers.{block}.{name}": 0.01 * (block + 1) for block in range(2) for name in ("q_proj", "up_proj")
     }
+    rows = [("attention", "int4-g32", 16000, 4000), ("mlp", "keep", 9000, 9000)]
+    names = ("kind", "scheme", "bytes_before", "bytes_after")
     subject = Subject(
         name="int4-<b>test</b>",
         baseline_name="tiny & random",
         folder=folder,
         baseline_folder=folder,
+        made={
+            "plan": {"rows": [dict(zip(names, row, strict=True)) for row in rows]},
+            "layers": {name: {"loss": loss} for name, loss in {**losses, "lm_head": 0.5}.items()},
+        },
         limits={"kl": 1e-6, "perplexity_ratio": 100.0, "bits_per_weight": 40.0},
-        anatomy=(AnatomyPart("attention", "int4-g32", 4000), AnatomyPart("mlp", "keep", 9000)),
-        anatomy_baseline=(AnatomyPart("attention", "keep", 16000), AnatomyPart("mlp", "keep", 9000)),
-        layer_losses={**losses, "lm_head": 0.5},
         recipe_yaml="version: 1\nname: <script>alert(1)</script>\n",
     )
     windows = make_windows([text], tokenizer, source="noise.txt", length=40, context=64)
-    options = ThroughputOptions(prompt_tokens=16, decode_tokens=4, seconds=2.0, min_rounds=3)
-    found = evaluate(baseline, perturbed, windows, subject, tokenizer=tokenizer, throughput=options, noise_floor=True)
-    assert found.speed_protocol is not None
+    timed = {"prompt_tokens": 16, "decode_tokens": 4, "seconds": 2.0, "min_rounds": 3}
+    pair = pair_of(
+        baseline, perturbed, windows, subject=subject, tokenizer=tokenizer, dtype="auto",
+        metrics={"speed": timed, "noise_floor": True},
+    )  # fmt: skip
+    found = evaluate(pair)
     # A dense model has no kernels of ours; the report shows those of a packed one.
-    timed = replace(found.speed_protocol, kernels={"linear_int4: avx2, fast": 14}, accuracy="fast")
-    return replace(found, kernels={"linear_int4: avx2, exact": 14}, accuracy="exact", speed_protocol=timed)
+    protocol = replace(found.sections["speed"].protocol, kernels={"linear_int4: avx2, fast": 14}, accuracy="fast")
+    shown = change(found, speed={"protocol": protocol})
+    return replace(shown, kernels={"linear_int4: avx2, exact": 14}, accuracy="exact")
+
+
+def pair_of(baseline: Any, quantized: Any, windows: Windows, **given: Any) -> Pair:
+    """Two models that compute as they are, and no speed test, unless it is asked for; other keywords are options."""
+    rest = {name: given.pop(name) for name in ("progress", "subject", "tokenizer") if name in given}
+    options = EvalOptions(**{"dtype": "checkpoint", "metrics": {"speed": False}, **given})
+    return Pair(
+        **{"subject": Subject(name="q", baseline_name="b"), "tokenizer": None, **rest},
+        baseline=baseline, quantized=quantized, windows=windows, options=options,
+    )  # fmt: skip
+
+
+class Compared(NamedTuple):
+    """What two models say of a text."""
+
+    scores: TokenScores
+    divergence: Divergence
+    perplexity: Perplexity
+
+
+def compare(baseline: Any, quantized: Any, windows: Windows, **given: Any) -> Compared:
+    """Both models as they are; keywords as of `pair_of`."""
+    pair = pair_of(baseline, quantized, windows, **given)
+    divergence, perplexity = pair.get(Divergence), pair.get(Perplexity)
+    assert divergence is not None
+    assert perplexity is not None
+    return Compared(pair.scored.tokens, divergence, perplexity)
+
+
+def change(report: EvalReport, **sections: dict[str, Any]) -> EvalReport:
+    """The report with other fields in some of its sections."""
+    changed = {name: replace(report.sections[name], **fields) for name, fields in sections.items()}
+    return replace(report, sections={**report.sections, **changed})

@@ -15,8 +15,8 @@ from llmquant.errors import DataError
 from llmquant.eval import dtypes
 from llmquant.eval.dtypes import choose, in_float32, widening_bytes
 from llmquant.eval.metrics.noise_floor import check_noise_floor, measure_noise_floor
-from llmquant.eval.scoring import compare
 from tests.engine.conftest import byte_tokenizer, tiny_llama
+from tests.eval.conftest import compare
 
 FULL = {
     "version": 1,
@@ -56,19 +56,19 @@ def test_float32_is_that_of_the_dequantized_model(model: Path, windows: Windows,
     folder = llmquant.quantize(model, RECIPES[name], tmp_path / "out").folder
     baseline, packed = llmquant.load(model), llmquant.load(folder)
     before, kernels = snapshot(packed), [type(module) for module in packed.modules()]
-    narrow = compare(baseline, packed, windows).section
+    narrow = compare(baseline, packed, windows).divergence
     with in_float32(baseline), in_float32(packed):
-        wide = compare(baseline, packed, windows).section
+        wide = compare(baseline, packed, windows).divergence
     if name != "w8a8":  # its activations are quantized, which dense weights do not show
         dense = llmquant.load(folder, packed=False).float()
         with in_float32(baseline):
-            assert compare(baseline, dense, windows).section == wide
+            assert compare(baseline, dense, windows).divergence == wide
     assert wide.kl.mean < narrow.kl.mean  # the rest was rounding
     after = snapshot(packed)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
     assert [type(module) for module in packed.modules()] == kernels
-    assert compare(baseline, packed, windows).section == narrow
+    assert compare(baseline, packed, windows).divergence == narrow
 
 
 @pytest.mark.usefixtures("reference_kernels")
@@ -76,7 +76,7 @@ def test_scales_of_layers_without_kernels_stay_as_stored(model: Path, windows: W
     folder = llmquant.quantize(model, RECIPES["int8"], tmp_path / "out").folder
     packed, dense = llmquant.load(folder), llmquant.load(folder, packed=False).float()
     with in_float32(packed):
-        assert compare(dense, packed, windows).section.kl.mean == 0.0
+        assert compare(dense, packed, windows).divergence.kl.mean == 0.0
 
 
 def test_models_are_as_they_were_after_an_error(model: Path) -> None:
@@ -135,9 +135,9 @@ def test_noise_floor_has_both_sides_on_the_same_windows(model: Path, windows: Wi
     for each in (baseline, quantized):
         wide = copy.deepcopy(each)
         with in_float32(wide):
-            sides.append(compare(wide, each, windows).section.kl.mean)
+            sides.append(compare(wide, each, windows).divergence.kl.mean)
     assert floor == pytest.approx(sum(sides), rel=1e-9)
-    narrow = compare(baseline, quantized, windows).section.kl.mean
+    narrow = compare(baseline, quantized, windows).divergence.kl.mean
     with in_float32(baseline), in_float32(quantized):
-        wide_kl = compare(baseline, quantized, windows).section.kl.mean
+        wide_kl = compare(baseline, quantized, windows).divergence.kl.mean
     assert wide_kl + floor == pytest.approx(narrow, rel=0.3)

@@ -12,44 +12,47 @@ import torch
 from rich.console import Console
 
 from llmquant.data.windows import make_windows
-from llmquant.errors import CheckpointError, DataError, RecipeError
+from llmquant.errors import CheckpointError, DataError, LlmquantError, RecipeError
 from llmquant.eval import throughput
-from llmquant.eval.budget import check_budget
-from llmquant.eval.evaluate import Subject, evaluate
+from llmquant.eval.budget import hold
+from llmquant.eval.evaluate import evaluate
+from llmquant.eval.metrics.divergence import Section as Divergence
+from llmquant.eval.metrics.memory import Section as Memory
 from llmquant.eval.metrics.memory import checkpoint_size, parameter_bytes, peak_rss_of
+from llmquant.eval.metrics.noise_floor import Section as NoiseFloor
+from llmquant.eval.metrics.perplexity import Section as Perplexity
+from llmquant.eval.metrics.speed import Section as Speed
+from llmquant.eval.metrics.worst import Section as Worst
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
-from llmquant.eval.scoring import compare
 from llmquant.eval.table import render_table
 from llmquant.eval.throughput import ThroughputOptions, Timing, measure_throughput
 from llmquant.machine import machine, versions
+from tests.eval.conftest import compare, pair_of
 
 
 def test_report_holds_what_was_measured(report: EvalReport, baseline) -> None:
     parameters = sum(parameter.numel() for parameter in baseline.parameters())
     assert report.baseline.parameters == report.quantized.parameters == parameters
-    assert report.quantized.bits_per_weight == pytest.approx(32.0)
+    memory = report[Memory].quantized
+    assert memory.bits_per_weight == pytest.approx(32.0)
     assert report.quantized.dtype == "float32"
-    assert report.quantized.memory is not None
-    assert report.quantized.memory.parameter_bytes >= 4 * parameters
+    assert memory.parameter_bytes >= 4 * parameters
     assert [each.passed for each in report.budget] == [False, True, True]
     assert not report.budget_passed
-    assert (report.loss_dtype, report.comparison.noise_floor) == ("float32", None)  # nothing to measure there
-    assert [token.kl for token in report.worst_tokens] == sorted(
-        (token.kl for token in report.worst_tokens), reverse=True
-    )
-    assert report.worst_tokens[0].kl == report.comparison.kl.max
-    assert report.speed_protocol is not None
-    assert report.speed_protocol.decode_speedup.runs >= 3
-    assert report.baseline.speed is not None
-    decode = report.baseline.speed.decode
+    assert (report.loss_dtype, report.get(NoiseFloor)) == ("float32", None)  # nothing to measure there
+    worst = [token.kl for token in report[Worst].tokens]
+    assert worst == sorted(worst, reverse=True)
+    assert worst[0] == report[Divergence].kl.max
+    assert report[Speed].protocol.decode_speedup.runs >= 3
+    decode = report[Speed].baseline.decode
     assert decode.q25 is not None
     assert decode.q75 is not None
     assert 0 < decode.q25 <= decode.median <= decode.q75
 
 
 def test_worst_tokens_are_decoded_in_context(report: EvalReport, text) -> None:
-    for token in report.worst_tokens:
+    for token in report[Worst].tokens:
         begin = token.window * 39 + token.position - 1
         assert token.token == (text + "\n\n")[begin]
         assert (text + "\n\n")[:begin].endswith(token.context)
@@ -109,16 +112,43 @@ def test_decode_uses_the_cache(baseline) -> None:
 
 
 def test_budget(report: EvalReport) -> None:
-    kl = report.comparison.kl
+    kl = report[Divergence].kl
     assert kl.low is not None
-    exact, inside = check_budget({"kl": kl.mean, "perplexity_ratio": None}, report.comparison, None), kl.low * 1.001
+    exact, inside = hold({"kl": kl.mean}, report.sections), kl.low * 1.001
     assert [(each.name, each.passed, each.certain) for each in exact] == [("kl", True, False)]
-    assert [each.passed for each in check_budget({"kl": inside}, report.comparison, None)] == [False]
-    assert check_budget({"bits_per_weight": 4.5}, report.comparison, 4.25)[0].passed
-    with pytest.raises(RecipeError, match="unknown budget 'klx'"):
-        check_budget({"klx": 1.0}, report.comparison, 4.0)
-    with pytest.raises(RecipeError, match="needs the checkpoint's folder"):
-        check_budget({"bits_per_weight": 4.5}, report.comparison, None)
+    assert [each.passed for each in hold({"kl": inside}, report.sections)] == [False]
+    bits = report[Memory].quantized.bits_per_weight
+    assert bits is not None
+    (exact,) = hold({"bits_per_weight": bits}, report.sections)
+    assert (exact.passed, exact.certain) == (True, True)
+    with pytest.raises(RecipeError, match="nothing that 'memory' could measure"):
+        hold({"bits_per_weight": 4.5}, {})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": {"klx": 1.0}}, "unknown budget 'klx'"),
+        ({"budget": {"bits_per_weight": 4.5}}, "needs the checkpoint's folder"),
+        ({"budget": {"kl": 1.0}, "metrics": {"divergence": False}}, "needs the metric 'divergence'"),
+        ({"metrics": {"speeed": False}}, "did you mean 'speed'"),
+        ({"metrics": {"worst": {"number": 3}}}, r"metric 'worst': .*'number'; its options are: count"),
+        ({"metrics": {"speed": {"seconds": 1.0}}}, "needs 160 tokens"),
+        ({"dtype": "float17"}, "unknown dtype"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_any_work(tokenizer, text, options, message) -> None:
+    windows = make_windows([text], tokenizer, source="t", length=40)
+    with pytest.raises(LlmquantError, match=message):
+        evaluate(pair_of(None, None, windows, **options))
+
+
+def test_metrics_are_left_out_and_take_options(baseline, perturbed, tokenizer, text) -> None:
+    windows = make_windows([text], tokenizer, source="t", length=40, max_windows=8)
+    wanted = {"speed": False, "memory": False, "worst": {"count": 3}}
+    found = evaluate(pair_of(baseline, perturbed, windows, tokenizer=tokenizer, metrics=wanted))
+    assert list(found.sections) == ["perplexity", "divergence", "worst"]
+    assert len(found[Worst].tokens) == 3
 
 
 def _safetensors(path: Path, payload: int) -> None:
@@ -166,11 +196,14 @@ def test_peak_memory_of_a_call() -> None:
 
 def test_a_few_windows_give_no_interval_anywhere(baseline, perturbed, tokenizer, text) -> None:
     windows = make_windows([text], tokenizer, source="t", length=40, max_windows=7)
-    found = evaluate(baseline, perturbed, windows, Subject(name="q", baseline_name="b"), tokenizer=tokenizer)
-    assert found.comparison.verdict == "too little text"
-    data = json.loads(found.to_json())
-    sections = [data["comparison"]["kl"], data["comparison"]["top1_agreement"], data["comparison"]["perplexity_ratio"]]
-    for section in (*sections, data["baseline"]["perplexity"], data["quantized"]["perplexity"]):
+    found = evaluate(pair_of(baseline, perturbed, windows, tokenizer=tokenizer))
+    assert found[Perplexity].verdict == "too little text"
+    data = json.loads(found.to_json())["sections"]
+    divergence, perplexity = data["divergence"], data["perplexity"]
+    for section in (
+        divergence["kl"], divergence["top1_agreement"],
+        *(perplexity[name] for name in ("ratio", "baseline", "quantized")),
+    ):  # fmt: skip
         assert (section["low"], section["high"], section["standard_error"]) == (None, None, None)
         assert section["note"] == "too little text: 7 windows, an interval needs 8"
     console = Console(width=160)
@@ -185,13 +218,12 @@ def test_a_loss_in_16_bits_says_so_and_has_a_floor(baseline, perturbed, tokenize
     windows = make_windows([text], tokenizer, source="t", length=40, max_windows=8)
     pair = tuple(copy.deepcopy(model).to(torch.bfloat16) for model in (baseline, perturbed))
     one, other = pair
-    subject = Subject(name="q", baseline_name="b")
-    narrow = evaluate(one, other, windows, subject, tokenizer=tokenizer, loss_dtype="checkpoint", noise_floor=True)
-    wide = evaluate(one, other, windows, subject, tokenizer=tokenizer, noise_floor=True)
+    both = {"tokenizer": tokenizer, "metrics": {"speed": False, "noise_floor": True}}
+    narrow = evaluate(pair_of(one, other, windows, **both))
+    wide = evaluate(pair_of(one, other, windows, dtype="auto", **both))
     assert (narrow.loss_dtype, wide.loss_dtype) == ("bfloat16", "float32")
-    assert narrow.comparison.noise_floor is not None
-    assert 1e-7 < narrow.comparison.noise_floor < 0.1
-    assert wide.comparison.noise_floor is None
+    assert 1e-7 < narrow[NoiseFloor].kl < 0.1
+    assert wide.get(NoiseFloor) is None
     assert all(model.dtype == torch.bfloat16 for model in pair)
     assert "computed in float32" in render_page([wide])
 
@@ -217,7 +249,7 @@ def test_known_perplexity_of_a_trained_model(shared_data: Path) -> None:
         [text], AutoTokenizer.from_pretrained(folder), source="tinystories", length=256, max_windows=64
     )
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert compare(model, model, windows).perplexity_baseline.value == pytest.approx(4.255, abs=0.002)
+    assert compare(model, model, windows).perplexity.baseline.value == pytest.approx(4.255, abs=0.002)
 
 
 @pytest.mark.parametrize(

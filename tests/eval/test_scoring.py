@@ -12,8 +12,9 @@ from transformers import LlamaForCausalLM
 
 from llmquant.data.windows import Windows, make_windows
 from llmquant.errors import DataError, QuantizationError
-from llmquant.eval import scoring as divergence
-from llmquant.eval.scoring import compare, score_tokens
+from llmquant.eval import scoring
+from llmquant.eval.scoring import score_tokens
+from tests.eval.conftest import compare
 
 
 def _distribution(logits: torch.Tensor) -> list[float]:
@@ -45,51 +46,51 @@ def windows(tokenizer, text) -> Windows:
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3])
 def test_numbers_equal_the_naive_ones(baseline, perturbed, windows, batch_size, monkeypatch) -> None:
-    monkeypatch.setattr(divergence, "_SLICE_ELEMENTS", 7 * 40)  # several slices in a batch
+    monkeypatch.setattr(scoring, "_SLICE_ELEMENTS", 7 * 40)  # several slices in a batch
     found = compare(baseline, perturbed, windows, batch_size=batch_size)
     naive = _naive(baseline, perturbed, windows)
     tokens = len(naive["kl"])
     assert found.scores.window.tolist() == naive["window"]
     np.testing.assert_allclose(found.scores.kl, naive["kl"], rtol=1e-4, atol=1e-9)
-    assert found.section.tokens == windows.protocol.scored_tokens == tokens
-    assert found.perplexity_baseline.value == pytest.approx(math.exp(math.fsum(naive["p"]) / tokens), rel=1e-6)
-    assert found.perplexity_quantized.value == pytest.approx(math.exp(math.fsum(naive["q"]) / tokens), rel=1e-6)
-    assert found.section.kl.mean == pytest.approx(math.fsum(naive["kl"]) / tokens, rel=1e-6)
-    assert found.section.kl.max == pytest.approx(max(naive["kl"]), rel=1e-5)
-    assert found.section.kl.median == pytest.approx(float(np.median(naive["kl"])), rel=1e-5)
-    assert found.section.top1_agreement.value == sum(naive["same"]) / tokens
+    assert found.divergence.tokens == windows.protocol.scored_tokens == tokens
+    assert found.perplexity.baseline.value == pytest.approx(math.exp(math.fsum(naive["p"]) / tokens), rel=1e-6)
+    assert found.perplexity.quantized.value == pytest.approx(math.exp(math.fsum(naive["q"]) / tokens), rel=1e-6)
+    assert found.divergence.kl.mean == pytest.approx(math.fsum(naive["kl"]) / tokens, rel=1e-6)
+    assert found.divergence.kl.max == pytest.approx(max(naive["kl"]), rel=1e-5)
+    assert found.divergence.kl.median == pytest.approx(float(np.median(naive["kl"])), rel=1e-5)
+    assert found.divergence.top1_agreement.value == sum(naive["same"]) / tokens
     difference = math.fsum(b - a for a, b in zip(naive["p"], naive["q"], strict=True)) / tokens
-    assert found.section.log_perplexity_difference.value == pytest.approx(difference, abs=1e-7)
-    ratio = found.perplexity_quantized.value / found.perplexity_baseline.value
-    assert found.section.perplexity_ratio.value == pytest.approx(ratio, rel=1e-9)
-    assert sum(found.section.kl_histogram.counts) == tokens
-    assert sum(bucket.tokens for bucket in found.section.confidence_buckets) == tokens
+    assert found.perplexity.log_difference.value == pytest.approx(difference, abs=1e-7)
+    ratio = found.perplexity.quantized.value / found.perplexity.baseline.value
+    assert found.perplexity.ratio.value == pytest.approx(ratio, rel=1e-9)
+    assert sum(found.divergence.kl_histogram.counts) == tokens
+    assert sum(bucket.tokens for bucket in found.divergence.confidence_buckets) == tokens
 
 
 def test_flips_and_probability_shift(baseline, perturbed, windows) -> None:
     found = compare(baseline, perturbed, windows)
     scores = found.scores
     before, after = scores.top_baseline == scores.target, scores.top_quantized == scores.target
-    assert found.section.flips.right_to_wrong == sum(a and not b for a, b in zip(before, after, strict=True))
-    assert found.section.flips.wrong_to_right == sum(b and not a for a, b in zip(before, after, strict=True))
+    assert found.divergence.flips.right_to_wrong == sum(a and not b for a, b in zip(before, after, strict=True))
+    assert found.divergence.flips.wrong_to_right == sum(b and not a for a, b in zip(before, after, strict=True))
     change = [math.exp(-b) - math.exp(-a) for a, b in zip(scores.nll_baseline, scores.nll_quantized, strict=True)]
-    assert found.section.probability_shift.mean == pytest.approx(sum(change) / len(change))
-    assert found.section.probability_shift.rms == pytest.approx(math.sqrt(sum(x * x for x in change) / len(change)))
+    assert found.divergence.probability_shift.mean == pytest.approx(sum(change) / len(change))
+    assert found.divergence.probability_shift.rms == pytest.approx(math.sqrt(sum(x * x for x in change) / len(change)))
 
 
 def test_pairing_narrows_the_interval(baseline, barely_perturbed, windows) -> None:
     found = compare(baseline, barely_perturbed, windows)
-    paired, alone = found.section.log_perplexity_difference, found.perplexity_baseline
+    paired, alone = found.perplexity.log_difference, found.perplexity.baseline
     assert paired.standard_error is not None
     assert alone.standard_error is not None
     assert paired.standard_error < 0.2 * alone.standard_error / alone.value
 
 
 def test_one_object_differs_from_itself_by_nothing(baseline, windows) -> None:
-    found = compare(baseline, baseline, windows).section
-    assert (found.kl.mean, found.kl.max, found.top1_agreement.value) == (0.0, 0.0, 1.0)
-    assert (found.log_perplexity_difference.low, found.log_perplexity_difference.high) == (0.0, 0.0)
-    assert found.verdict == "identical"
+    _, divergence, perplexity = compare(baseline, baseline, windows)
+    assert (divergence.kl.mean, divergence.kl.max, divergence.top1_agreement.value) == (0.0, 0.0, 1.0)
+    assert (perplexity.log_difference.low, perplexity.log_difference.high) == (0.0, 0.0)
+    assert perplexity.verdict == "identical"
 
 
 def test_a_tiny_change_is_seen_in_float64(baseline, windows) -> None:
@@ -97,7 +98,7 @@ def test_a_tiny_change_is_seen_in_float64(baseline, windows) -> None:
     near = copy.deepcopy(baseline)
     with torch.no_grad():
         near.lm_head.weight[5] += 1e-4
-    found = compare(baseline, near, windows).section.kl.mean
+    found = compare(baseline, near, windows).divergence.kl.mean
     naive = _naive(baseline, near, windows)["kl"]
     assert 0 < found < 1e-6
     assert found == pytest.approx(math.fsum(naive) / len(naive), rel=1e-3)
@@ -117,10 +118,10 @@ def test_non_finite_positions_are_counted(baseline, perturbed, windows) -> None:
     found = compare(baseline, sick, windows)
     keep = ~((found.scores.position > 10) & (found.scores.position <= 20))
     healthy = score_tokens(baseline, perturbed, windows)
-    assert found.section.nonfinite == int((~keep).sum()) > 0
-    assert found.section.tokens == int(keep.sum())
-    assert found.section.kl.mean == pytest.approx(healthy.kl[keep].mean(), rel=1e-9)
-    assert found.perplexity_baseline.value == pytest.approx(math.exp(healthy.nll_baseline[keep].mean()), rel=1e-9)
+    assert found.divergence.nonfinite == int((~keep).sum()) > 0
+    assert found.divergence.tokens == int(keep.sum())
+    assert found.divergence.kl.mean == pytest.approx(healthy.kl[keep].mean(), rel=1e-9)
+    assert found.perplexity.baseline.value == pytest.approx(math.exp(healthy.nll_baseline[keep].mean()), rel=1e-9)
 
 
 def test_all_positions_non_finite_is_an_error(baseline, windows) -> None:
@@ -145,7 +146,7 @@ def test_masked_vocabulary_counts_as_zero_probability(baseline, perturbed, windo
     pair = [copy.deepcopy(model) for model in (baseline, perturbed)]
     for model in pair:
         model.lm_head = Masked(model.lm_head)
-    found = compare(pair[0], pair[1], windows).section
+    found = compare(pair[0], pair[1], windows).divergence
     assert found.nonfinite == 0
     assert 0 < found.kl.mean < 10
 
@@ -162,7 +163,7 @@ def test_other_vocabulary_is_refused(baseline, windows) -> None:
 def test_progress_and_mode(baseline, windows) -> None:
     seen: list[tuple[int, int]] = []
     model = copy.deepcopy(baseline).train()
-    compare(model, baseline, windows, batch_size=4, progress=lambda done, total: seen.append((done, total)))
+    compare(model, baseline, windows, batch_size=4, progress=lambda _, *step: seen.append(step))
     assert seen[:2] == [(0, len(windows)), (4, len(windows))]
     assert seen[-1] == (len(windows), len(windows))
     assert model.training

@@ -5,21 +5,28 @@ from __future__ import annotations
 import dataclasses
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from llmquant.errors import DataError
+from llmquant.eval.charts import Point, tradeoff_chart
 from llmquant.eval.lines import bytes_text, change, number, percent, speedup, verdict_line
+from llmquant.eval.markup import element
+from llmquant.eval.metrics.divergence import Section as Divergence
+from llmquant.eval.metrics.layers import loss_heatmap
+from llmquant.eval.metrics.memory import Section as Memory
+from llmquant.eval.metrics.perplexity import Section as Perplexity
+from llmquant.eval.metrics.speed import Section as Speed
+from llmquant.eval.metrics.worst import Section as Worst
+from llmquant.eval.metrics.worst import visible
 from llmquant.eval.report import render_page
-from llmquant.eval.report.charts import tradeoff_chart
-from llmquant.eval.report.heatmap import loss_heatmap
-from llmquant.eval.report.markup import element
-from llmquant.eval.report.worst import visible
 from llmquant.eval.result import EvalReport
 from llmquant.eval.statistics import Estimate, Spread
 from llmquant.eval.table import render_table
 from llmquant.words import printable
+from tests.eval.conftest import change as changed
 
 VOID = {"meta"}
 
@@ -56,24 +63,22 @@ def _parsed(page: str) -> _Checker:
 
 @pytest.fixture(scope="module")
 def other(report: EvalReport) -> EvalReport:
-    kl = dataclasses.replace(report.comparison.kl, mean=0.0, low=0.0, high=0.0, standard_error=0.0)
-    comparison = dataclasses.replace(report.comparison, kl=kl, verdict="identical")
-    return dataclasses.replace(report, name="int8", comparison=comparison)
+    kl = dataclasses.replace(report[Divergence].kl, mean=0.0, low=0.0, high=0.0, standard_error=0.0)
+    same = changed(report, divergence={"kl": kl}, perplexity={"verdict": "identical"})
+    return dataclasses.replace(same, name="int8")
 
 
 def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
     text = _parsed(render_page([report, other])).text
-    kl, comparison, speed = report.comparison.kl, report.comparison, report.quantized.speed
-    assert speed is not None
-    assert report.baseline.speed is not None
-    assert report.speed_protocol is not None
+    divergence, memory, perplexity = report[Divergence], report[Memory].quantized, report[Perplexity]
+    kl, speed = divergence.kl, report[Speed].quantized
     expected = [
-        bytes_text(report.quantized.checkpoint_bytes),
-        number(report.quantized.bits_per_weight),
-        number(report.baseline.perplexity.value, 4),
-        number(report.quantized.perplexity.value, 4),
-        number(report.quantized.perplexity.low),
-        number(report.quantized.perplexity.high),
+        bytes_text(memory.checkpoint_bytes),
+        number(memory.bits_per_weight),
+        number(perplexity.baseline.value, 4),
+        number(perplexity.quantized.value, 4),
+        number(perplexity.quantized.low),
+        number(perplexity.quantized.high),
         number(kl.mean),
         number(kl.standard_error, 2),
         number(kl.median),
@@ -81,14 +86,14 @@ def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
         number(kl.p99),
         number(kl.p999),
         number(kl.max),
-        percent(comparison.top1_agreement.value),
+        percent(divergence.top1_agreement.value),
         number(speed.prefill.median),
         number(speed.decode.median),
-        f"{number(report.baseline.speed.decode.median)} → {number(speed.decode.median)} tok/s",
-        f"{report.speed_protocol.decode_speedup.runs} rounds",
+        f"{number(report[Speed].baseline.decode.median)} → {number(speed.decode.median)} tok/s",
+        f"{report[Speed].protocol.decode_speedup.runs} rounds",
         "of float32, the checkpoint's",
         "the fastest",
-        str(comparison.flips.right_to_wrong),
+        str(divergence.flips.right_to_wrong),
         report.protocol.data_hash,
         report.machine["cpu"],
         report.versions["torch"],
@@ -97,7 +102,7 @@ def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
         "ran in accuracy “fast”",
         "0.5",
         "16 kB",
-        number(report.worst_tokens[0].kl),
+        number(report[Worst].tokens[0].kl),
         "tiny & random",
         "KL",
         "✗",
@@ -112,9 +117,10 @@ def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
 
 def test_page_is_self_contained_and_escaped(report: EvalReport) -> None:
     worst = dataclasses.replace(
-        report.worst_tokens[0], token='<img src=x onerror="a()">', context="</td></svg><script>x()"
+        report[Worst].tokens[0], token='<img src=x onerror="a()">', context="</td></svg><script>x()"
     )
-    nasty = dataclasses.replace(report, worst_tokens=(worst,), layer_losses={'a.0."><b>': 0.1, "model.layers.1.x": 0.2})
+    losses = {'a.0."><b>': 0.1, "model.layers.1.x": 0.2}
+    nasty = changed(report, worst={"tokens": (worst,)}, layers={"losses": losses})
     page = render_page([nasty])
     checker = _parsed(page)
     assert not checker.tags & {"script", "img", "link", "iframe", "object", "b>"}
@@ -135,23 +141,22 @@ def test_footnote_links_lead_somewhere(report: EvalReport) -> None:
 
 
 def test_page_of_a_bare_report(report: EvalReport) -> None:
-    section = dataclasses.replace(
-        report.quantized, checkpoint_bytes=None, bits_per_weight=None, memory=None, speed=None
-    )
-    bare = dataclasses.replace(
-        report, baseline=section, quantized=section, speed_protocol=None, recipe_yaml=None, kernels={}, anatomy=(),
-        worst_tokens=(), layer_losses={}, budget=(),
-    )  # fmt: skip
+    kept = {name: section for name, section in report.sections.items() if name in ("divergence", "perplexity")}
+    bare = dataclasses.replace(report, recipe_yaml=None, kernels={}, sections=kept, budget=())
     text = _parsed(render_page([bare])).text
     assert "Loss by token" in text
     assert not [title for title in ("Loss against size", "Where the bytes are", "tok/s", "Recipes") if title in text]
 
 
+def timed(report: EvalReport, ratios: dict[str, Any], **protocol: Any) -> EvalReport:
+    """The report with one dense dtype, whose ratios and speeds are given."""
+    dense = dataclasses.replace(report[Speed].protocol.dense[0], **ratios)
+    named = {"fastest_prefill": dense.dtype, "fastest_decode": dense.dtype, **protocol}
+    return changed(report, speed={"protocol": dataclasses.replace(report[Speed].protocol, dense=(dense,), **named)})
+
+
 def test_slower_models_get_a_flag(report: EvalReport) -> None:
-    assert report.speed_protocol is not None
-    slow = dataclasses.replace(report.speed_protocol.dense[0], decode_speedup=Spread(0.8, 0.7, 0.9, 5))
-    protocol = dataclasses.replace(report.speed_protocol, dense=(slow,), fastest_decode="float32")
-    page = render_page([dataclasses.replace(report, speed_protocol=protocol)])
+    page = render_page([timed(report, {"decode_speedup": Spread(0.8, 0.7, 0.9, 5)})])
     assert "▼ slower, 0.80×" in _parsed(page).text
     assert speedup(Spread(0.98, 0.9, 1.1, 5))[1] == "equal"
     assert speedup(Spread(1.2, 1.1, 1.3, 5))[1] == "faster"
@@ -160,23 +165,16 @@ def test_slower_models_get_a_flag(report: EvalReport) -> None:
 
 def test_no_praise_and_no_colour_for_noise(report: EvalReport) -> None:
     ahead = Estimate(0.999, 0.9985, 0.9995, 0.0003)
-    comparison = dataclasses.replace(report.comparison, perplexity_ratio=ahead, verdict="no measurable loss")
-    page = render_page([dataclasses.replace(report, comparison=comparison, budget=())])
+    shown = changed(report, perplexity={"ratio": ahead, "verdict": "no measurable loss"})
+    page = render_page([dataclasses.replace(shown, budget=())])
     assert ">no measurable loss<" in page
     assert "badge good" not in page
 
 
 def test_one_round_gives_no_interval(report: EvalReport) -> None:
-    assert report.speed_protocol is not None
-    once = dataclasses.replace(
-        report.speed_protocol.dense[0],
-        prefill_speedup=Spread(3.54, None, None, 1),
-        decode_speedup=Spread(2.73, None, None, 1),
+    bare = timed(
+        report, {"prefill_speedup": Spread(3.54, None, None, 1), "decode_speedup": Spread(2.73, None, None, 1)}
     )
-    protocol = dataclasses.replace(
-        report.speed_protocol, dense=(once,), fastest_prefill="float32", fastest_decode="float32"
-    )
-    bare = dataclasses.replace(report, speed_protocol=protocol)
     for shown in (_printed([bare]), _parsed(render_page([bare])).text):
         assert "1 round" in shown
         assert "3.54x (" not in shown
@@ -185,25 +183,13 @@ def test_one_round_gives_no_interval(report: EvalReport) -> None:
 
 def test_each_row_has_the_baseline_of_its_own_run(report: EvalReport) -> None:
     """Two runs on a machine that was busy in one: each ratio stands beside the speeds it comes from."""
-    assert report.speed_protocol is not None
-    assert report.quantized.speed is not None
     rows = []
     for name, dense, quantized in (("first", 235.0, 470.0), ("second", 60.0, 180.0)):
-        ratio = Spread(quantized / dense, 1.0, 9.0, 7)
-        speeds = (Spread(dense, 1.0, 2.0, 7),) * 2
-        own = dataclasses.replace(
-            report.speed_protocol.dense[0],
-            prefill=speeds[0],
-            decode=speeds[1],
-            prefill_speedup=ratio,
-            decode_speedup=ratio,
-        )
-        protocol = dataclasses.replace(
-            report.speed_protocol, dense=(own,), fastest_prefill=own.dtype, fastest_decode=own.dtype
-        )
-        timed = dataclasses.replace(report.quantized.speed, decode=Spread(quantized, 1.0, 2.0, 7))
-        section = dataclasses.replace(report.quantized, speed=timed)
-        rows.append(dataclasses.replace(report, name=name, quantized=section, speed_protocol=protocol))
+        ratio, speed = Spread(quantized / dense, 1.0, 9.0, 7), Spread(dense, 1.0, 2.0, 7)
+        ratios = {"prefill": speed, "decode": speed, "prefill_speedup": ratio, "decode_speedup": ratio}
+        own = dataclasses.replace(report[Speed].quantized, decode=Spread(quantized, 1.0, 2.0, 7))
+        row = changed(timed(report, ratios), speed={"quantized": own})
+        rows.append(dataclasses.replace(row, name=name))
     for shown in (_printed(rows), _parsed(render_page(rows)).text):
         assert "235 → 470" in shown
         assert "60.0 → 180" in shown
@@ -226,12 +212,9 @@ def test_names_from_outside_are_plain_text(report: EvalReport, name: str) -> Non
 
 def test_table_loses_no_word_in_80_columns(report: EvalReport) -> None:
     baseline = dataclasses.replace(report.baseline, name="smollm2-135m")
-    section = dataclasses.replace(
-        report.comparison,
-        verdict="large loss",
-        kl=dataclasses.replace(report.comparison.kl, mean=0.228, standard_error=0.011),
-    )
-    text = _printed([dataclasses.replace(report, baseline=baseline, comparison=section)], width=80)
+    kl = dataclasses.replace(report[Divergence].kl, mean=0.228, standard_error=0.011)
+    wide = changed(report, divergence={"kl": kl}, perplexity={"verdict": "large loss"})
+    text = _printed([dataclasses.replace(wide, baseline=baseline)], width=80)
     assert "…" not in text
     assert "large loss" in " ".join(text.split())
 
@@ -257,7 +240,7 @@ def test_table_has_a_row_per_model(report: EvalReport, other: EvalReport) -> Non
         console.print(render_table([report, other]))
     text = capture.get()
     assert text.index("tiny & random") < text.index("int4-<b>test</b>") < text.index("int8")
-    for value in (number(report.comparison.kl.mean), number(report.quantized.perplexity.value, 4), "over budget: kl"):
+    for value in (number(report[Divergence].kl.mean), number(report[Perplexity].quantized.value, 4), "over budget: kl"):
         assert value in text
     assert "int4-<b>test</b>: loss by linear_int4: avx2, exact (14 layers); speed by linear_int4: avx2, fast" in text
 
@@ -267,17 +250,15 @@ def test_verdict_line(report: EvalReport) -> None:
     for part in (
         "32.0 bits per weight",
         "1.00x smaller",
-        f"KL {number(report.comparison.kl.mean)} ± ",
+        f"KL {number(report[Divergence].kl.mean)} ± ",
         "in float32",
         "of float32 (the checkpoint's",
         "budget FAILED (kl)",
-        f"({report.comparison.verdict}), KL",  # without its size, which stands before it
+        f"({report[Perplexity].verdict}), KL",  # without its size, which stands before it
     ):
         assert part in line
-    section = dataclasses.replace(
-        report.comparison.kl, mean=0.1, standard_error=None, note="too little text: 4 windows"
-    )
-    short = dataclasses.replace(report, comparison=dataclasses.replace(report.comparison, kl=section))
+    kl = dataclasses.replace(report[Divergence].kl, mean=0.1, standard_error=None, note="too little text: 4 windows")
+    short = changed(report, divergence={"kl": kl})
     assert "KL 0.100 (too little text) in float32" in verdict_line(short)
 
 
@@ -313,15 +294,15 @@ def test_small_texts() -> None:
     assert element("p", '<&"', class_="x", data_y="'") == '<p class="x" data-y="&#x27;">&lt;&amp;&quot;</p>'
 
 
-def test_many_near_points_get_separate_labels(report: EvalReport) -> None:
-    drawing = tradeoff_chart([dataclasses.replace(report, name=f"r{place}") for place in range(4)])
+def test_many_near_points_get_separate_labels() -> None:
+    drawing = tradeoff_chart([near(f"r{place}", 4.0, 0.1) for place in range(4)])
     assert drawing is not None
     places = re.findall(r'class="label" (x="[\d.]+" y="[\d.]+")', drawing)
     assert len(places) == len(set(places)) == 4
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_label_stands_beside_its_own_point(report: EvalReport, order: int) -> None:
+def test_a_label_stands_beside_its_own_point(order: int) -> None:
     """Four results of two sizes, as in the demo: no name may lie under another's point."""
     results = [
         ("int4-g32", 6.15, 0.0386),
@@ -330,7 +311,7 @@ def test_a_label_stands_beside_its_own_point(report: EvalReport, order: int) -> 
         ("int4-g128-gptq", 5.83, 0.0227),
         ("int8", 9.19, 0.00029),
     ]
-    drawing = tradeoff_chart([near(report, *each) for each in results[::order]])
+    drawing = tradeoff_chart([near(*each) for each in results[::order]])
     assert drawing is not None
     points = [(float(x), float(y)) for x, y in re.findall(r'class="point" cx="([\d.]+)" cy="([\d.]+)"', drawing)]
     labels = re.findall(r'class="label" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)"', drawing)
@@ -341,15 +322,9 @@ def test_a_label_stands_beside_its_own_point(report: EvalReport, order: int) -> 
     assert [anchor for *_, anchor in labels].count("end") == 1  # the one whose right side is taken
 
 
-def near(report: EvalReport, name: str, bits: float, kl: float) -> EvalReport:
-    """The report with another size and loss."""
-    section = dataclasses.replace(report.comparison.kl, mean=kl, low=kl * 0.98, high=kl * 1.02)
-    return dataclasses.replace(
-        report,
-        name=name,
-        quantized=dataclasses.replace(report.quantized, bits_per_weight=bits),
-        comparison=dataclasses.replace(report.comparison, kl=section),
-    )
+def near(name: str, bits: float, kl: float) -> Point:
+    """A point with a short interval."""
+    return Point(name, bits, Estimate(kl, kl * 0.98, kl * 1.02))
 
 
 def test_heatmap_scales_to_many_layers() -> None:
@@ -369,9 +344,9 @@ def test_heatmap_scales_to_many_layers() -> None:
     ],
 )
 def test_what_each_window_begins_with(report: EvalReport, tokens: int, said: str, short: str) -> None:
-    changed = dataclasses.replace(report, protocol=dataclasses.replace(report.protocol, prefix_tokens=tokens))
-    assert said in " ".join(_parsed(render_page([changed])).text.split())
+    other = dataclasses.replace(report, protocol=dataclasses.replace(report.protocol, prefix_tokens=tokens))
+    assert said in " ".join(_parsed(render_page([other])).text.split())
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(render_table([changed]))
+        console.print(render_table([other]))
     assert short in " ".join(shown.get().split())

@@ -5,27 +5,34 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llmquant.eval.lines import number
-from llmquant.eval.report.markup import Markup, element, join, svg
-from llmquant.eval.result import EvalReport, Histogram
+from llmquant.eval.markup import Markup, element, join, svg
+from llmquant.eval.statistics import Estimate
 
 _WIDTH, _HEIGHT = 1040, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 18, 46
 _SMALLEST = 1e-9  # a KL of exactly zero has no place on a log axis
 
 
-def tradeoff_chart(reports: Sequence[EvalReport]) -> Markup | None:
-    """Mean KL (log axis, 95 % interval) against bits per weight; None where no size is known."""
-    points = [
-        (report.quantized.bits_per_weight, report) for report in reports if report.quantized.bits_per_weight is not None
-    ]
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One model in the chart: its size and its mean KL."""
+
+    name: str
+    bits: float
+    kl: Estimate
+
+
+def tradeoff_chart(points: Sequence[Point], noise_floor: float | None = None) -> Markup | None:
+    """Mean KL (log axis, 95 % interval) against bits per weight; None without points."""
     if not points:
         return None
-    lows = [_on_log_axis(report.comparison.kl.low, report) for _, report in points]
-    highs = [_on_log_axis(report.comparison.kl.high, report) for _, report in points]
+    lows = [_on_log_axis(each.kl.low, each.kl.value) for each in points]
+    highs = [_on_log_axis(each.kl.high, each.kl.value) for each in points]
     bottom, top = math.floor(math.log10(min(lows)) - 0.1), math.ceil(math.log10(max(highs)) + 0.1)
-    left, right = _bits_range([bits for bits, _ in points])
+    left, right = _bits_range([each.bits for each in points])
 
     def x(bits: float) -> float:
         return _LEFT + (bits - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT)
@@ -40,22 +47,20 @@ def tradeoff_chart(reports: Sequence[EvalReport]) -> Markup | None:
     ]
     parts += [_vertical(x(tick), f"{tick:g}") for tick in _ticks(left, right)]
     parts.append(_axis_titles("bits per weight (all weights)", "mean KL, nats"))
-    floors = [report.comparison.noise_floor for report in reports if report.comparison.noise_floor]
-    if floors and floors[0] >= 10.0**bottom:
-        parts.append(_floor(y(floors[0]), floors[0]))
-    taken = [(x(bits) - 6, x(bits) + 6, y(report.comparison.kl.mean)) for bits, report in points]
-    for (bits, report), low, high in zip(points, lows, highs, strict=True):
-        parts.append(_point(x(bits), y(report.comparison.kl.mean), y(low), y(high), report))
-        parts.append(_label(x(bits), y(report.comparison.kl.mean), report.name, taken))
+    if noise_floor and noise_floor >= 10.0**bottom:
+        parts.append(_floor(y(noise_floor), noise_floor))
+    taken = [(x(each.bits) - 6, x(each.bits) + 6, y(each.kl.value)) for each in points]
+    for each, low, high in zip(points, lows, highs, strict=True):
+        parts.append(_point(x(each.bits), y(each.kl.value), y(low), y(high), each))
+        parts.append(_label(x(each.bits), y(each.kl.value), each.name, taken))
     title = "Mean KL against bits per weight: " + "; ".join(
-        f"{report.name} {number(bits)} bits, KL {number(report.comparison.kl.mean)}" for bits, report in points
+        f"{each.name} {number(each.bits)} bits, KL {number(each.kl.value)}" for each in points
     )
     return svg(_WIDTH, _HEIGHT, title, *parts)
 
 
-def _on_log_axis(bound: float | None, report: EvalReport) -> float:
+def _on_log_axis(bound: float | None, mean: float) -> float:
     """A bound of the interval, the mean where there is none; one of zero goes two decades below the mean."""
-    mean = report.comparison.kl.mean
     return max(mean if bound is None else bound, mean / 100, _SMALLEST)
 
 
@@ -98,20 +103,14 @@ def _floor(y: float, value: float) -> Markup:
     return join(line, element("text", text, class_="tick", x=float(_WIDTH - _RIGHT), y=y - 6, text_anchor="end"))
 
 
-def _point(x: float, y: float, low: float, high: float, report: EvalReport) -> Markup:
-    kl = report.comparison.kl
+def _point(x: float, y: float, low: float, high: float, point: Point) -> Markup:
+    kl, circle = point.kl, element("circle", class_="point", cx=x, cy=y, r=5.5)
     if kl.low is None or kl.high is None:
-        tip = element("title", f"{report.name}: KL {number(kl.mean)}; {kl.note}")
-        return element("g", tip, element("circle", class_="point", cx=x, cy=y, r=5.5))
-    tip = f"{report.name}: KL {number(kl.mean)}, 95 % interval {number(kl.low)} to {number(kl.high)}"
-    return element(
-        "g",
-        element("title", tip),
-        element("line", class_="error", x1=x, x2=x, y1=low, y2=high),
-        element("line", class_="error", x1=x - 4, x2=x + 4, y1=low, y2=low),
-        element("line", class_="error", x1=x - 4, x2=x + 4, y1=high, y2=high),
-        element("circle", class_="point", cx=x, cy=y, r=5.5),
-    )
+        return element("g", element("title", f"{point.name}: KL {number(kl.value)}; {kl.note}"), circle)
+    tip = f"{point.name}: KL {number(kl.value)}, 95 % interval {number(kl.low)} to {number(kl.high)}"
+    bars = [(x, x, low, high), (x - 4, x + 4, low, low), (x - 4, x + 4, high, high)]
+    lines = [element("line", class_="error", x1=x1, x2=x2, y1=y1, y2=y2) for x1, x2, y1, y2 in bars]
+    return element("g", element("title", tip), *lines, circle)
 
 
 def _label(x: float, y: float, name: str, taken: list[tuple[float, float, float]]) -> Markup:
@@ -133,26 +132,37 @@ def _label(x: float, y: float, name: str, taken: list[tuple[float, float, float]
     )
 
 
-def kl_histogram_chart(histogram: Histogram, median: float, p99: float, name: str) -> Markup:
-    """How per-token KL is distributed: bars over log10, with marks at the median and at 99 %."""
+def kl_histogram_chart(
+    counts: Sequence[int], powers: tuple[float, float], median: float, p99: float, name: str
+) -> Markup:
+    """How per-token KL is distributed: bars over log10, with marks at the median and at 99 %.
+
+    Args:
+        counts: of tokens in equal bins of log10(KL).
+        powers: where the first bin begins and the last one ends.
+        median: of KL.
+        p99: its 99 % quantile.
+        name: of the model.
+    """
+    first, last = powers
     width, height, left, bottom = 480, 140, 8, 24
-    top = max(histogram.counts) or 1
-    step = (width - 2 * left) / len(histogram.counts)
+    top = max(counts) or 1
+    step = (width - 2 * left) / len(counts)
     room = height - bottom - 22
     bars = [
         element(
             "rect", class_="bar", x=left + place * step + 0.5, width=step - 1, y=height - bottom - size, height=size
         )
-        for place, size in ((place, room * count / top) for place, count in enumerate(histogram.counts))
+        for place, size in ((place, room * count / top) for place, count in enumerate(counts))
         if size > 0
     ]
 
     def x(value: float) -> float:
-        power = min(max(math.log10(max(value, 1e-300)), histogram.low), histogram.high)
-        return left + (power - histogram.low) / (histogram.high - histogram.low) * (width - 2 * left)
+        power = min(max(math.log10(max(value, 1e-300)), first), last)
+        return left + (power - first) / (last - first) * (width - 2 * left)
 
     marks = [_mark(x(median), height - bottom, "median", -1), _mark(x(p99), height - bottom, "99 %", 1)]
-    powers = range(math.ceil(histogram.low), math.floor(histogram.high) + 1, 2)
+    shown = range(math.ceil(first), math.floor(last) + 1, 2)
     ticks = [
         element(
             "text",
@@ -162,8 +172,8 @@ def kl_histogram_chart(histogram: Histogram, median: float, p99: float, name: st
             y=float(height - 7),
             text_anchor="middle",
         )
-        for power in powers
-        if histogram.low < power < histogram.high
+        for power in shown
+        if first < power < last
     ]
     base = element(
         "line",

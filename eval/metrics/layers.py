@@ -4,13 +4,43 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llmquant.eval.lines import number
-from llmquant.eval.report.markup import Markup, element, join, svg
+from llmquant.eval.markup import Markup, element, folded, join, svg
+from llmquant.eval.metrics import base
+from llmquant.eval.metrics.base import Panel
 
+if TYPE_CHECKING:
+    from llmquant.eval.pair import Pair
+    from llmquant.eval.result import EvalReport
+
+PLACE = 70
 _LEFT, _TOP, _ROW = 170, 8, 26
 _NAME = re.compile(r"(?:.*\.)?(?P<block>\d+)\.(?P<projection>\D+)$")
+
+
+@dataclass(frozen=True)
+class Section(base.Section):
+    """Relative loss by module name, as the quantizing run recorded it."""
+
+    losses: dict[str, float]
+
+
+def measure(pair: Pair, options: base.NoOptions) -> Section | None:
+    """What llmquant.json says; None for another tool's checkpoint."""
+    made = pair.subject.made
+    return None if made is None else Section({name: layer["loss"] for name, layer in made["layers"].items()})
+
+
+def panels(reports: Sequence[EvalReport]) -> list[Panel]:
+    """A heat map for each report."""
+    known = ((report.name, section) for report in reports if (section := report.get(Section)))
+    content = folded([(name, loss_heatmap(section.losses, name)) for name, section in known])
+    note = "Relative error of each layer's output (or weight), as quantized."
+    return [Panel("Loss by layer", content, note)] if content else []
 
 
 def loss_heatmap(losses: Mapping[str, float], name: str) -> Markup | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
 
 class Markup(str):
@@ -35,3 +36,24 @@ def svg(width: int, height: int, title: str, *children: str) -> Markup:
     """A drawing that scales with the page; `title` is read aloud in its place."""
     drawing = join(element("title", title), *children)
     return element("svg", drawing, viewBox=f"0 0 {width} {height}", role="img", aria_label=title)
+
+
+def table(head: Sequence[str], rows: Sequence[Markup], class_: str) -> Markup:
+    """A table with a line of column titles."""
+    titles = element("tr", *(element("th", text, scope="col") for text in head))
+    return element("table", element("thead", titles), element("tbody", *rows), class_=class_)
+
+
+def folded(parts: Sequence[tuple[str, Markup | None]]) -> Markup | None:
+    """A foldable part per name, the first one open; those without content are left out, None if there is nothing."""
+    shown = [(name, content) for name, content in parts if content]
+    return (
+        join(
+            *(
+                element("details", element("summary", name), content, open=None if place else "open")
+                for place, (name, content) in enumerate(shown)
+            )
+        )
+        if shown
+        else None
+    )

@@ -8,10 +8,10 @@ from typing import get_args
 
 import pytest
 
-from llmquant.eval.lines import verdict_text
+from llmquant.eval.metrics.perplexity import Section as Perplexity
+from llmquant.eval.metrics.perplexity import Verdict, verdict, verdict_text
 from llmquant.eval.result import EvalReport
 from llmquant.eval.statistics import Estimate, exponential
-from llmquant.eval.verdict import Verdict, verdict
 
 
 def change(percent: float, half: float) -> Estimate:
@@ -66,5 +66,5 @@ def test_every_word_is_tested_and_in_the_documentation(repository) -> None:
 )
 def test_words_come_with_sizes(report: EvalReport, difference: Estimate, shown: str) -> None:
     word = verdict(difference, 0.04, None)
-    section = replace(report.comparison, verdict=word, perplexity_ratio=exponential(difference))
+    section = replace(report[Perplexity], verdict=word, ratio=exponential(difference))
     assert verdict_text(section) == shown

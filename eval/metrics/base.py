@@ -1,0 +1,133 @@
+"""What a metric is: a file of this package that measures one thing of a pair of models, and says how it is shown.
+
+| name | what it is | without it |
+|---|---|---|
+| `Section` | frozen dataclass, a subclass of `base.Section`: what was measured, the keys in the JSON | needed |
+| `measure(pair, options)` | gives a `Section`, or None where there is nothing to measure | needed |
+| `PLACE` | a number: metrics are measured and shown in this order | 100, the last |
+| `BY_DEFAULT` | False for what is only measured on request | True |
+| `Options` | frozen dataclass of what can be set, all with defaults; it checks itself | no options |
+| `check(pair, options)` | refuses before any model runs (and maybe is loaded) what could not be measured | no check |
+| `columns(section, report)` | columns of the table, with the footnote that explains them | no columns |
+| `words(section, report)` | parts of the sentence that sums up the report | no words |
+| `panels(reports)` | sections of the page | no panels |
+| `tables(reports)` | tables of its own for the terminal | none |
+| `ABSENT` | the footnote of the page where nothing was measured | no footnote |
+| `LIMITS` | literal: budget name -> (short name, where the estimate or number is in the section) | no budget |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ConfigDict
+
+from llmquant.eval.markup import Markup
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llmquant.eval.result import EvalReport
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a metric measured; a subclass adds fields of plain values, tuples and dataclasses."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    @classmethod
+    def metric(cls) -> str:
+        """Name of the metric: that of its file."""
+        return cls.__module__.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoOptions:
+    """For metrics where nothing can be set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of the table.
+
+    Attributes:
+        text: the number.
+        below: small print, in the terminal and on the page.
+        more: small print that only the page has.
+        page: what stands on the page in place of all of these.
+    """
+
+    text: str
+    below: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    page: Markup | None = None
+
+
+NOTHING = Cell("–")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table, for one report.
+
+    Attributes:
+        head: its title, which puts the cells of all reports into one column.
+        note: footnote; columns of the same note share its number.
+        baseline: cell of the baseline.
+        quantized: cell of the quantized model.
+        words: whether it holds words: they stand left, and come last.
+        terminal: False leaves the column to the page.
+        min_width: in the terminal.
+        remark: what the terminal says below the table, such as why there is no interval.
+    """
+
+    head: str
+    note: str
+    baseline: Cell
+    quantized: Cell
+    words: bool = False
+    terminal: bool = True
+    min_width: int | None = None
+    remark: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A section of the page."""
+
+    title: str
+    content: Markup
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A file of this package with what it leaves out filled in; the module's docstring explains each."""
+
+    name: str
+    section: type[Section]
+    measure: Callable[..., Section | None]
+    place: float = 100
+    by_default: bool = True
+    options: Callable[..., Any] = NoOptions
+    check: Callable[[Any, Any], None] = lambda *_: None
+    columns: Callable[[Any, Any], Sequence[Column]] = lambda *_: ()
+    words: Callable[[Any, Any], Sequence[str]] = lambda *_: ()
+    panels: Callable[[Sequence[EvalReport]], Sequence[Panel]] = lambda _: ()
+    tables: Callable[[Sequence[EvalReport]], Sequence[Table]] = lambda _: ()
+    absent: str | None = None
+
+    @classmethod
+    def of(cls, name: str, module: Any) -> Metric:
+        """The metric that a module defines."""
+        spelled = {"section": "Section", "options": "Options", "place": "PLACE", "by_default": "BY_DEFAULT"}
+        spelled |= {each: each for each in ("measure", "check", "columns", "words", "panels", "tables")} | {
+            "absent": "ABSENT"
+        }
+        given: Mapping[str, Any] = {
+            field: getattr(module, attribute) for field, attribute in spelled.items() if hasattr(module, attribute)
+        }
+        return cls(name=name, **given)

@@ -1,0 +1,172 @@
+"""The two models of an evaluation, with all that metrics may ask of them. What several need is measured once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from llmquant.data.windows import Windows
+from llmquant.errors import RecipeError
+from llmquant.eval.dtypes import LossDtype, choose, in_float32
+from llmquant.eval.kernels import in_accuracy
+from llmquant.eval.metrics import find
+from llmquant.eval.metrics.base import Metric, Section
+from llmquant.eval.options import EvalOptions
+from llmquant.eval.scoring import Progress, TokenScores, score_tokens
+from llmquant.limits import check_limits, limits
+from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Stage = Callable[[str, int, int], None]
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """Where the pair comes from.
+
+    Attributes:
+        name: short name of the quantized model, such as its recipe's.
+        baseline_name: name of the baseline, such as its hub id.
+        folder: the quantized checkpoint, for its size.
+        baseline_folder: the baseline's checkpoint.
+        made: what the quantizing run wrote down (llmquant.json): plan, losses of layers; None of another tool's.
+        baseline_made: the same of a baseline that is quantized itself.
+        limits: the recipe's budget by name (see `llmquant.limits`).
+        recipe_yaml: text of the recipe.
+    """
+
+    name: str
+    baseline_name: str
+    folder: Path | None = None
+    baseline_folder: Path | None = None
+    made: Mapping[str, Any] | None = None
+    baseline_made: Mapping[str, Any] | None = None
+    limits: Mapping[str, float | None] = field(default_factory=dict)
+    recipe_yaml: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known before a model is loaded.
+
+    Attributes:
+        subject: where the pair comes from.
+        windows: the text, from `make_windows`.
+        tokenizer: of the baseline.
+        options: what was asked.
+    """
+
+    subject: Subject
+    windows: Windows
+    tokenizer: Any
+    options: EvalOptions = field(default_factory=EvalOptions)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The budget: the recipe's, with what was asked over it."""
+        wanted = {**self.subject.limits, **self.options.budget}
+        return {name: limit for name, limit in wanted.items() if limit is not None}
+
+    def check(self) -> None:
+        """Refuse what could not be measured.
+
+        Raises:
+            LlmquantError: of the metric that refuses; a RecipeError for a budget that nothing would measure.
+        """
+        check_limits(self.limits)
+        for name in self.limits:
+            metric = find(limits()[name].metric)
+            if not self.options.wants(metric):
+                raise RecipeError(
+                    f"the budget {name} needs the metric {metric.name!r}, which is not measured; ask for it, or lift "
+                    "the budget"
+                )
+        for metric in self.options.wanted:
+            metric.check(self, self.options.of(metric))
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores of all tokens, and how the models computed meanwhile.
+
+    Attributes:
+        tokens: of both models.
+        kernels: what the packed layers of the quantized model ran on.
+        accuracy: of these kernels.
+    """
+
+    tokens: TokenScores
+    kernels: dict[str, int]
+    accuracy: Accuracy | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Facts):
+    """Two loaded models on the same device.
+
+    Attributes:
+        baseline: the 16-bit (or 32-bit) model.
+        quantized: the other one.
+        progress: called with (stage, done, in all).
+    """
+
+    baseline: PreTrainedModel
+    quantized: PreTrainedModel
+    progress: Stage | None = None
+    _sections: dict[str, Section | None] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """Baseline and quantized."""
+        return self.baseline, self.quantized
+
+    def stage(self, name: str) -> Progress | None:
+        """Progress of one stage, called with (done, in all)."""
+        return None if self.progress is None else partial(self.progress, name)
+
+    def get(self, kind: type[S]) -> S | None:
+        """What another metric measures, such as `pair.get(NoiseFloor)`; None if the report leaves it out."""
+        metric = find(kind.metric())
+        return cast("S | None", self.section(metric)) if self.options.wants(metric) else None
+
+    def section(self, metric: Metric) -> Section | None:
+        """The section of a metric, measured when it is first asked for."""
+        if metric.name not in self._sections:
+            self._sections[metric.name] = metric.measure(self, self.options.of(metric))
+        return self._sections[metric.name]
+
+    @contextmanager
+    def as_stored(self) -> Iterator[None]:
+        """The models in their own dtypes, packed layers in the accuracy that was asked for."""
+        with in_accuracy(self.baseline, self.options.accuracy), in_accuracy(self.quantized, self.options.accuracy):
+            yield
+
+    @contextmanager
+    def as_scored(self) -> Iterator[None]:
+        """The models as losses are measured: in float32 over the stored weights where that fits (see `loss`)."""
+        with self.as_stored(), ExitStack() as stack:
+            for model in self.models if self.loss.wide else ():
+                stack.enter_context(in_float32(model, keep_kernels=self.options.accuracy == "fast"))
+            yield
+
+    @cached_property
+    def loss(self) -> LossDtype:
+        """In which dtype losses are measured."""
+        wanted = "auto" if self.options.dtype == "auto" else "checkpoint"
+        return choose(self.models, wanted, kernels=self.options.accuracy == "fast")
+
+    @cached_property
+    def scored(self) -> Scored:
+        """Every scored token of the text by both models."""
+        with self.as_scored():
+            tokens = score_tokens(
+                *self.models, self.windows, batch_size=self.options.batch_size, progress=self.stage("divergence")
+            )
+            return Scored(tokens, kernels_used(self.quantized), accuracy_of(self.quantized))
