@@ -7,6 +7,8 @@ from safetensors.torch import load_file, save_file
 from llmquant.api import quantize
 from llmquant.engine.output import finalize as finalize_module
 from llmquant.errors import OutputError
+from llmquant.models.edits import Edit
+from llmquant.models.source import Edited
 from llmquant.progress import Progress
 from tests.engine.conftest import tiny_llama
 
@@ -74,3 +76,21 @@ class Notes(Progress):
 
     def note(self, text):
         self.notes.append(text)
+
+
+@pytest.mark.parametrize(("factor", "fails"), [(1.0, False), (2.0, True)])
+def test_what_stays_is_compared_with_the_edited_source(checkpoint, tmp_path, monkeypatch, factor, fails):
+    """A transform that was fitted but not written is found."""
+    verify = finalize_module.verify
+    name = "model.layers.1.input_layernorm.weight"
+
+    def edited(folder, units, journal, source, *rest):
+        edit = Edit("scale_out", name, torch.full(source.tensors[name].shape, factor, dtype=torch.float64))
+        return verify(folder, units, journal, Edited(source, [edit]), *rest)
+
+    monkeypatch.setattr(finalize_module, "verify", edited)
+    if not fails:
+        quantize(checkpoint, RTN, tmp_path / "out")
+        return
+    with pytest.raises(OutputError, match=f"{name} differs from the source"):
+        quantize(checkpoint, RTN, tmp_path / "out")
