@@ -9,6 +9,7 @@ import torch
 
 from llmquant.engine.capture import BlockInputs
 from llmquant.engine.in_memory import quantize_loaded
+from llmquant.engine.output.folder import read_provenance
 from llmquant.engine.prepare import prepare
 from llmquant.engine.run import run
 from llmquant.recipe.load import load_recipe
@@ -72,3 +73,19 @@ def test_results_come_home(checkpoint, gptq_recipe, monkeypatch: pytest.MonkeyPa
     for name, result in moved.items():
         assert not isinstance(result.quantized.codes, OnCard)
         assert torch.equal(result.quantized.codes, alone[name].quantized.codes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu(checkpoint, gptq_recipe, tmp_path) -> None:
+    data_free = load_recipe({"version": 1, "rules": [{"match": "linear", "scheme": "int4-g32-asym"}]})
+    calibrated = load_recipe(gptq_recipe)
+    for name, recipe in (("rtn", data_free), ("gptq", calibrated)):
+        for device in ("cpu", "cuda"):
+            run(prepare(checkpoint, recipe), tmp_path / f"{name}-{device}", device=device)
+    assert written(tmp_path / "rtn-cuda") == written(tmp_path / "rtn-cpu")
+    losses = [
+        {layer: facts["loss"] for layer, facts in read_provenance(tmp_path / f"gptq-{device}")["layers"].items()}
+        for device in ("cpu", "cuda")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)  # sums in another order turn a few codes

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from llmquant.engine.drive import Setting, drive
 from llmquant.engine.in_memory import InMemory
@@ -36,10 +37,11 @@ def one_rank(rank: int, size: int, checkpoint: Path, recipe: dict[str, Any], fol
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_several_processes(checkpoint: Path, gptq_recipe: dict[str, Any], tmp_path: Path, size: int) -> None:
     alone = quantized(checkpoint, gptq_recipe, ALONE).results
-    multiprocessing.spawn(one_rank, (size, checkpoint, gptq_recipe, tmp_path), nprocs=size)
+    spawn(one_rank, (size, checkpoint, gptq_recipe, tmp_path), nprocs=size)
     ranks = [torch.load(tmp_path / str(rank)) for rank in range(size)]
     for name, result in alone.items():
         codes, scales, loss = ranks[0][name]
