@@ -10,7 +10,6 @@ from types import MethodType
 from torch import nn
 
 from llmquant.hf import fused_layers
-from llmquant.hf.fuse_table import FAMILIES
 
 
 def fuse(model: nn.Module) -> int:
@@ -27,7 +26,7 @@ def fuse(model: nn.Module) -> int:
     """
     layers = [layer for layer in model.modules() if _is_known(layer)]
     for layer in layers:
-        if _has_own_forward(layer) and fused_layers.find_parts(layer, FAMILIES[type(layer).__name__]):
+        if _has_own_forward(layer) and fused_layers.find_parts(layer, fused_layers.FUSED[type(layer).__name__]):
             layer.forward = MethodType(fused_layers.forward, layer)
     return sum(map(is_fused, layers))
 
@@ -57,4 +56,4 @@ def _has_own_forward(layer: nn.Module) -> bool:
 
 def _is_known(layer: nn.Module) -> bool:
     kind = type(layer)  # code from a checkpoint may use the same names for something else
-    return kind.__name__ in FAMILIES and kind.__module__.startswith("transformers.models.")
+    return kind.__name__ in fused_layers.FUSED and kind.__module__.startswith("transformers.models.")

@@ -16,10 +16,16 @@ from torch.nn import functional
 from torch.nn.modules import module as nn_module
 
 from llmquant.compat.decoder_layers import attend, is_recording
-from llmquant.hf import fuse_table as table
-from llmquant.hf.fuse_table import FAMILIES, DecoderParts
 from llmquant.kernels.backend import Kernels
+from llmquant.models.families import FAMILIES, Fusing
 from llmquant.nn.linear import PackedLinear
+
+# By the class of the decoder layer, and the names that the parts have in all of them.
+FUSED = {name: family.fusing for name, family in FAMILIES.items() if family.fusing}
+INPUT_NORM, ATTENTION, MLP_NORM, MLP = "input_layernorm", "self_attn", "post_attention_layernorm", "mlp"
+QKV, OUT, GATE_UP, DOWN = ("q_proj", "k_proj", "v_proj"), "o_proj", ("gate_proj", "up_proj"), "down_proj"
+HEAD_NORMS = ("q_norm", "k_norm")
+ACTIVATION, SILU = "act_fn", frozenset({"SiLU", "SiLUActivation"})
 
 _FEW = 64  # tokens up to which what rope needs is kept for the other layers of the same pass
 
@@ -64,11 +70,11 @@ def forward(
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Forward of a decoder layer; the arguments and the result are those of the classes in `fuse_table`.
+    """Forward of a decoder layer; the arguments and the result are those of the classes in `FUSED`.
 
     The name matters: pickle stores a bound method by its name, so a pickled model gets the original forward back.
     """
-    family = FAMILIES[type(self).__name__]
+    family = FUSED[type(self).__name__]
     watched = self.training or kwargs.get("output_attentions") or _global_hooks()
     parts = None if watched else find_parts(self, family)
     if parts is None or position_embeddings is None or not _fits(hidden_states, parts):
@@ -97,32 +103,30 @@ def forward(
     return _linears(activated, parts.down, residual=hidden_states)[0]
 
 
-def find_parts(layer: nn.Module, family: DecoderParts) -> Parts | None:
+def find_parts(layer: nn.Module, family: Fusing) -> Parts | None:
     """The parts of a layer if all of them are as the fused forward needs them.
 
     Args:
         layer: a decoder layer of `family`.
-        family: its entry in the table.
+        family: how it is fused.
 
     Returns:
         None if a part is of another class, carries a hook or a forward of its own, or is not prepared.
     """
     modules = layer._modules
-    attention, mlp = modules[table.ATTENTION], modules[table.MLP]
+    attention, mlp = modules[ATTENTION], modules[MLP]
     if not (_untouched(attention, family.attention) and _untouched(mlp, family.mlp)):
         return None
     assert attention is not None
     assert mlp is not None
-    activation = mlp._modules.get(table.ACTIVATION)
-    if type(activation).__name__ not in table.SILU or not _untouched(activation, type(activation).__name__):
+    activation = mlp._modules.get(ACTIVATION)
+    if type(activation).__name__ not in SILU or not _untouched(activation, type(activation).__name__):
         return None
-    input_norm = _norm(modules[table.INPUT_NORM], family)
-    mlp_norm = _norm(modules[table.MLP_NORM], family)
-    head_norms = (
-        tuple(_norm(attention._modules[name], family) for name in table.HEAD_NORMS) if family.head_norms else ()
-    )
-    qkv, out = _shared(attention, table.QKV), _shared(attention, (table.OUT,))
-    gate_up, down = _shared(mlp, table.GATE_UP), _shared(mlp, (table.DOWN,))
+    input_norm = _norm(modules[INPUT_NORM], family)
+    mlp_norm = _norm(modules[MLP_NORM], family)
+    head_norms = tuple(_norm(attention._modules[name], family) for name in HEAD_NORMS) if family.head_norms else ()
+    qkv, out = _shared(attention, QKV), _shared(attention, (OUT,))
+    gate_up, down = _shared(mlp, GATE_UP), _shared(mlp, (DOWN,))
     parts = (attention, input_norm, head_norms, qkv, out, mlp_norm, gate_up, down)
     if None in (input_norm, mlp_norm, qkv, out, gate_up, down, *head_norms):
         return None
@@ -140,7 +144,7 @@ def _untouched(module: nn.Module | None, kind: str) -> bool:
     return not module._forward_hooks or not is_recording(module)
 
 
-def _norm(module: Any, family: DecoderParts) -> Norm | None:
+def _norm(module: Any, family: Fusing) -> Norm | None:
     if not _untouched(module, family.norm):
         return None
     return Norm(module._parameters["weight"], module.variance_epsilon)

@@ -45,13 +45,24 @@ FUSED = (
 
 @dataclass(frozen=True, slots=True)
 class Fusing:
-    """That a layer fits the fused forward (see `hf.fused_layers`), and where its parts are out of the ordinary.
+    """The parts of a decoder layer that can be fused: one that computes
+
+        x = x + o(attention(rope(norm(q(input_norm(x))), norm(k(input_norm(x)))), v(input_norm(x))))
+        x = x + down(silu(gate(mlp_norm(x))) * up(mlp_norm(x)))
+
+    with `norm` optional. Anything else (scaled residuals, norms after a part, other activations) cannot.
 
     Attributes:
+        norm: class of the RMS norms.
+        attention: class of the attention module.
+        mlp: class of the feed-forward module.
         head_norms: whether queries and keys are normalized per head, by `q_norm` and `k_norm`.
         window: who holds `sliding_window`: "attention", "config" or nobody.
     """
 
+    norm: str
+    attention: str
+    mlp: str
     head_norms: bool = False
     window: str | None = None
 
@@ -83,6 +94,11 @@ class NormReaders:
     norm: str
     readers: tuple[str, ...]
     offset: float
+
+
+def _fusing(name: str, head_norms: bool = False, window: str | None = None) -> Fusing:
+    """Of a family whose classes are all named alike."""
+    return Fusing(f"{name}RMSNorm", f"{name}Attention", f"{name}MLP", head_norms, window)
 
 
 def _names(parent: str, *leaves: str) -> tuple[str, ...]:
@@ -136,9 +152,9 @@ FAMILIES: Mapping[str, Family] = {
     "GraniteDecoderLayer": Family(_LLAMA, _OUT),
     "HeliumDecoderLayer": Family(_LLAMA, _OUT),
     "HunYuanDenseV1DecoderLayer": Family(_LLAMA, _OUT),
-    "LlamaDecoderLayer": Family(_LLAMA, _OUT, fusing=Fusing()),
+    "LlamaDecoderLayer": Family(_LLAMA, _OUT, fusing=_fusing("Llama")),
     "Ministral3DecoderLayer": Family(_LLAMA, _OUT),
-    "MistralDecoderLayer": Family(_LLAMA, _OUT, fusing=Fusing(window="config")),
+    "MistralDecoderLayer": Family(_LLAMA, _OUT, fusing=_fusing("Mistral", window="config")),
     "MptBlock": Family(
         ((("attn.Wqkv",), ("norm_1",)), (("ffn.up_proj",), ("norm_2",))), ("attn.out_proj", "ffn.down_proj")
     ),
@@ -156,8 +172,8 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "PhiDecoderLayer": Family(((_QKV, _FIRST), (("mlp.fc1",), _FIRST)), ("self_attn.dense", "mlp.fc2")),
     "Phi3DecoderLayer": Family(((("self_attn.qkv_proj",), _FIRST), (("mlp.gate_up_proj",), _SECOND)), _OUT),
-    "Qwen2DecoderLayer": Family(_LLAMA, _OUT, fusing=Fusing(window="attention")),
-    "Qwen3DecoderLayer": Family(_LLAMA, _OUT, fusing=Fusing(head_norms=True, window="attention")),
+    "Qwen2DecoderLayer": Family(_LLAMA, _OUT, fusing=_fusing("Qwen2", window="attention")),
+    "Qwen3DecoderLayer": Family(_LLAMA, _OUT, fusing=_fusing("Qwen3", head_norms=True, window="attention")),
     "SeedOssDecoderLayer": Family(_LLAMA, _OUT),
     "SmolLM3DecoderLayer": Family(_LLAMA, _OUT),
     "StableLmDecoderLayer": Family(_PARALLEL, _OUT),
