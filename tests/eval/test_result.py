@@ -38,7 +38,7 @@ def test_optional_parts_may_be_absent(report: EvalReport) -> None:
         ({"surprise": 1}, "'surprise'"),
         ({"name": 3}, "'name'"),
         ({"sections": {"divergence": {}}}, r"sections\.divergence\."),
-        ({"sections": {"surprise": {}}}, r"sections\.surprise.*unknown metric"),
+        ({"sections": {"kll": {}}}, r"sections\.kll.*unknown metric"),
     ],
 )
 def test_malformed_reports_are_refused(report: EvalReport, change: dict[str, object], message: str) -> None:
