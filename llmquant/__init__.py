@@ -17,13 +17,13 @@ from llmquant.hf import register as _register
 
 if TYPE_CHECKING:
     from llmquant.api import evaluate, plan, quantize
-    from llmquant.hf.config import RecipeConfig
     from llmquant.hf.load import load
+    from llmquant.hf.recipe import RecipeConfig
 
 __all__ = ["RecipeConfig", "evaluate", "load", "plan", "quantize"]
 
 _HOME = {
-    "RecipeConfig": "llmquant.hf.config",
+    "RecipeConfig": "llmquant.hf.recipe",
     "evaluate": "llmquant.api",
     "load": "llmquant.hf.load",
     "plan": "llmquant.api",

@@ -20,8 +20,8 @@ from llmquant.errors import CheckpointError, DataError, RecipeError
 from llmquant.eval.bench import BenchReport, Contender, bench, contenders_of
 from llmquant.eval.dtypes import free_bytes
 from llmquant.eval.throughput import ThroughputOptions
-from llmquant.hf.config import RecipeConfig
 from llmquant.hf.load import load
+from llmquant.hf.recipe import RecipeConfig
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.recipe.load import load_recipe
 from llmquant.spec import Scheme

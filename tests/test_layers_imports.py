@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 
 import grimp
 import pytest
+from torch import nn
 
 
 def test_contracts_hold(repository: Path) -> None:
@@ -32,3 +36,44 @@ def test_the_graph_has_every_module(repository: Path) -> None:
             name = "/".join(parts[:-1] if parts[-1] == "__init__" else parts)
             assert name in seen, f"import-linter does not see {name}"
     assert graph.direct_import_exists(importer="llmquant.nn.linear", imported="llmquant.kernels.ops.linear_int")
+
+
+def test_no_module_imports_itself_on_a_detour() -> None:
+    """No circle among all modules; imports inside functions and those for type checkers count too."""
+    graph = grimp.build_graph("llmquant", "llmquant.kernels", cache_dir=None)
+    try:
+        TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_only_compat_touches_what_transformers_calls_private(repository: Path) -> None:
+    """Submodules of transformers, and attributes with an underscore that its models have, belong to one folder."""
+    private = _private_names()
+    assert {"_keys_to_ignore_on_save", "_tied_weights_keys", "_is_hf_initialized"} <= private
+    for file in _ours(repository):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            touched = [name for name in names if name.startswith("transformers.")]
+            if isinstance(node, ast.Attribute) and node.attr in private:
+                touched.append(node.attr)
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "setattr", "hasattr"):
+                touched += [arg.value for arg in node.args if isinstance(arg, ast.Constant) and arg.value in private]
+            where = f"{file.relative_to(repository)}:{getattr(node, 'lineno', 0)}"
+            assert not touched, f"{where} touches {touched[0]} of transformers; that belongs into llmquant/compat"
+
+
+def _private_names() -> set[str]:
+    source = find_spec("transformers.modeling_utils")
+    assert source is not None
+    tree = ast.parse(Path(str(source.origin)).read_text(encoding="utf-8"))
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")}
+    return {name for name in names if not name.startswith("__")} - set(dir(nn.Module()))
+
+
+def _ours(repository: Path) -> list[Path]:
+    rooms = (repository / "llmquant", repository / "eval", repository / "kernels")
+    compat = repository / "llmquant" / "compat"
+    return [file for room in rooms for file in sorted(room.rglob("*.py")) if compat not in file.parents]

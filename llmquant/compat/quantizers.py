@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from transformers.core_model_loading import ConversionOps as ConversionOps  # for those who import from here
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION, HfQuantizer
 from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 from transformers.utils.quantization_config import CompressedTensorsConfig as OriginalConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin as QuantizationConfigMixin
 from transformers.utils.quantization_config import QuantizationMethod
 
 from llmquant.errors import CheckpointError

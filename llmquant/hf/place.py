@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llmquant.compat.parameter_names import mark_initialized, not_saved, set_not_saved, set_tied, tied
 from llmquant.hf.find import weight_shape
 from llmquant.hf.fuse import fuse
-from llmquant.hf.ties import replace, set_tied, share_with_heads, tied_heads
+from llmquant.hf.ties import replace, share_with_heads, tied_heads
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.int8_linear import Int8Linear
 from llmquant.nn.linear import PackedLinear
@@ -43,7 +43,7 @@ def stand_in() -> Tensor:
     They leave alone whatever carries this mark. It is no parameter, so that neither loading nor saving sees it.
     """
     weight = torch.empty(0)
-    weight._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+    mark_initialized(weight)
     return weight
 
 
@@ -62,8 +62,7 @@ def finish(model: nn.Module) -> None:
                 del module.weight
     # transformers has tied what is tied; from now on it is by the modules themselves.
     heads = tuple(f"{name}." for name in tied_heads(model))
-    tied = getattr(model, "all_tied_weights_keys", {})
-    set_tied(model, {target: source for target, source in tied.items() if not target.startswith(heads)})
+    set_tied(model, {target: source for target, source in tied(model).items() if not target.startswith(heads)})
     prepare(model)
     fuse(model)
 
@@ -82,7 +81,6 @@ def prepare(model: nn.Module) -> None:
 
 def place_dense(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace every packed module by a dense one; a Conv1D becomes a Linear, and what was tied stays tied."""
-    attributes: Any = model
     heads, dense = tied_heads(model), {}
     for name, module in list(model.named_modules()):
         if isinstance(module, PackedEmbedding):
@@ -98,8 +96,6 @@ def place_dense(model: nn.Module, dtype: torch.dtype) -> None:
         replace(model, name, module)
     for head, name in heads.items():
         dense[head].weight = dense[name].weight
-        attributes._keys_to_ignore_on_save = {
-            key for key in attributes._keys_to_ignore_on_save if not key.startswith(f"{head}.")
-        }
-    tied = {f"{head}.weight": f"{name}.weight" for head, name in heads.items()}
-    set_tied(model, getattr(model, "all_tied_weights_keys", {}) | tied)
+        set_not_saved(model, {key for key in not_saved(model) if not key.startswith(f"{head}.")})
+    own = {f"{head}.weight": f"{name}.weight" for head, name in heads.items()}
+    set_tied(model, tied(model) | own)

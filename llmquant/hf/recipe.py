@@ -1,4 +1,4 @@
-"""The quantizer behind `RecipeConfig`: quantize an ordinary checkpoint while transformers loads it."""
+"""`RecipeConfig` quantizes an ordinary checkpoint while transformers loads it, by the quantizer behind it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import ConversionOps
-from transformers.quantizers.base import HfQuantizer
 
 from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.compat.loading import map_keys
-from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, tied
+from llmquant.compat.quantizers import (
+    CompressedTensorsConfig,
+    ConversionOps,
+    HfQuantizer,
+    QuantizationConfigMixin,
+    add_quantizer,
+    mark_as_packed,
+    tied,
+)
 from llmquant.compat.remote_code import runs_remote_code
 from llmquant.data.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
-from llmquant.device import rounding_device
+from llmquant.device import resolve_device, rounding_device
 from llmquant.engine.in_memory import quantize_loaded
 from llmquant.engine.layer import check_statistics, needs_calibration, quantize_layer
 from llmquant.engine.output.units import check_alone
@@ -26,7 +32,6 @@ from llmquant.errors import CheckpointError, LlmquantError, PlanError
 from llmquant.formats import DEFAULT
 from llmquant.formats.compressed_tensors.codec import encode
 from llmquant.formats.compressed_tensors.config import model_quantization_config
-from llmquant.hf.config import RecipeConfig
 from llmquant.hf.packed import PackedQuantizer
 from llmquant.hf.place import finish, place_empty, stand_in
 from llmquant.hf.stored import check_stored, read_headers
@@ -36,10 +41,51 @@ from llmquant.models.safetensors_header import TensorInfo
 from llmquant.models.skeleton import take_inventory
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.linear import PackedLinear
+from llmquant.recipe.load import load_recipe
 from llmquant.recipe.plan import MatrixRow, Plan, make_plan
+from llmquant.recipe.schema import Recipe
 from llmquant.spec import Scheme
 
 log = logging.getLogger(__name__)
+
+METHOD = "llmquant"  # of the config object in memory only; no checkpoint ever carries it
+
+
+class RecipeConfig(QuantizationConfigMixin):
+    """Quantize by a recipe in `from_pretrained(..., quantization_config=RecipeConfig("int4-g128"))`.
+
+    Data-free recipes are applied tensor by tensor while the weights are read; recipes that need calibration data are
+    applied after the whole model is loaded (`llmquant.quantize` does it without ever holding the whole model).
+    `save_pretrained` then writes the same portable folder as `llmquant.quantize`.
+
+    Args:
+        recipe: name of a preset, path of a recipe file, or a recipe as a mapping.
+        tokenizer: for recipes that need calibration data: a tokenizer, or the folder or hub id of one. By default the
+            one beside the model.
+        device: that does the work: "auto" (a GPU where there is one, else the CPU), "cuda:1", "cpu". The model itself
+            goes where `device_map` says.
+
+    Raises:
+        RecipeError: if the recipe does not exist or is malformed.
+        DeviceError: if there is no such device.
+    """
+
+    def __init__(
+        self,
+        recipe: str | Path | Mapping[str, Any] | Recipe,
+        *,
+        tokenizer: Any = None,
+        device: str = "auto",
+    ) -> None:
+        add_quantizer(METHOD, RecipeQuantizer)
+        self.quant_method = METHOD  # pyright: ignore[reportAttributeAccessIssue]  # an enum of transformers' own
+        self.recipe = load_recipe(recipe)
+        self.tokenizer = tokenizer
+        self.device = resolve_device(device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For messages only: a model that was quantized by it carries a compressed-tensors config instead."""
+        return {"quant_method": METHOD, "recipe": self.recipe.model_dump(mode="json")}
 
 
 class RecipeQuantizer(HfQuantizer):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
+from llmquant.compat.parameter_names import not_saved, set_not_saved, set_tied, tied
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.linear import PackedLinear
 
@@ -22,23 +21,22 @@ def share_with_heads(model: nn.Module) -> None:
 
     transformers ties these instead of the dense weight while it loads, and saves them once, under the embedding's name.
     """
-    attributes: Any = model
-    tied = dict(getattr(model, "all_tied_weights_keys", {}))
-    for target, source in list(tied.items()):
+    ties = tied(model)
+    for target, source in list(ties.items()):
         head_name, name = target.removesuffix(".weight"), source.removesuffix(".weight")
         if not source.endswith(".weight") or not isinstance(table := model.get_submodule(name), PackedEmbedding):
             continue
         head = PackedLinear(table.in_features, table.out_features, table.scheme, device="meta")
         table.share_with(head)
-        del tied[target]
+        del ties[target]
         for parameter, value in table.named_parameters():
             setattr(head, parameter, value)
-            tied[f"{head_name}.{parameter}"] = f"{name}.{parameter}"
+            ties[f"{head_name}.{parameter}"] = f"{name}.{parameter}"
         head.bias = getattr(model.get_submodule(head_name), "bias", None)  # pyright: ignore[reportAttributeAccessIssue]
         replace(model, head_name, head)
         own = {f"{head_name}.{parameter}" for parameter, _ in table.named_parameters()}
-        attributes._keys_to_ignore_on_save = {*(attributes._keys_to_ignore_on_save or ()), *own}
-    set_tied(model, tied)
+        set_not_saved(model, not_saved(model) | own)
+    set_tied(model, ties)
 
 
 def tied_heads(model: nn.Module) -> dict[str, str]:
@@ -46,11 +44,3 @@ def tied_heads(model: nn.Module) -> dict[str, str]:
     names = {id(module): name for name, module in model.named_modules()}
     tables = {name: module for name, module in model.named_modules() if isinstance(module, PackedEmbedding)}
     return {names[id(table.head)]: name for name, table in tables.items() if table.head is not None}
-
-
-def set_tied(model: nn.Module, tied: dict[str, str]) -> None:
-    """Say which parameters are others' by another name, to transformers and to `tie_weights()` of a user."""
-    attributes: Any = model
-    if tied != getattr(model, "all_tied_weights_keys", {}):
-        attributes.all_tied_weights_keys = tied
-        attributes._tied_weights_keys = dict(tied)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from llmquant.compat.linears import is_conv1d
 from llmquant.models import families
 from llmquant.models.inventory import Kind, ModuleInfo
 from llmquant.nn.embedding import is_table
@@ -30,9 +31,6 @@ def list_modules(model: PreTrainedModel, prefix: str, blocks: int) -> tuple[Modu
 
 class _Walk:
     def __init__(self, model: PreTrainedModel, prefix: str, blocks: int) -> None:
-        from transformers.pytorch_utils import Conv1D
-
-        self.conv1d = Conv1D
         self.prefix = f"{prefix}."
         self.blocks = blocks
         self.head = model.get_output_embeddings()
@@ -51,7 +49,7 @@ class _Walk:
 
     def _entry(self, name: str, kind: Kind, module: nn.Module, own: dict[str, nn.Parameter]) -> ModuleInfo:
         largest = max(own.values(), key=lambda parameter: parameter.numel())
-        turned = isinstance(module, self.conv1d)
+        turned = is_conv1d(module)
         shape = tuple(largest.shape)[::-1] if turned else tuple(largest.shape)
         block = self._block(name)
         return ModuleInfo(
@@ -94,7 +92,7 @@ class _Walk:
             return "experts"
         if isinstance(module, nn.Linear):
             return "linear"
-        if isinstance(module, self.conv1d):
+        if is_conv1d(module):
             return "conv1d"
         return "norm" if "norm" in class_name.lower() or "norm" in components[-1].lower() else "other"
 

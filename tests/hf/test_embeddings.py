@@ -18,7 +18,7 @@ from llmquant.engine.prepare import prepare
 from llmquant.engine.run import run
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors.readers import readers
-from llmquant.hf.config import RecipeConfig
+from llmquant.hf.recipe import RecipeConfig
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.linear import PackedLinear
 from llmquant.recipe.load import load_recipe

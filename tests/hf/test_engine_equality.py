@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from llmquant.engine.prepare import prepare
 from llmquant.engine.run import run
 from llmquant.errors import CheckpointError, DataError, PlanError
-from llmquant.hf.config import RecipeConfig
+from llmquant.hf.recipe import RecipeConfig
 from llmquant.recipe.load import load_recipe
 from tests.hf.conftest import logits
 

@@ -29,7 +29,7 @@ from llmquant.hf import register
 register()
 assert "transformers" not in sys.modules and "torch" not in sys.modules, "llmquant.hf must be light"
 
-import llmquant.hf.config  # ours may be what imports the quantizers of transformers
+import llmquant.hf.recipe  # ours may be what imports the quantizers of transformers
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import is_compressed_tensors_available

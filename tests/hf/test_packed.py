@@ -18,7 +18,7 @@ from transformers.utils.quantization_config import CompressedTensorsConfig
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors.codec import encode
 from llmquant.formats.compressed_tensors.config import quantization_config
-from llmquant.hf.config import RecipeConfig
+from llmquant.hf.recipe import RecipeConfig
 from llmquant.nn.accuracy import kernels_used
 from llmquant.nn.linear import PackedLinear
 from llmquant.spec import Scheme

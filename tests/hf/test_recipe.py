@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from llmquant.errors import CheckpointError, PlanError, QuantizationError
-from llmquant.hf.config import RecipeConfig
 from llmquant.hf.packed import PackedQuantizer
+from llmquant.hf.recipe import RecipeConfig
 from llmquant.nn.linear import PackedLinear
 from tests.hf.conftest import logits, schemes_in_blocks, write_packed
 

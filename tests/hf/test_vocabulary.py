@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import llmquant
 from llmquant.errors import QuantizationError
-from llmquant.hf.config import RecipeConfig
+from llmquant.hf.recipe import RecipeConfig
 from llmquant.kernels.cpu import native
 from llmquant.nn.counting import weight_count
 from tests.hf.conftest import logits, schemes_in_blocks, write_packed
