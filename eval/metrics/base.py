@@ -29,8 +29,6 @@ from llmquant.eval.markup import Markup
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llmquant.eval.result import EvalReport
-
 
 @dataclass(frozen=True)
 class Section:
@@ -116,8 +114,8 @@ class Metric:
     check: Callable[[Any, Any], None] = lambda *_: None
     columns: Callable[[Any, Any], Sequence[Column]] = lambda *_: ()
     words: Callable[[Any, Any], Sequence[str]] = lambda *_: ()
-    panels: Callable[[Sequence[EvalReport]], Sequence[Panel]] = lambda _: ()
-    tables: Callable[[Sequence[EvalReport]], Sequence[Table]] = lambda _: ()
+    panels: Callable[[Sequence[Any]], Sequence[Panel]] = lambda _: ()
+    tables: Callable[[Sequence[Any]], Sequence[Table]] = lambda _: ()
     absent: str | None = None
 
     @classmethod

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from llmquant.kernels.bench.common.weights import Weight, reference
 
-if TYPE_CHECKING:
-    from llmquant.kernels.bench.common.contender import Kernel
-
 #: Of a result in 16 bits: its rounding, and that of a weight made dense.
 ROUNDED = {torch.float32: 4e-3, torch.bfloat16: 4e-3, torch.float16: 1e-3}
+
+
+class Checked(Protocol):
+    """What is asked of a kernel here; `contender.Kernel` says more."""
+
+    def call(self, x: Tensor, prepared: Any) -> Tensor: ...
+    def limit(self, dtype: torch.dtype) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Verdict:
     problem: str | None
 
 
-def judge(kernel: Kernel, weight: Weight, prepared: Any, x: Tensor, twice: bool) -> Verdict:
+def judge(kernel: Checked, weight: Weight, prepared: Any, x: Tensor, twice: bool) -> Verdict:
     """Run a kernel into memory that held NaN, and compare.
 
     Args:
@@ -62,7 +66,7 @@ def judge(kernel: Kernel, weight: Weight, prepared: Any, x: Tensor, twice: bool)
     return Verdict(finite, None)
 
 
-def _poisoned(kernel: Kernel, x: Tensor, prepared: Any, n: int) -> Tensor:
+def _poisoned(kernel: Checked, x: Tensor, prepared: Any, n: int) -> Tensor:
     # The allocator gives the memory that was freed last to the next tensor of that size.
     x.new_full((x.shape[0], n), torch.nan)
     return kernel.call(x, prepared)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from llmquant.kernels.bench.common.contender import Call, Contender
+from llmquant.kernels.bench.common.failures import DeadContextError, said
 from llmquant.kernels.bench.common.plan import CPU, Cell, Plan
 from llmquant.kernels.bench.common.rows import Entry, Sample, rows_of
 from llmquant.kernels.bench.common.watch import Tell, serve
@@ -22,10 +23,6 @@ from llmquant.kernels.bench.common.weights import Shape
 from llmquant.kernels.gpu.fallback import fallbacks
 
 _DEAD = 3  # exit code: another process has to go on
-
-
-class DeadContextError(RuntimeError):
-    """The GPU refuses this process from now on."""
 
 
 class Bench(Protocol):
@@ -129,12 +126,6 @@ class Session:
             self.bench.check_alive()
             entry.failed = said(problem)
         return entry
-
-
-def said(error: BaseException) -> str:
-    """An exception in one line."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def run(task: dict[str, Any], tell: Tell) -> None:

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 
 from llmquant.kernels.bench.common.contender import Call, Contender, Kernel, contender
+from llmquant.kernels.bench.common.failures import DeadContextError, said
 from llmquant.kernels.bench.common.plan import DRY, Plan
 from llmquant.kernels.bench.common.rows import Sample
 from llmquant.kernels.bench.common.weights import Shape, Weight, random_weight
-from llmquant.kernels.bench.common.worker import DeadContextError, said
 from llmquant.kernels.bench.gpu.ours import ours
 from llmquant.kernels.bench.gpu.timing import Chain, Stopwatch
 from llmquant.kernels.bench.peers import humming, marlin
