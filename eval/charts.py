@@ -74,33 +74,32 @@ def _ticks(low: float, high: float) -> list[float]:
     return [place * step for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
+def _line(class_: str, x1: float, x2: float, y1: float, y2: float) -> Markup:
+    return element("line", class_=class_, x1=float(x1), x2=float(x2), y1=float(y1), y2=float(y2))
+
+
+def _text(content: str, x: float, y: float, anchor: str = "middle", class_: str = "tick") -> Markup:
+    return element("text", content, class_=class_, x=float(x), y=float(y), text_anchor=anchor)
+
+
 def _horizontal(y: float, label: str) -> Markup:
-    line = element("line", class_="grid", x1=float(_LEFT), x2=float(_WIDTH - _RIGHT), y1=y, y2=y)
-    return join(line, element("text", label, class_="tick", x=float(_LEFT - 8), y=y + 4, text_anchor="end"))
+    return join(_line("grid", _LEFT, _WIDTH - _RIGHT, y, y), _text(label, _LEFT - 8, y + 4, "end"))
 
 
 def _vertical(x: float, label: str) -> Markup:
-    bottom = float(_HEIGHT - _BOTTOM)
-    line = element("line", class_="axis", x1=x, x2=x, y1=bottom, y2=bottom + 4)
-    return join(line, element("text", label, class_="tick", x=x, y=bottom + 18, text_anchor="middle"))
+    bottom = _HEIGHT - _BOTTOM
+    return join(_line("axis", x, x, bottom, bottom + 4), _text(label, x, bottom + 18))
 
 
 def _axis_titles(below: str, beside: str) -> Markup:
-    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
-    return join(
-        element(
-            "text", below, class_="tick", x=(_LEFT + _WIDTH - _RIGHT) / 2, y=float(_HEIGHT - 8), text_anchor="middle"
-        ),
-        element(
-            "text", beside, class_="tick", text_anchor="middle", transform=f"translate(14 {middle:.0f}) rotate(-90)"
-        ),
-    )
+    turned = f"translate(14 {(_TOP + _HEIGHT - _BOTTOM) / 2:.0f}) rotate(-90)"
+    upright = element("text", beside, class_="tick", text_anchor="middle", transform=turned)
+    return join(_text(below, (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8), upright)
 
 
 def _floor(y: float, value: float) -> Markup:
-    line = element("line", class_="floor", x1=float(_LEFT), x2=float(_WIDTH - _RIGHT), y1=y, y2=y)
     text = f"noise floor (rounding of activations), {number(value, 2)}"
-    return join(line, element("text", text, class_="tick", x=float(_WIDTH - _RIGHT), y=y - 6, text_anchor="end"))
+    return join(_line("floor", _LEFT, _WIDTH - _RIGHT, y, y), _text(text, _WIDTH - _RIGHT, y - 6, "end"))
 
 
 def _point(x: float, y: float, low: float, high: float, point: Point) -> Markup:
@@ -109,8 +108,7 @@ def _point(x: float, y: float, low: float, high: float, point: Point) -> Markup:
         return element("g", element("title", f"{point.name}: KL {number(kl.value)}; {kl.note}"), circle)
     tip = f"{point.name}: KL {number(kl.value)}, 95 % interval {number(kl.low)} to {number(kl.high)}"
     bars = [(x, x, low, high), (x - 4, x + 4, low, low), (x - 4, x + 4, high, high)]
-    lines = [element("line", class_="error", x1=x1, x2=x2, y1=y1, y2=y2) for x1, x2, y1, y2 in bars]
-    return element("g", element("title", tip), *lines, circle)
+    return element("g", element("title", tip), *(_line("error", *bar) for bar in bars), circle)
 
 
 def _label(x: float, y: float, name: str, taken: list[tuple[float, float, float]]) -> Markup:
@@ -127,9 +125,7 @@ def _label(x: float, y: float, name: str, taken: list[tuple[float, float, float]
         (side, place) for place in itertools.count(y, 14) for side in sides if is_free(begins[side], place)
     )
     taken.append((begins[side], begins[side] + width, place))
-    return element(
-        "text", name, class_="label", x=x + 12 * side, y=place + 4, text_anchor="start" if side == 1 else "end"
-    )
+    return _text(name, x + 12 * side, place + 4, "start" if side == 1 else "end", "label")
 
 
 def kl_histogram_chart(
@@ -162,33 +158,15 @@ def kl_histogram_chart(
         return left + (power - first) / (last - first) * (width - 2 * left)
 
     marks = [_mark(x(median), height - bottom, "median", -1), _mark(x(p99), height - bottom, "99 %", 1)]
-    shown = range(math.ceil(first), math.floor(last) + 1, 2)
     ticks = [
-        element(
-            "text",
-            "1" if power == 0 else f"1e{power}",
-            class_="tick",
-            x=x(10.0**power),
-            y=float(height - 7),
-            text_anchor="middle",
-        )
-        for power in shown
+        _text("1" if power == 0 else f"1e{power}", x(10.0**power), height - 7)
+        for power in range(math.ceil(first), math.floor(last) + 1, 2)
         if first < power < last
     ]
-    base = element(
-        "line",
-        class_="axis",
-        x1=float(left),
-        x2=float(width - left),
-        y1=height - bottom + 0.5,
-        y2=height - bottom + 0.5,
-    )
+    base = _line("axis", left, width - left, height - bottom + 0.5, height - bottom + 0.5)
     title = f"Distribution of per-token KL of {name}: median {number(median)}, 99 % {number(p99)}"
     return svg(width, height, title, *bars, base, *marks, *ticks)
 
 
 def _mark(x: float, bottom: float, text: str, side: int) -> Markup:
-    return join(
-        element("line", class_="mark", x1=x, x2=x, y1=6.0, y2=float(bottom)),
-        element("text", text, class_="tick", x=x + 4 * side, y=14.0, text_anchor="start" if side == 1 else "end"),
-    )
+    return join(_line("mark", x, x, 6, bottom), _text(text, x + 4 * side, 14, "start" if side == 1 else "end"))

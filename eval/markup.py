@@ -47,13 +47,8 @@ def table(head: Sequence[str], rows: Sequence[Markup], class_: str) -> Markup:
 def folded(parts: Sequence[tuple[str, Markup | None]]) -> Markup | None:
     """A foldable part per name, the first one open; those without content are left out, None if there is nothing."""
     shown = [(name, content) for name, content in parts if content]
-    return (
-        join(
-            *(
-                element("details", element("summary", name), content, open=None if place else "open")
-                for place, (name, content) in enumerate(shown)
-            )
-        )
-        if shown
-        else None
+    folds = (
+        element("details", element("summary", name), content, open=None if place else "open")
+        for place, (name, content) in enumerate(shown)
     )
+    return join(*folds) if shown else None

@@ -139,6 +139,5 @@ def _checked(kind: type[Any], text: str, place: str = "") -> Any:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise DataError(
-            f"the report is malformed at '{place}{'.'.join(map(str, first['loc']))}': {first['msg']}"
-        ) from None
+        where = place + ".".join(map(str, first["loc"]))
+        raise DataError(f"the report is malformed at {where!r}: {first['msg']}") from None

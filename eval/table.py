@@ -38,12 +38,11 @@ def columns_of(reports: Sequence[EvalReport]) -> list[tuple[Column, list[Cell]]]
     """Each column of any report, as the first that has it describes it, with the cells of all reports."""
     by_head = [{column.head: column for column in report.columns()} for report in reports]
     first = {head: column for columns in reversed(by_head) for head, column in columns.items()}
-    found = [
-        (column, [each[head].quantized if head in each else NOTHING for each in by_head])
-        for head, column in first.items()
+    heads = sorted(dict.fromkeys(head for columns in by_head for head in columns), key=lambda head: first[head].words)
+    return [
+        (first[head], [columns[head].quantized if head in columns else NOTHING for columns in by_head])
+        for head in heads
     ]
-    order = {metric: place for place, metric in enumerate(dict.fromkeys(h for each in by_head for h in each))}
-    return sorted(found, key=lambda each: (each[0].words, order[each[0].head]))
 
 
 def render_table(reports: Sequence[EvalReport]) -> Group:

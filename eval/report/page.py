@@ -53,22 +53,16 @@ def _header(reports: Sequence[EvalReport]) -> Markup:
     first = reports[0]
     lines = [
         element(
-            "li",
-            element("b", report.name),
-            f": {verdict_line(report)}.",
-            class_=None if report.budget_passed else "over",
+            "li", element("b", each.name), f": {verdict_line(each)}.", class_=None if each.budget_passed else "over"
         )
-        for report in reports
+        for each in reports
     ]
+    about = f"{number(first.baseline.parameters / 1e6)} M weights in {first.baseline.dtype}, against:"
     return element(
         "header",
         element("p", "llmquant evaluation", class_="eyebrow"),
         element("h1", first.baseline.name),
-        element(
-            "p",
-            f"{number(first.baseline.parameters / 1e6)} M weights in {first.baseline.dtype}, against:",
-            class_="note",
-        ),
+        element("p", about, class_="note"),
         element("ul", *lines, class_="verdicts"),
     )
 
