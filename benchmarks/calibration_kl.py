@@ -10,14 +10,18 @@ evaluation has no part in.
 from __future__ import annotations
 
 import argparse
+import json
+import platform
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import llmquant
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.perplexity import Section as Perplexity
-from llmquant.kernels.bench.common.facts import facts, write_json
 from llmquant.recipe.load import load_recipe
 
 EVALUATED = {"prose": "text/wiki.test.hfjoin.txt", "code": "builtin:python"}
@@ -58,8 +62,12 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         rows = [row for one in args.calibration for row in measure(args, one, Path(work))]
+    facts = {"torch": torch.__version__, "llmquant": version("llmquant"), "machine": platform.machine()}
     settings = {name: getattr(args, name) for name in ("recipe", "samples", "length", "windows")}
-    write_json(args.json, facts() | {"model": args.model.name, **settings, "rows": rows})
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(
+        json.dumps({"model": args.model.name, **settings, **facts, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

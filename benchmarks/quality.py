@@ -9,17 +9,22 @@ part in: training stories for the TinyStories models, web text for the book mode
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
+import subprocess
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 import llmquant
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.memory import Section as Memory
 from llmquant.eval.metrics.perplexity import Section as Perplexity
-from llmquant.kernels.bench.common.facts import facts, write_json
 
 STORIES = ("text/tinystories.train1000.json", "text/tinystories.valid.txt")
 BOOKS = ("text/c4.sample.txt", "text/gutenberg.valid.txt")
@@ -78,7 +83,16 @@ def main() -> None:
                     flush=True,
                 )
     if args.json:
-        write_json(args.json, facts() | {"windows": WINDOWS, "length": LENGTH, "rows": rows})
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        facts = {
+            "rows": rows, "windows": WINDOWS, "length": LENGTH, "commit": commit, "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(), "python": platform.python_version(),
+            "versions": {name: version(name) for name in ("torch", "transformers", "llmquant")},
+        }  # fmt: skip
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

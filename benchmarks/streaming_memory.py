@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 SAMPLES, LENGTH = 64, 512
@@ -132,11 +135,25 @@ def main() -> None:
             results[task] = measure(task, config70b if task == "plan-70b" else model, Path(work) / task)
             print(task, results[task], flush=True)
     if args.json:
-        # Not at the top: a child counts what importing costs.
-        from llmquant.kernels.bench.common.facts import facts, write_json
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        facts = {
+            "model": CONFIG, "samples": SAMPLES, "length": LENGTH, "results": results, "commit": commit,
+            "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()},
+            "versions": {name: version(name) for name in ("torch", "transformers", "llmquant")}
+            | {"python": platform.python_version()},
+        }  # fmt: skip
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(facts, indent=2) + "\n")
 
-        about = {"model": CONFIG, "samples": SAMPLES, "length": LENGTH}
-        write_json(args.json, facts() | about | {"results": results})
+
+def cpu_name() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 if __name__ == "__main__":

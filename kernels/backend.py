@@ -9,7 +9,6 @@ them: the function itself if nobody watches, which saves the dispatcher's ten mi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
@@ -23,8 +22,7 @@ from llmquant.kernels.cpu import ops as cpu_ops
 from llmquant.kernels.cpu import weight as cpu_weight
 from llmquant.kernels.gpu import launch, ops, runtime  # noqa: F401 - ops registers what torch.ops finds
 from llmquant.kernels.gpu import weight as gpu_weight
-from llmquant.kernels.ops import linear_w8a8
-from llmquant.kernels.ops.linear_int import kernel_name
+from llmquant.kernels.product import Product
 from llmquant.spec import Scheme
 
 #: The checkpoint's tensors of a weight: packed, scale, zero point.
@@ -42,22 +40,11 @@ class Kernels(ABC):
 
     @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, exact: bool) -> Tensor:
-        """Multiply, as `cpu_ops.linear` describes it."""
+        """`x @ weight.T + bias`, (..., out_features); `cpu.ops.linear` describes it."""
 
     @abstractmethod
-    def linear_fused(
-        self,
-        x: Tensor,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor],
-        out_features: Sequence[int],
-        exact: bool,
-        *around: Any,
-    ) -> list[Tensor]:
-        """Several weights on one input, without a gradient; `around` is norm, norm_eps, residual and silu.
-
-        `cpu_ops.linear_fused` describes all of them.
-        """
+    def linear_fused(self, x: Tensor, product: Product) -> list[Tensor]:
+        """Several weights on one input, without a gradient; the form of the product is left to the kernels."""
 
     @abstractmethod
     def rows(self, ids: Tensor, weight: Tensor, out_features: int, in_features: int, dtype: torch.dtype) -> Tensor:
@@ -80,21 +67,13 @@ class CpuKernels(Kernels):
         return cpu_weight.restore(weight)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, exact: bool) -> Tensor:
-        if is_plain(x, bias):
-            return cpu_ops.linear(x, weight, bias, out_features, exact)
-        return torch.ops.llmquant.cpu_linear.default(x, weight, bias, out_features, exact)
+        run = cpu_ops.linear if is_plain(x, bias) else torch.ops.llmquant.cpu_linear.default
+        return run(x, weight, bias, out_features, exact)
 
-    def linear_fused(
-        self,
-        x: Tensor,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor],
-        out_features: Sequence[int],
-        exact: bool,
-        *around: Any,
-    ) -> list[Tensor]:
-        run = cpu_ops.linear_fused if is_plain(x) else torch.ops.llmquant.cpu_linear_fused.default
-        return run(x, weights, biases, out_features, exact, *around)
+    def linear_fused(self, x: Tensor, product: Product) -> list[Tensor]:
+        if is_plain(x):
+            return cpu_ops.linear_fused(x, product)
+        return torch.ops.llmquant.cpu_linear_fused.default(x, *product[:-1])
 
     def rows(self, ids: Tensor, weight: Tensor, out_features: int, in_features: int, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
         return torch.ops.llmquant.cpu_embedding.default(ids, weight, in_features, dtype)
@@ -103,7 +82,7 @@ class CpuKernels(Kernels):
         return exact
 
     def name(self, weight: Tensor, bits: int, exact: bool) -> str:  # noqa: ARG002
-        return cpu_ops.kernel_name(bits, exact)
+        return _linear_name(bits, native.isa(), exact)
 
 
 @dataclass(frozen=True)
@@ -114,7 +93,7 @@ class GpuKernels(Kernels):
         form: how the weight lies in its bytes: `Format.numbers()` of kernels/gpu/weight.py.
     """
 
-    form: list[int]
+    form: tuple[int, ...]
 
     def restore(self, weight: Tensor, out_features: int) -> Stored:
         return gpu_weight.restore(weight, gpu_weight.Format.read(self.form), out_features)
@@ -123,17 +102,10 @@ class GpuKernels(Kernels):
         run = launch.linear if is_plain(x, bias) else torch.ops.llmquant.gpu_linear.default
         return run(x, weight, bias, out_features, self.form, exact)
 
-    def linear_fused(
-        self,
-        x: Tensor,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor],
-        out_features: Sequence[int],
-        exact: bool,
-        *around: Any,
-    ) -> list[Tensor]:
-        run = launch.linear_fused if is_plain(x) else torch.ops.llmquant.gpu_linear_fused.default
-        return run(x, weights, biases, out_features, self.form, exact, *around)
+    def linear_fused(self, x: Tensor, product: Product) -> list[Tensor]:
+        if is_plain(x):
+            return launch.linear_fused(x, product._replace(form=self.form))
+        return torch.ops.llmquant.gpu_linear_fused.default(x, *product[:3], self.form, *product[3:-1])
 
     def rows(self, ids: Tensor, weight: Tensor, out_features: int, in_features: int, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
         return torch.ops.llmquant.gpu_embedding.default(ids, weight, out_features, self.form, dtype)
@@ -142,16 +114,14 @@ class GpuKernels(Kernels):
         return exact or bits == 8  # 8-bit activations are for words of 4-bit codes
 
     def name(self, weight: Tensor, bits: int, exact: bool) -> str:
-        return _triton_name(bits, weight.device, self.is_exact(bits, exact))
+        return _linear_name(bits, f"{runtime.arch(weight.device)} triton", self.is_exact(bits, exact))
 
 
 # One object for all equal layouts, which makes comparing them a matter of nanoseconds.
 _CPU = CpuKernels()
 
 
-@cache
-def _gpu(form: tuple[int, ...]) -> GpuKernels:
-    return GpuKernels(list(form))
+_gpu = cache(GpuKernels)
 
 
 def prepare(
@@ -159,12 +129,7 @@ def prepare(
 ) -> tuple[Tensor, Kernels] | str:
     """Bring a weight into the layout of the kernels of the device it lies on.
 
-    Args:
-        packed: codes, scales and zeros as in llmquant.kernels.ops.dequantize; not changed.
-        scale: its scales.
-        zero: its zeros.
-        bits: 2, 3, 4 or 8.
-        in_features: columns.
+    The tensors are those of kernels/ops/dequantize.py; they are not changed.
 
     Returns:
         the prepared weight, (bytes,) uint8, and what runs it; or the reason why nothing can, in words.
@@ -186,20 +151,49 @@ def on_gpu_kernels(device: torch.device) -> bool:
 def kernel_on(scheme: Scheme, device: torch.device | str) -> str:
     """What would run layers of a scheme on a device, such as "linear_int4: avx2, exact"."""
     device = torch.device(device)
-    gpu = on_gpu_kernels(device)
+    gpu, bits = on_gpu_kernels(device), scheme.bits
     if scheme.activations:
-        return linear_w8a8.kernel_name(not gpu and native.wanted(), device)
-    bits = scheme.bits
+        return w8a8_name(not gpu and native.wanted(), device)
+    reference = reference_name(bits, device)
     if scheme.group_size is not None and scheme.group_size % _GROUP:
-        return f"{kernel_name(bits, device)} (groups of {scheme.group_size}, not a multiple of {_GROUP})"
+        return f"{reference} (groups of {scheme.group_size}, not a multiple of {_GROUP})"
     if gpu:
         reason = runtime.why_off(device)
-        return f"{kernel_name(bits, device)} ({reason})" if reason else _triton_name(bits, device, True)
-    return cpu_ops.kernel_name(bits, exact=True) if native.wanted() else kernel_name(bits, device)
+        return f"{reference} ({reason})" if reason else _linear_name(bits, f"{runtime.arch(device)} triton", True)
+    return _linear_name(bits, native.isa(), True) if native.wanted() else reference
 
 
-def _triton_name(bits: int, device: torch.device, exact: bool) -> str:
-    return f"linear_int{bits}: {runtime.arch(device)} triton, {'exact' if exact else 'fast'}"
+def _linear_name(bits: int, kernels: str, exact: bool) -> str:
+    return f"linear_int{bits}: {kernels}, {'exact' if exact else 'fast'}"
+
+
+def reference_name(bits: int, device: torch.device | str) -> str:
+    """What runs a weight that is not prepared, such as "linear_int4: reference, avx2 unpack"."""
+    return f"linear_int{bits}: reference, {_unpack_name(device)}"
+
+
+def embedding_name(bits: int, device: torch.device | str) -> str:
+    """What looks up rows of a weight that is not prepared, such as "embedding_int8: avx2 unpack"."""
+    return f"embedding_int{bits}: {_unpack_name(device)}"
+
+
+def _unpack_name(device: torch.device | str) -> str:
+    return f"{native.isa() if torch.device(device).type == 'cpu' else 'torch'} unpack"
+
+
+def w8a8_name(prepared: bool, device: torch.device | str = "cpu") -> str:
+    """What runs a W8A8 layer, such as "linear_w8a8: avx512vnni" or "linear_w8a8: sm90 triton".
+
+    Args:
+        prepared: whether its weight is prepared for the CPU kernels.
+        device: where it lies.
+    """
+    if prepared:
+        return f"linear_w8a8: {native.isa()}"
+    reason = runtime.why_off(device)
+    if reason is None:
+        return f"linear_w8a8: {runtime.arch(device)} triton"
+    return f"linear_w8a8: reference ({reason})" if torch.device(device).type == "cuda" else "linear_w8a8: reference"
 
 
 def is_plain(x: Tensor, bias: Tensor | None = None) -> bool:

@@ -183,7 +183,7 @@ def _quantize(folder: Path, recipe: Recipe, device: torch.device, trust: bool) -
 
     with no_progress_bar(), remote_code_of(folder):
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, quantization_config=RecipeConfig(recipe, device=str(device)),
+            folder, dtype="auto", use_safetensors=True, quantization_config=RecipeConfig(recipe),
             device_map=_device_map(device), trust_remote_code=trust,
         )  # fmt: skip
 

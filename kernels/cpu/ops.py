@@ -13,6 +13,8 @@ instruction set, nor on the number of threads, nor on the other rows of `x`. A b
 
 The gradient reaches `x` and `bias`, through the dequantized weight; the fused op is for inference only.
 
+What the library unpacks serves the definitions of kernels/ops on the CPU too: it is registered over them here.
+
 `llmquant::cpu_linear_w8a8` is for weights whose checkpoint asks for 8-bit activations: they have one scale per row, or
 one for all, and mean what linear_w8a8.py says.
 """
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from math import nan
 from typing import Any
 
@@ -30,9 +32,13 @@ from torch import Tensor
 
 from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu.weight import header, restore, select_rows
-from llmquant.kernels.ops.dequantize import dequantize
+from llmquant.kernels.ops import dequantize as definition
+from llmquant.kernels.ops.embedding_int import embedding_by
+from llmquant.kernels.ops.frozen import define, register_gradient
+from llmquant.kernels.ops.linear_int import linear_by
+from llmquant.kernels.product import ASKED, Product
+from llmquant.spec import BITS
 
-_library = torch.library.Library("llmquant", "FRAGMENT")
 _PARTS = 4  # most_parts in cpu/src/linear.h
 
 
@@ -92,22 +98,9 @@ def linear_w8a8(
     *,
     instructions: str | None = None,
 ) -> Tensor:
-    """What the op `cpu_linear_w8a8` runs: linear_w8a8.py with a prepared weight; see there and `linear`.
+    """What the op `cpu_linear_w8a8` runs: `linear` for an 8-bit weight as linear_w8a8.py defines it.
 
-    Args:
-        x: as of `linear`.
-        weight: prepared; 8 bits.
-        bias: as of `linear`.
-        out_features: as of `linear`.
-        input_scale: (1,) of all inputs; None if each row has its own.
-        instructions: as of `linear`.
-
-    Returns:
-        (..., out_features) in the dtype of `x`.
-
-    Raises:
-        LlmquantError: as `linear`.
-        RuntimeError: as `linear`.
+    `input_scale` is (1,), of all inputs; None if each row has its own.
     """
     # To the C function 0 means none.
     scale = 0.0 if input_scale is None else float(input_scale) or nan
@@ -156,29 +149,12 @@ def _entry(instructions: str | None) -> tuple[Any, int]:
     return native.require().llmquant_linear_one, native.ISAS.index(instructions or native.isa())
 
 
-def linear_fused(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_features: Sequence[int],
-    exact: bool,
-    norm: Tensor | None = None,
-    norm_eps: float = 0.0,
-    residual: Tensor | None = None,
-    silu: bool = False,
-) -> list[Tensor]:
+def linear_fused(x: Tensor, product: Product) -> list[Tensor]:
     """What the op `cpu_linear_fused` runs: several weights on one input, with what comes before and after them.
 
     Args:
         x: (..., in_features) float32, bfloat16 or float16, on the CPU.
-        weights: up to four prepared weights with groups of one block size.
-        biases: none, or one (out_features,) for each weight.
-        out_features: of each weight.
-        exact: 16-bit activations; else 8-bit.
-        norm: (in_features,) weight of an RMSNorm of `x` that comes first, computed in float32.
-        norm_eps: its epsilon.
-        residual: (..., out_features) added to the result of a single weight.
-        silu: the two weights are gate and up: the one result is silu(gate) * up.
+        product: of up to four weights with groups of one block size.
 
     Returns:
         (..., out_features) for each weight, or one with `silu`, in the dtype of `x`.
@@ -188,13 +164,13 @@ def linear_fused(
         RuntimeError: if dtypes or shapes do not fit.
     """
     x = x.contiguous()
-    if not _fits(x, weights, biases, out_features, norm, residual, silu):
-        _check_fused(x, weights, biases, out_features, norm, residual, silu)  # says what is wrong
-    *rows, cols = x.shape
-    outs = [x.new_empty((*rows, width)) for width in (out_features[:1] if silu else out_features)]
+    if not _fits(x, product):
+        _check_fused(x, product)  # says what is wrong
+    weights, biases, out_features, exact, norm, norm_eps, residual, silu, _ = product
+    outs = product.empty(x)
     count = len(weights)
     call = _Call()
-    call.x, call.rows, call.cols, call.count = x.data_ptr(), x.shape[:-1].numel(), cols, count
+    call.x, call.rows, call.cols, call.count = x.data_ptr(), x.shape[:-1].numel(), x.shape[-1], count
     call.type, call.planes, call.silu, call.isa = native.FLOATS[x.dtype], 2 if exact else 1, silu, _isa_number()
     call.weights[:count] = [weight.data_ptr() for weight in weights]
     call.out_features[:count] = out_features
@@ -217,16 +193,9 @@ def _isa_number() -> int:
     return native.ISAS.index(native.isa())
 
 
-def _fits(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_features: Sequence[int],
-    norm: Tensor | None,
-    residual: Tensor | None,
-    silu: bool,
-) -> bool:
+def _fits(x: Tensor, product: Product) -> bool:
     """What `_check_fused` checks, in a tenth of the time; it is the one that has the words."""
+    weights, biases, out_features, _, norm, _, residual, silu, _ = product
     dtype, shape, count = x.dtype, x.shape, len(weights)
     return (
         dtype in native.FLOATS
@@ -249,11 +218,6 @@ def _fits(
             or ((silu or count == 1) and residual.dtype == dtype and residual.shape == (*shape[:-1], out_features[0]))
         )
     )
-
-
-def kernel_name(bits: int, exact: bool) -> str:
-    """What runs a prepared weight, such as "linear_int4: avx512vnni, exact"."""
-    return f"linear_int{bits}: {native.isa()}, {'exact' if exact else 'fast'}"
 
 
 def embedding(ids: Tensor, weight: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:
@@ -287,15 +251,8 @@ def _check(x: Tensor, bias: Tensor | None, out_features: int) -> None:
     )
 
 
-def _check_fused(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_features: Sequence[int],
-    norm: Tensor | None,
-    residual: Tensor | None,
-    silu: bool,
-) -> None:
+def _check_fused(x: Tensor, product: Product) -> None:
+    weights, biases, out_features, _, norm, _, residual, silu, _ = product
     count = len(weights)
     torch._check(
         0 < count <= _PARTS and len(out_features) == count and len(biases) in (0, count) and (not silu or count == 2),
@@ -315,84 +272,64 @@ def _check_fused(
     )
 
 
-def _fake(x: Tensor, _weight: Tensor, bias: Tensor | None, out_features: int, _exact: bool) -> Tensor:
+def _fake(x: Tensor, _weight: Tensor, bias: Tensor | None, out_features: int, _how: bool | Tensor | None) -> Tensor:
     _check(x, bias, out_features)
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-def _fake_fused(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_features: Sequence[int],
-    _exact: bool,
-    norm: Tensor | None = None,
-    _norm_eps: float = 0.0,
-    residual: Tensor | None = None,
-    silu: bool = False,
-) -> list[Tensor]:
-    _check_fused(x, weights, biases, out_features, norm, residual, silu)
-    return [x.new_empty((*x.shape[:-1], width)) for width in (out_features[:1] if silu else out_features)]
+def _fake_fused(x: Tensor, *asked: Any, **named: Any) -> list[Tensor]:
+    product = Product(*asked, **named)
+    _check_fused(x, product)
+    return product.empty(x)
 
 
-def _dense(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The dense weight, for the backward pass."""
+def _dense(weight: Tensor, _out_features: int, _in_features: int, dtype: torch.dtype) -> Tensor:
     has = header(weight)
-    packed, scale, zero = restore(weight)
-    return dequantize(packed, scale, zero, has.bits, has.in_features, dtype)
+    return dequantize(*restore(weight), has.bits, has.in_features, dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ARG001 - torch passes it by name
-    x, weight, bias, _, _ = inputs
-    ctx.save_for_backward(weight)
-    ctx.in_features, ctx.dtype, ctx.has_bias = x.shape[-1], x.dtype, bias is not None
+def _dense_saved(saved: Sequence[Tensor], _: Any, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    return torch.ops.llmquant.cpu_dense.default(*saved, *shape, dtype)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None, None]:
-    (weight,) = ctx.saved_tensors
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        # Through the op, not the function: a compiled backward traces it.
-        dense = torch.ops.llmquant.cpu_dense.default(weight, grad.shape[-1], ctx.in_features, ctx.dtype)
-        grad_x = grad @ dense
-    if ctx.has_bias and ctx.needs_input_grad[2]:
-        grad_bias = grad.flatten(0, -2).sum(0) if grad.ndim > 1 else grad
-    return grad_x, None, grad_bias, None, None
+def unpack_rows(
+    packed: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, in_features: int, dtype: torch.dtype
+) -> Tensor:
+    """`UnpackRows` of kernels/ops/dequantize.py, by the library where it can: in one pass, without temporaries."""
+    if not {scales.dtype, dtype} <= native.FLOATS.keys() or native.library() is None:
+        return definition.unpack_rows(packed, scales, zeros, bits, in_features, dtype)
+    return native.unpack_rows(packed, scales, zeros, bits=bits, in_features=in_features, dtype=dtype)
 
 
-def _register() -> None:
-    def define(signature: str, function: Any, fake: Any) -> None:
-        name = signature.partition("(")[0]
-        _library.define(signature, tags=torch.Tag.pt2_compliant_tag)
-        _library.impl(name, function, "CPU")
-        torch.library.register_fake(f"llmquant::{name}", fake, lib=_library)
+dequantize = partial(definition.dequantize_by, unpack_rows)
 
-    define(
-        "cpu_linear(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, bool exact) -> Tensor", linear, _fake
-    )
-    torch.library.register_autograd("llmquant::cpu_linear", _backward, setup_context=_setup_context, lib=_library)
-    define(
-        "cpu_linear_w8a8(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, Tensor? input_scale) -> Tensor",
-        linear_w8a8,
-        lambda x, weight, bias, out_features, input_scale: _fake(x, weight, bias, out_features, False),  # noqa: ARG005
-    )
-    torch.library.register_autograd("llmquant::cpu_linear_w8a8", _backward, setup_context=_setup_context, lib=_library)
-    define(
-        "cpu_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, SymInt[] out_features, bool exact,"
-        " Tensor? norm=None, float norm_eps=0., Tensor? residual=None, bool silu=False) -> Tensor[]",
-        linear_fused,
-        _fake_fused,
-    )
-    define(
-        "cpu_embedding(Tensor ids, Tensor weight, SymInt in_features, ScalarType dtype) -> Tensor",
-        embedding,
-        lambda ids, weight, in_features, dtype: weight.new_empty((*ids.shape, in_features), dtype=dtype),
-    )
-    define(
-        "cpu_dense(Tensor weight, SymInt out_features, SymInt in_features, ScalarType dtype) -> Tensor",
-        lambda weight, out_features, in_features, dtype: _dense(weight, dtype),  # noqa: ARG005
-        lambda weight, out_features, in_features, dtype: weight.new_empty((out_features, in_features), dtype=dtype),
-    )
+_library = torch.library.Library("llmquant", "FRAGMENT")
+_library.impl("dequantize_int", dequantize, "CPU")
+_library.impl("embedding_int", partial(embedding_by, unpack_rows), "CPU")
+for _bits in BITS:
+    _library.impl(f"linear_int{_bits}", partial(linear_by, dequantize, _bits), "CPU")
 
-
-_register()
+_define = partial(define, _library, keys=("CPU",))
+_define("cpu_linear(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, bool exact) -> Tensor", linear, _fake)
+_define(
+    "cpu_linear_w8a8(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, Tensor? input_scale) -> Tensor",
+    linear_w8a8,
+    _fake,
+)
+_define(
+    f"cpu_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, SymInt[] out_features, {ASKED}) -> Tensor[]",
+    lambda x, *asked, **named: linear_fused(x, Product(*asked, **named)),
+    _fake_fused,
+)
+_define(
+    "cpu_embedding(Tensor ids, Tensor weight, SymInt in_features, ScalarType dtype) -> Tensor",
+    embedding,
+    lambda ids, weight, in_features, dtype: weight.new_empty((*ids.shape, in_features), dtype=dtype),
+)
+_define(
+    "cpu_dense(Tensor weight, SymInt out_features, SymInt in_features, ScalarType dtype) -> Tensor",
+    _dense,
+    lambda weight, out_features, in_features, dtype: weight.new_empty((out_features, in_features), dtype=dtype),
+)
+for _name in ("cpu_linear", "cpu_linear_w8a8"):
+    register_gradient(_name, _dense_saved, bias=2, library=_library)

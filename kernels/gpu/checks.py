@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from llmquant.kernels.gpu.weight import DTYPES, Format
 from llmquant.kernels.gpu.work import MOST_PARTS
+from llmquant.kernels.product import Product
 
 
-def check(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_features: Sequence[int],
-    has: Format,
-    norm: Tensor | None = None,
-    residual: Tensor | None = None,
-    silu: bool = False,
-) -> None:
-    """Refuse what the kernels would read or write wrongly.
+def check(x: Tensor, product: Product) -> Format:
+    """Refuse what the kernels would read or write wrongly; returns the format of the weights.
 
     Raises:
         RuntimeError: says what was got and what was wanted.
     """
-    count = len(weights)
+    weights, biases, out_features, _, norm, _, residual, silu, form = product
+    has, count = Format.read(form), len(weights)
     if not (x.dtype in DTYPES and x.ndim and x.shape[-1] == has.in_features):
         raise RuntimeError(
             f"x is bfloat16, float16 or float32 [..., {has.in_features}], got {x.dtype} {list(x.shape)}; cast it, or "
@@ -57,6 +48,7 @@ def check(
         _check_like(x, "norm", norm, (has.in_features,))
     if residual is not None:
         _check_like(x, "residual", residual, (*x.shape[:-1], out_features[0]))
+    return has
 
 
 def _check_like(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

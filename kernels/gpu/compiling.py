@@ -10,6 +10,7 @@ import torch
 from llmquant.kernels.gpu import runtime
 from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.weight import Format
+from llmquant.kernels.product import Product
 
 
 class Target(NamedTuple):
@@ -53,28 +54,30 @@ def options(config: Config, where: Target, *, fused: bool = True) -> dict[str, A
     return chosen | {"enable_fp_fusion": fused} | ({"launch_pdl": True} if where.overlaps(config) else {})
 
 
-def constants(
-    has: Format, config: Config, parts: int, silu: bool, bias: bool, residual: bool, where: Target
-) -> dict[str, Any]:
-    """The compile-time arguments that all kernels of prepared weights have.
+class Parts(NamedTuple):
+    """What the compiler sees of a product: how many weights, and whether there is each of the rest."""
 
-    Args:
-        has: format of the weights.
-        config: of the launch.
-        parts: how many weights.
-        silu: whether two of them make one result.
-        bias: whether there are biases.
-        residual: whether there is a residual.
-        where: `target()`.
-    """
+    weights: int
+    silu: bool
+    bias: bool
+    residual: bool
+
+
+def parts_of(product: Product) -> Parts:
+    """Those of a product."""
+    return Parts(len(product.weights), product.silu, bool(product.biases), product.residual is not None)
+
+
+def constants(has: Format, config: Config, parts: Parts, where: Target) -> dict[str, Any]:
+    """The compile-time arguments that all kernels of prepared weights have."""
     return {
         "UNIT": has.unit,
         "ASYMMETRIC": has.asymmetric,
         "SCALE": triton_dtype(has.scale_dtype),
-        "PARTS": parts,
-        "SILU": silu,
-        "BIAS": bias,
-        "RESIDUAL": residual,
+        "PARTS": parts.weights,
+        "SILU": parts.silu,
+        "BIAS": parts.bias,
+        "RESIDUAL": parts.residual,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "SPLIT_K": config.split_k,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,33 +9,18 @@ import torch
 from torch import Tensor
 
 from llmquant.kernels.gpu.choose.config import Config
-from llmquant.kernels.gpu.compiling import Target, constants, options, target
+from llmquant.kernels.gpu.compiling import Parts, Target, constants, options, parts_of, target
 from llmquant.kernels.gpu.weight import TILE_K, Format
 from llmquant.kernels.gpu.work import MOST_PARTS, share_work
+from llmquant.kernels.product import Product
 
 
-def linear_a16(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_features: Sequence[int],
-    form: list[int],
-    residual: Tensor | None,
-    silu: bool,
-    *,
-    config: Config,
-    out_dtype: torch.dtype,
-) -> list[Tensor]:
+def linear_a16(x: Tensor, product: Product, *, config: Config, out_dtype: torch.dtype) -> list[Tensor]:
     """Prepared weights times x as it is.
 
     Args:
         x: (m, in_features) bfloat16, float16 or float32; inputs are contiguous, and there are rows.
-        weights: one to three prepared weights of one format (weight.py); checked by the caller, as all else.
-        biases: none, or one (out_features,) for each weight.
-        out_features: of each weight.
-        form: the format of all weights, `Format.numbers()`.
-        residual: (m, out_features) added to the result, which is then a single one.
-        silu: the result is SiLU(x @ weights[0].T) * (x @ weights[1].T).
+        product: checked by the caller, its norm applied; the residual is (m, out_features).
         config: how to cut the work.
         out_dtype: of the result.
 
@@ -45,8 +29,8 @@ def linear_a16(
     """
     from llmquant.kernels.gpu.triton.linear_a16 import linear_a16 as kernel
 
-    has, m = Format.read(form), x.shape[0]
-    work = share_work(x, weights, biases, out_features, residual, silu, config, out_dtype)
+    has, m = Format.read(product.form), x.shape[0]
+    work = share_work(x, product, config, out_dtype)
     kernel[work.grid](
         x,
         *work.tensors,
@@ -54,7 +38,7 @@ def linear_a16(
         has.in_features,
         x.stride(0) if m > 1 else has.in_features,
         *work.sizes,
-        **_compile_time(has, config, x.dtype, len(weights), silu, bool(biases), residual is not None, target()),
+        **_compile_time(has, config, x.dtype, parts_of(product), target()),
     )
     return work.outs
 
@@ -64,20 +48,17 @@ def _compile_time(
     has: Format,
     config: Config,
     dtype: torch.dtype,
-    parts: int,
-    silu: bool,
-    bias: bool,
-    residual: bool,
+    parts: Parts,
     where: Target,
 ) -> dict[str, Any]:
     """Everything that the compiler sees; kept, since each call of a layer asks."""
     return {
-        **constants(has, config, parts, silu, bias, residual, where),
+        **constants(has, config, parts, where),
         "BITS": has.word_bits,
         "EVEN_K": has.in_features % TILE_K == 0,
         "ASM": where.asm and dtype != torch.float32,
         **options(config, where),
-        **_registers(has, config, parts, where),
+        **_registers(has, config, parts.weights, where),
     }
 
 

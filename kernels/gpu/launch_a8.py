@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,22 +11,14 @@ from torch import Tensor
 from llmquant.kernels.gpu.activations import quantized_blocks, quantized_rows
 from llmquant.kernels.gpu.choose import dispatch
 from llmquant.kernels.gpu.choose.config import Config
-from llmquant.kernels.gpu.compiling import Target, constants, options, target
+from llmquant.kernels.gpu.compiling import Parts, Target, constants, options, parts_of, target
 from llmquant.kernels.gpu.weight import TILE_K, Format
 from llmquant.kernels.gpu.work import question, share_work, split_work
+from llmquant.kernels.product import Product
 
 
 def linear_w4a8(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_features: Sequence[int],
-    form: list[int],
-    residual: Tensor | None = None,
-    silu: bool = False,
-    *,
-    config: Config | None = None,
-    out_dtype: torch.dtype | None = None,
+    x: Tensor, product: Product, *, config: Config | None = None, out_dtype: torch.dtype | None = None
 ) -> list[Tensor]:
     """Prepared weights of at most 4 bits times x in 8 bits, with one scale for each row and block of inputs.
 
@@ -37,12 +28,7 @@ def linear_w4a8(
 
     Args:
         x: (m, in_features) bfloat16, float16 or float32; inputs are contiguous.
-        weights: one to three prepared weights of one format (weight.py); checked by the caller, as all else.
-        biases: none, or one (out_features,) for each weight.
-        out_features: of each weight.
-        form: the format of all weights, `Format.numbers()`.
-        residual: (m, out_features) added to the result, which is then a single one.
-        silu: the result is SiLU(x @ weights[0].T) * (x @ weights[1].T).
+        product: checked by the caller, its norm applied; the residual is (m, out_features).
         config: how to cut the work; None for what dispatch.py chooses.
         out_dtype: of the result; None for that of x.
 
@@ -51,30 +37,28 @@ def linear_w4a8(
     """
     from llmquant.kernels.gpu.triton.linear_a8 import linear_w4a8 as kernel
 
-    has, m = Format.read(form), x.shape[0]
+    has, m = Format.read(product.form), x.shape[0]
     if config is None:
-        asked = question("w4a8", x.device, max(m, 1), sum(out_features), has.in_features, has.unit)
+        asked = question("w4a8", x.device, max(m, 1), sum(product.out_features), has.in_features, has.unit)
         config = dispatch.choose(**asked)
     if m == 0:
-        return [x.new_empty((0, n), dtype=out_dtype or x.dtype) for n in out_features[: 1 if silu else None]]
+        return product.empty(x, out_dtype)
     codes, steps, sums = quantized_blocks(x, has, config)
-    work = share_work(x, weights, biases, out_features, residual, silu, config, out_dtype or x.dtype)
+    work = share_work(x, product, config, out_dtype or x.dtype)
     kernel[work.grid](
         *(codes, steps, sums),
         *work.tensors,
         *(m, codes.shape[0], has.tiles_k),
         *work.sizes,
-        **_compile_time_w4a8(has, config, len(weights), silu, bool(biases), residual is not None, target()),
+        **_compile_time_w4a8(has, config, parts_of(product), target()),
     )
     return work.outs
 
 
 @lru_cache(maxsize=4096)
-def _compile_time_w4a8(
-    has: Format, config: Config, parts: int, silu: bool, bias: bool, residual: bool, where: Target
-) -> dict[str, Any]:
+def _compile_time_w4a8(has: Format, config: Config, parts: Parts, where: Target) -> dict[str, Any]:
     """Everything that the compiler sees; kept, since each call of a layer asks."""
-    return {**constants(has, config, parts, silu, bias, residual, where), **options(config, where)}
+    return {**constants(has, config, parts, where), **options(config, where)}
 
 
 def linear_w8a8(

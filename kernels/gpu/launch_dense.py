@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -11,36 +9,27 @@ from torch.nn import functional
 from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.compiling import options, target, triton_dtype
 from llmquant.kernels.gpu.weight import TILE_N, Format
+from llmquant.kernels.product import Product
 
 _TILE = Config(0, TILE_N, stages=1)  # of dense.py
 _BYTES = 64 << 20  # of a dense piece of a weight
 
 
-def linear_dense(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_features: Sequence[int],
-    has: Format,
-    residual: Tensor | None,
-    silu: bool,
-    out_dtype: torch.dtype,
-) -> list[Tensor]:
+def linear_dense(x: Tensor, product: Product, out_dtype: torch.dtype) -> list[Tensor]:
     """Multiply with dense weights, made piece by piece so that a piece stays small.
+
+    Until the results are cast to `out_dtype`, everything is rounded to the dtype of x.
 
     Args:
         x: (m, in_features).
-        weights: prepared weights of one format.
-        biases: none, or one (out_features,) for each weight.
-        out_features: of each weight.
-        has: the format.
-        residual: (m, out_features) added to a single result.
-        silu: the result is SiLU(x @ weights[0].T) * (x @ weights[1].T).
-        out_dtype: of the results; until then everything is rounded to the dtype of x.
+        product: checked by the caller, its norm applied; the residual is (m, out_features).
+        out_dtype: of the results.
 
     Returns:
         one (m, out_features) for each weight; with `silu` one for both.
     """
+    weights, biases, out_features, _, _, _, residual, silu, form = product
+    has = Format.read(form)
     outs = []
     step = max(TILE_N, _BYTES // (has.in_features * x.element_size()) // TILE_N * TILE_N)
     for part, (weight, n) in enumerate(zip(weights, out_features, strict=True)):

@@ -11,25 +11,31 @@ defines, with one difference: the weight `scale * (code - zero)` is not rounded 
 result is nearer to the exact one; for many rows, where the product is one of dense weights, it is rounded as defined.
 
 The gradient of gpu_linear reaches x and bias; the fused op is for inference only. On the CPU the ops are there for
-Triton's interpreter.
+Triton's interpreter. The kernel of `llmquant::linear_w8a8` (kernels/ops/linear_w8a8.py) is registered here too.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmquant.kernels.gpu import launch
+from llmquant.kernels.gpu import launch, launch_a8, runtime
 from llmquant.kernels.gpu.checks import check
+from llmquant.kernels.gpu.fallback import note_fallback
 from llmquant.kernels.gpu.launch_dense import dense
-from llmquant.kernels.gpu.weight import Format, rows_of
+from llmquant.kernels.gpu.weight import DTYPES, Format, rows_of
+from llmquant.kernels.ops import linear_w8a8 as definition
+from llmquant.kernels.ops.frozen import define, register_gradient
+from llmquant.kernels.product import ASKED, Product
 
-_library = torch.library.Library("llmquant", "FRAGMENT")
 
-
-def embedding(ids: Tensor, weight: Tensor, out_features: int, form: list[int], dtype: torch.dtype) -> Tensor:
+def embedding(ids: Tensor, weight: Tensor, out_features: int, form: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Rows of a prepared weight, dequantized as linear_int.py does.
 
     Args:
@@ -51,77 +57,83 @@ def embedding(ids: Tensor, weight: Tensor, out_features: int, form: list[int], d
     return rows.to(dtype).view(*ids.shape, -1)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, form: list[int], exact: bool) -> Tensor:
-    return launch.linear(x, weight, bias, out_features, form, exact)
-
-
-def _dense(weight: Tensor, out_features: int, form: list[int], dtype: torch.dtype) -> Tensor:
-    return dense(weight, Format.read(form), out_features, dtype)
-
-
-def _fake_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    out_features: int,
-    form: list[int],
-    exact: bool,  # noqa: ARG001 - torch passes it
+def linear_w8a8(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, input_scale: Tensor | None = None
 ) -> Tensor:
-    check(x, [weight], [] if bias is None else [bias], [out_features], Format.read(form))
-    return x.new_empty((*x.shape[:-1], out_features))
+    """What the op runs on a GPU, with the bits of the reference; arguments as there.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or devices do not fit.
+    """
+    reason = f"x of {x.dtype}" if x.dtype not in DTYPES else _why_off(x.device, os.environ.get(runtime.VARIABLE))
+    if reason:
+        note_fallback(f"linear_w8a8 runs its reference: {reason}")
+        return definition.linear_reference(x, weight, scale, bias, input_scale)
+    definition.check(x, weight, scale, bias, input_scale)
+    for name, tensor in (("weight", weight), ("scale", scale), ("bias", bias), ("input_scale", input_scale)):
+        device = x.device if tensor is None else tensor.device
+        torch._check(
+            device == x.device,
+            lambda name=name, device=device: f"x is on {x.device}, but the {name} on {device}; move one of them",
+        )
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():  # Triton launches on the current one
+        return launch_a8.linear_w8a8(x, weight, scale, bias, input_scale)
 
 
-def _fake_fused(
-    x: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    out_features: list[int],
-    form: list[int],
-    exact: bool,  # noqa: ARG001 - torch passes it
-    norm: Tensor | None = None,
-    norm_eps: float = 0.0,  # noqa: ARG001 - torch passes it
-    residual: Tensor | None = None,
-    silu: bool = False,
-) -> list[Tensor]:
-    check(x, weights, biases, out_features, Format.read(form), norm, residual, silu)
-    return [x.new_empty((*x.shape[:-1], n)) for n in (out_features[:1] if silu else out_features)]
+@cache
+def _why_off(device: torch.device, variable: str | None) -> str | None:  # noqa: ARG001 - a key: it changes the answer
+    return runtime.why_off(device)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ARG001 - torch passes it by name
-    x, weight, bias, _, form, _ = inputs
-    ctx.save_for_backward(weight)
-    ctx.form, ctx.dtype, ctx.has_bias = form, x.dtype, bias is not None
+def _linear_cpu(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, input_scale: Tensor | None = None
+) -> Tensor:
+    run = linear_w8a8 if runtime.interpreting() else definition.linear_reference
+    return run(x, weight, scale, bias, input_scale)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None, None, None]:
-    (weight,) = ctx.saved_tensors
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        # Through the op, not the function: a compiled backward traces it.
-        grad_x = grad @ torch.ops.llmquant.gpu_dense.default(weight, grad.shape[-1], ctx.form, ctx.dtype)
-    if ctx.has_bias and ctx.needs_input_grad[2]:
-        grad_bias = grad.flatten(0, -2).sum(0) if grad.ndim > 1 else grad
-    return grad_x, None, grad_bias, None, None, None
+def _product(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_features: Sequence[int],
+    form: Sequence[int],
+    *asked: Any,
+    **named: Any,
+) -> Product:
+    return Product(weights, biases, out_features, *asked, **named, form=form)
 
 
-def _define(signature: str, function: Any, fake: Any) -> None:
-    name = signature.partition("(")[0]
-    _library.define(signature, tags=torch.Tag.pt2_compliant_tag)
-    for key in ("CUDA", "CPU"):
-        _library.impl(name, function, key)
-    torch.library.register_fake(f"llmquant::{name}", fake, lib=_library)
+def _fake_fused(x: Tensor, *asked: Any, **named: Any) -> list[Tensor]:
+    product = _product(*asked, **named)
+    check(x, product)
+    return product.empty(x)
 
 
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, form: Sequence[int], exact: bool
+) -> Tensor:
+    return _fake_fused(x, [weight], [] if bias is None else [bias], [out_features], form, exact)[0]
+
+
+def _dense_saved(saved: Sequence[Tensor], asked: Sequence[Any], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    return torch.ops.llmquant.gpu_dense.default(*saved, shape[0], asked[4], dtype)
+
+
+_library = torch.library.Library("llmquant", "FRAGMENT")
+_library.impl("linear_w8a8", linear_w8a8, "CUDA")
+_library.impl("linear_w8a8", _linear_cpu, "CPU")
+
+_define = partial(define, _library, keys=("CUDA", "CPU"))
 _define(
     "gpu_linear(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, int[] form, bool exact) -> Tensor",
-    _linear,
-    _fake_linear,
+    launch.linear,
+    _fake,
 )
-torch.library.register_autograd("llmquant::gpu_linear", _backward, setup_context=_setup_context, lib=_library)
+register_gradient("gpu_linear", _dense_saved, bias=2, library=_library)
 _define(
-    "gpu_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, SymInt[] out_features, int[] form, bool exact,"
-    " Tensor? norm=None, float norm_eps=0., Tensor? residual=None, bool silu=False) -> Tensor[]",
-    launch.linear_fused,
+    "gpu_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, SymInt[] out_features, int[] form, "
+    f"{ASKED}) -> Tensor[]",
+    lambda x, *asked, **named: launch.linear_fused(x, _product(*asked, **named)),
     _fake_fused,
 )
 _define(
@@ -133,7 +145,7 @@ _define(
 )
 _define(
     "gpu_dense(Tensor weight, SymInt out_features, int[] form, ScalarType dtype) -> Tensor",
-    _dense,
+    lambda weight, out_features, form, dtype: dense(weight, Format.read(form), out_features, dtype),
     lambda weight, out_features, form, dtype: weight.new_empty(
         (out_features, Format.read(form).in_features), dtype=dtype
     ),

@@ -27,6 +27,7 @@ Everything here is plain torch and runs where the weight lies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import gcd
@@ -77,7 +78,7 @@ class Format:
         return [self.bits, self.in_features, self.groups, self.scale_type, int(self.per_tensor), int(self.asymmetric)]
 
     @staticmethod
-    def read(numbers: list[int]) -> Format:
+    def read(numbers: Sequence[int]) -> Format:
         """Undo `numbers`."""
         return _read(tuple(numbers))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmquant.kernels.gpu import counters, runtime
 from llmquant.kernels.gpu.choose.config import Config
+from llmquant.kernels.product import Product
 
 MOST_PARTS = 3
 
@@ -38,30 +39,18 @@ def question(kind: str, device: torch.device, m: int, n: int, k: int, unit: int)
     return {"arch": arch, "kind": kind, "m": m, "n": n, "k": k, "unit": unit, "processors": processors}
 
 
-def share_work(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out_features: Sequence[int],
-    residual: Tensor | None,
-    silu: bool,
-    config: Config,
-    out_dtype: torch.dtype,
-) -> Work:
+def share_work(x: Tensor, product: Product, config: Config, out_dtype: torch.dtype) -> Work:
     """Allocate results, and name every argument three times: what there is less of is a stand-in that nobody reads.
 
     Args:
         x: (m, in_features).
-        weights: up to three.
-        biases: none, or one for each.
-        out_features: of each.
-        residual: (m, out_features) or None.
-        silu: whether two weights make one result.
+        product: of up to three weights; the residual is (m, out_features).
         config: of the launch.
         out_dtype: of the results.
     """
-    results = 1 if silu else len(weights)
-    outs = [x.new_empty((x.shape[0], n), dtype=out_dtype) for n in out_features[:results]]
+    weights, biases, out_features, _, _, _, residual, silu, _ = product
+    outs = product.empty(x, out_dtype)
+    results = len(outs)
     grid, partials, arrivals = split_work(x, config, out_features, silu, torch.float32)
     places = [*range(len(weights)), *[0] * (MOST_PARTS - len(weights))]
     tensors = [

@@ -1,52 +1,61 @@
-"""Packed integers to floats: the op `llmquant::dequantize_int`, its torch reference, and the C++ path on the CPU.
+"""Packed integers to floats: the op `llmquant::dequantize_int`.
 
-The result is `(codes - zeros) * scales`, computed in the dtype of the scales as compressed-tensors does, and then cast.
-So a packed layer gives the bits of the dense layer that plain transformers makes of the same file.
+    dequantize_int(Tensor packed, Tensor scale, Tensor? zero, int bits, SymInt in_features, ScalarType dtype) -> Tensor
 
-The tensors are those of a compressed-tensors file (see formats/compressed_tensors/codec.py):
+The result (out_features, in_features) is `(codes - zeros) * scales`, computed in the dtype of the scales as
+compressed-tensors does, and then cast to `dtype`. So a packed layer gives the bits of the dense layer that plain
+transformers makes of the same file. The tensors are those of such a file (see formats/compressed_tensors/codec.py):
 
     packed  (out_features, ceil(in_features * bits / 32)) int32
     scale   (out_features, groups), or (1,) or (1, 1) for one scale per tensor; a float dtype
     zero    (ceil(out_features * bits / 32), groups) int32, packed along the outputs; int8 like `scale` per tensor;
             None for symmetric weights
+
+kernels/cpu/ops.py registers a pass without temporaries for the CPU, with the same bits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from llmquant.kernels.cpu import native
+from llmquant.kernels.ops.frozen import define
 from llmquant.numerics.pack import unpack, unpack_zeros
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import BITS
 
-_library = torch.library.Library("llmquant", "FRAGMENT")
+#: Rows of packed codes, scales and zeros (int8), which are (rows, groups) or (1, 1), bits, in_features and a dtype, to
+#: rows of floats.
+UnpackRows = Callable[[Tensor, Tensor, "Tensor | None", int, int, torch.dtype], Tensor]
 
 
-def dequantize(
-    packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_features: int, dtype: torch.dtype
+def unpack_rows(
+    packed: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, in_features: int, dtype: torch.dtype
 ) -> Tensor:
-    """The dense weight (out_features, in_features) of `dtype`; shapes as in the module docstring.
-
-    On the CPU the C++ kernel does it in one pass, without temporaries; else `dequantize_reference`. Same bits.
-    """
-    check_weight(packed, scale, zero, bits, in_features)
-    in_cpp = packed.device.type == "cpu" and scale.dtype in native.FLOATS and dtype in native.FLOATS
-    if not in_cpp or native.library() is None:
-        return dequantize_reference(packed, scale, zero, bits, in_features, dtype)
-    scales = scale.reshape(1, 1) if scale.ndim == 1 else scale
-    zeros = plain_zeros(zero, bits, packed.shape[0])
-    return native.unpack_rows(packed, scales, zeros, bits=bits, in_features=in_features, dtype=dtype)
-
-
-def dequantize_reference(
-    packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_features: int, dtype: torch.dtype
-) -> Tensor:
-    """What `dequantize` means, in plain torch on any device. Needs a few times the memory of the dense weight."""
-    scales = scale.reshape(1, 1) if scale.ndim == 1 else scale
-    zeros = plain_zeros(zero, bits, packed.shape[0])
+    """The definition of `UnpackRows`, in plain torch. Needs a few times the memory of the dense rows."""
     return QuantizedTensor(unpack(packed, bits, in_features), scales, zeros).dequantize().to(dtype)
+
+
+def dequantize_by(
+    rows: UnpackRows,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    in_features: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What the op runs where `rows` unpacks."""
+    check_weight(packed, scale, zero, bits, in_features)
+    scales = scale.reshape(1, 1) if scale.ndim == 1 else scale
+    return rows(packed, scales, plain_zeros(zero, bits, packed.shape[0]), bits, in_features, dtype)
+
+
+#: What the op means.
+dequantize_reference = partial(dequantize_by, unpack_rows)
 
 
 def check_weight(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_features: int) -> None:
@@ -101,10 +110,13 @@ def _fake(
     return packed.new_empty((packed.shape[0], in_features), dtype=dtype)
 
 
-_library.define(
+_library = torch.library.Library("llmquant", "FRAGMENT")
+
+#: The op, `torch.ops.llmquant.dequantize_int.default`.
+dequantize = define(
+    _library,
     "dequantize_int(Tensor packed, Tensor scale, Tensor? zero, int bits, SymInt in_features, ScalarType dtype)"
     " -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
+    dequantize_reference,
+    _fake,
 )
-_library.impl("dequantize_int", dequantize, "CompositeExplicitAutograd")
-torch.library.register_fake("llmquant::dequantize_int", _fake, lib=_library)

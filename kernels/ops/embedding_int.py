@@ -10,18 +10,17 @@ same whatever the vocabulary. The values are bit for bit those of `dequantize` f
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from llmquant.kernels.cpu import native
-from llmquant.kernels.ops.dequantize import check_weight
-from llmquant.numerics.pack import unpack
-from llmquant.numerics.quantized import QuantizedTensor
-
-_library = torch.library.Library("llmquant", "FRAGMENT")
+from llmquant.kernels.ops.dequantize import UnpackRows, check_weight, unpack_rows
+from llmquant.kernels.ops.frozen import define
 
 
-def embedding(
+def embedding_by(
+    unpack: UnpackRows,
     ids: Tensor,
     packed: Tensor,
     scale: Tensor,
@@ -30,7 +29,7 @@ def embedding(
     in_features: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """What the op means; shapes as in the module docstring.
+    """What the op runs where `unpack` turns rows into floats.
 
     Raises:
         IndexError: if an id is no row.
@@ -40,17 +39,7 @@ def embedding(
     rows = ids.reshape(-1).long()
     words = packed.index_select(0, rows)
     scales, zeros = _rows_of_grid(rows, scale, zero, bits)
-    on_cpu = packed.device.type == "cpu" and scale.dtype in native.FLOATS and dtype in native.FLOATS
-    if on_cpu and native.library() is not None:
-        dense = native.unpack_rows(words, scales, zeros, bits=bits, in_features=in_features, dtype=dtype)
-    else:
-        dense = QuantizedTensor(unpack(words, bits, in_features), scales, zeros).dequantize().to(dtype)
-    return dense.view(*ids.shape, in_features)
-
-
-def kernel_name(bits: int, device: torch.device | str) -> str:
-    """What runs the op on a device, such as "embedding_int8: avx2 unpack"."""
-    return f"embedding_int{bits}: {native.isa() if torch.device(device).type == 'cpu' else 'torch'} unpack"
+    return unpack(words, scales, zeros, bits, in_features, dtype).view(*ids.shape, in_features)
 
 
 def _rows_of_grid(rows: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> tuple[Tensor, Tensor | None]:
@@ -88,13 +77,13 @@ def _fake(
     return packed.new_empty((*ids.shape, in_features), dtype=dtype)
 
 
-_library.define(
-    "embedding_int(Tensor ids, Tensor packed, Tensor scale, Tensor? zero, int bits, SymInt in_features, "
-    "ScalarType dtype) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-_library.impl("embedding_int", embedding, "CompositeExplicitAutograd")
-torch.library.register_fake("llmquant::embedding_int", _fake, lib=_library)
+_library = torch.library.Library("llmquant", "FRAGMENT")
 
 #: `torch.ops.llmquant.embedding_int.default`
-OP = torch.ops.llmquant.embedding_int.default
+OP = define(
+    _library,
+    "embedding_int(Tensor ids, Tensor packed, Tensor scale, Tensor? zero, int bits, SymInt in_features, "
+    "ScalarType dtype) -> Tensor",
+    partial(embedding_by, unpack_rows),
+    _fake,
+)

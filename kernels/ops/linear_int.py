@@ -9,14 +9,12 @@ The definition is the reference below: dequantize in the dtype of the scales, ca
 `torch.nn.functional.linear`. It gives the bits of the dense layer, and needs the memory of one dense weight while it
 runs. Fast kernels register themselves for a device over it and keep their own tolerance against it.
 
-The gradient reaches `x` and `bias`; the weight is frozen. The backward pass unpacks the weight again instead of keeping
-the dense one.
-
-The ops are made with torch.library.Library and not custom_op, which costs several times as much per call.
+The gradient reaches `x` and `bias` (frozen.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,26 +22,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llmquant.kernels.cpu import native
-from llmquant.kernels.ops.dequantize import check_weight, dequantize
+from llmquant.kernels.ops.dequantize import check_weight, dequantize, dequantize_reference
+from llmquant.kernels.ops.frozen import define, register_gradient
 from llmquant.spec import BITS
 
-_library = torch.library.Library("llmquant", "FRAGMENT")
-_ARGUMENTS = "(Tensor x, Tensor packed, Tensor scale, Tensor? zero=None, Tensor? bias=None) -> Tensor"
 
-
-def linear_reference(
-    bits: int, x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None = None, bias: Tensor | None = None
+def linear_by(
+    dense: Callable[..., Tensor],
+    bits: int,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """What the ops mean; see the module docstring."""
+    """What the ops run where `dense` dequantizes; see the module docstring."""
     _check_bias(x, packed, bias)
-    return functional.linear(x, dequantize(packed, scale, zero, bits, x.shape[-1], x.dtype), bias)
+    return functional.linear(x, dense(packed, scale, zero, bits, x.shape[-1], x.dtype), bias)
 
 
-def kernel_name(bits: int, device: torch.device | str) -> str:
-    """What runs the op on a device, such as "linear_int4: reference, avx2 unpack"."""
-    unpack = native.isa() if torch.device(device).type == "cpu" else "torch"
-    return f"linear_int{bits}: reference, {unpack} unpack"
+#: What the ops mean, given the bits.
+linear_reference = partial(linear_by, dequantize_reference)
 
 
 def _check_bias(x: Tensor, packed: Tensor, bias: Tensor | None) -> None:
@@ -62,42 +61,19 @@ def _fake(
     return x.new_empty((*x.shape[:-1], packed.shape[0]))
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ARG001 - torch passes it by name
-    x, packed, scale, zero, bias = inputs
-    if ctx.needs_input_grad[2]:
-        raise RuntimeError(
-            "the scale of a packed weight asks for a gradient, but packed weights are frozen; "
-            "call scale.requires_grad_(False), or train before packing"
-        )
-    ctx.save_for_backward(packed, scale, zero)
-    ctx.in_features, ctx.dtype, ctx.has_bias = x.shape[-1], x.dtype, bias is not None
-
-
-def _backward(bits: int, ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, Tensor | None]:
-    packed, scale, zero = ctx.saved_tensors
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        # Through the op, not the function: a compiled backward traces it.
-        weight = torch.ops.llmquant.dequantize_int.default(packed, scale, zero, bits, ctx.in_features, ctx.dtype)
-        grad_x = grad @ weight
-    # needs_input_grad ends where the caller's arguments do.
-    if ctx.has_bias and ctx.needs_input_grad[4]:
-        grad_bias = grad.flatten(0, -2).sum(0) if grad.ndim > 1 else grad
-    return grad_x, None, None, None, grad_bias
-
-
-def _register(bits: int) -> None:
+def _register(bits: int) -> Any:
     name = f"linear_int{bits}"
-    _library.define(name + _ARGUMENTS, tags=torch.Tag.pt2_compliant_tag)
-    _library.impl(name, partial(linear_reference, bits), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"llmquant::{name}", partial(_fake, bits), lib=_library)
-    torch.library.register_autograd(
-        f"llmquant::{name}", partial(_backward, bits), setup_context=_setup_context, lib=_library
-    )
+    arguments = "(Tensor x, Tensor packed, Tensor scale, Tensor? zero=None, Tensor? bias=None) -> Tensor"
+    op = define(_library, name + arguments, partial(linear_reference, bits), partial(_fake, bits))
+
+    def dense(saved: Sequence[Tensor], _: Any, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        return dequantize(*saved, bits, shape[1], dtype)
+
+    register_gradient(name, dense, weight=slice(1, 4), bias=4, library=_library)
+    return op
 
 
-for _bits in BITS:
-    _register(_bits)
+_library = torch.library.Library("llmquant", "FRAGMENT")
 
 #: The op of each width, as `torch.ops.llmquant.linear_int<bits>.default`.
-OPS: dict[int, Any] = {bits: getattr(torch.ops.llmquant, f"linear_int{bits}").default for bits in BITS}
+OPS: dict[int, Any] = {bits: _register(bits) for bits in BITS}

@@ -10,21 +10,20 @@ Scales and codes of `x` are those of compressed-tensors 0.20 (its forward then m
 rounds more), with two exceptions: every row has its own scale also where `x` has no batch dimension, for which
 compressed-tensors takes one scale for all rows; and a row with NaN or infinity is NaN, also with a given scale.
 
-The gradient reaches `x`, as if it had not been quantized, and `bias`; the weight is frozen.
-llmquant.kernels.cpu.ops has the same for prepared weights, as the op `llmquant::cpu_linear_w8a8`.
+The gradient reaches `x`, as if it had not been quantized, and `bias` (frozen.py).
+kernels/cpu/ops.py has the same for prepared weights, as the op `llmquant::cpu_linear_w8a8`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmquant.kernels.cpu import native
-from llmquant.kernels.gpu import runtime
+from llmquant.kernels.ops.frozen import define, register_gradient
 
-_library = torch.library.Library("llmquant", "FRAGMENT")
 _EXACT = 1024  # products of two int8 that a float32 adds up without rounding: 2^24 / 2^14
 
 
@@ -66,21 +65,6 @@ def linear_reference(
     return (result if bias is None else result + bias.to(steps.dtype)).to(x.dtype)
 
 
-def kernel_name(prepared: bool, device: torch.device | str = "cpu") -> str:
-    """What runs a layer, such as "linear_w8a8: avx512vnni" or "linear_w8a8: sm90 triton".
-
-    Args:
-        prepared: whether its weight is prepared for the CPU kernels.
-        device: where it lies.
-    """
-    if prepared:
-        return f"linear_w8a8: {native.isa()}"
-    reason = runtime.why_off(device)
-    if reason is None:
-        return f"linear_w8a8: {runtime.arch(device)} triton"
-    return f"linear_w8a8: reference ({reason})" if torch.device(device).type == "cuda" else "linear_w8a8: reference"
-
-
 def check(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, input_scale: Tensor | None) -> None:
     torch._check(
         x.is_floating_point() and x.ndim > 0 and weight.dtype == torch.int8 and weight.ndim == 2,
@@ -112,29 +96,17 @@ def _fake(
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ARG001 - torch passes it by name
-    x, weight, scale, bias, _ = inputs
-    ctx.save_for_backward(weight, scale)
-    ctx.dtype, ctx.has_bias = x.dtype, bias is not None
+def _dense(saved: Sequence[Tensor], _: Any, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:  # noqa: ARG001
+    weight, scale = saved
+    return (weight.to(scale.dtype) * scale).to(dtype)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, None]:
-    weight, scale = ctx.saved_tensors
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        grad_x = grad @ (weight.to(scale.dtype) * scale).to(ctx.dtype)
-    # needs_input_grad ends where the caller's arguments do.
-    if ctx.has_bias and ctx.needs_input_grad[3]:
-        grad_bias = grad.flatten(0, -2).sum(0) if grad.ndim > 1 else grad
-    return grad_x, None, None, grad_bias, None
+_library = torch.library.Library("llmquant", "FRAGMENT")
 
-
-_library.define(
+OP = define(
+    _library,
     "linear_w8a8(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, Tensor? input_scale=None) -> Tensor",
-    tags=torch.Tag.pt2_compliant_tag,
+    linear_reference,
+    _fake,
 )
-_library.impl("linear_w8a8", linear_reference, "CompositeExplicitAutograd")
-torch.library.register_fake("llmquant::linear_w8a8", _fake, lib=_library)
-torch.library.register_autograd("llmquant::linear_w8a8", _backward, setup_context=_setup_context, lib=_library)
-
-OP: Any = torch.ops.llmquant.linear_w8a8.default
+register_gradient("linear_w8a8", _dense, weight=slice(1, 3), bias=3, library=_library)

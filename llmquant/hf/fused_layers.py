@@ -17,6 +17,7 @@ from torch.nn.modules import module as nn_module
 
 from llmquant.compat.decoder_layers import attend, is_recording
 from llmquant.kernels.backend import Kernels
+from llmquant.kernels.product import Product
 from llmquant.models.families import FAMILIES, Fusing
 from llmquant.nn.linear import PackedLinear
 
@@ -188,7 +189,7 @@ def _linears(
 ) -> list[Tensor]:
     kernels, weights, biases, out_features, exact = linears
     weight, eps = norm or (None, 0.0)
-    return kernels.linear_fused(x, weights, biases, out_features, exact, weight, eps, residual, silu)
+    return kernels.linear_fused(x, Product(weights, biases, out_features, exact, weight, eps, residual, silu))
 
 
 def _project(x: Tensor, parts: Parts, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

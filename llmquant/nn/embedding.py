@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmquant.kernels.ops.embedding_int import OP, kernel_name
+from llmquant.kernels.backend import embedding_name
+from llmquant.kernels.ops.embedding_int import OP
 from llmquant.nn.linear import STORED, PackedLinear
 
 
@@ -130,7 +131,7 @@ class PackedEmbedding(PackedLinear):
         """What runs this layer where it lies now, such as "embedding_int8: avx2 unpack"."""
         if self.head is not None and self.head.weight_prepared is not None:
             return f"embedding_int{self.scheme.bits}: rows of the prepared lm_head"
-        return kernel_name(self.scheme.bits, self.stored()[0].device)
+        return embedding_name(self.scheme.bits, self.stored()[0].device)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows of the layer."""

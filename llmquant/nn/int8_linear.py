@@ -18,11 +18,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from llmquant.kernels.backend import Stored, is_plain, on_gpu_kernels
+from llmquant.kernels.backend import Stored, is_plain, on_gpu_kernels, w8a8_name
 from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu import ops as cpu_ops
-from llmquant.kernels.gpu import w8a8_op  # noqa: F401 - registers what OP runs on a GPU
-from llmquant.kernels.ops.linear_w8a8 import OP, kernel_name
+from llmquant.kernels.ops.linear_w8a8 import OP
 from llmquant.nn.linear import PackedLinear, frozen
 from llmquant.numerics.pack import pack, unpack
 from llmquant.numerics.quantized import QuantizedTensor
@@ -143,5 +142,5 @@ class Int8Linear(PackedLinear):
     def kernel_name(self) -> str:
         """What runs this layer now, such as "linear_w8a8: avx512vnni"."""
         prepared = self.weight_prepared
-        name = kernel_name(prepared is not None, (self.weight if prepared is None else prepared).device)
+        name = w8a8_name(prepared is not None, (self.weight if prepared is None else prepared).device)
         return f"{name} ({self.unprepared})" if self.unprepared not in ("", _AS_STORED) else name

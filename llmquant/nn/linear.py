@@ -25,10 +25,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from llmquant.kernels.backend import Kernels, Stored, prepare
+from llmquant.kernels.backend import Kernels, Stored, prepare, reference_name
 from llmquant.kernels.cpu import native
 from llmquant.kernels.ops.dequantize import dequantize
-from llmquant.kernels.ops.linear_int import OPS, kernel_name
+from llmquant.kernels.ops.linear_int import OPS
 from llmquant.nn.lent import Lent, same_bytes
 from llmquant.numerics.pack import pack, pack_zeros, packed_words, unpack, unpack_zeros
 from llmquant.numerics.quantized import QuantizedTensor
@@ -344,7 +344,7 @@ class PackedLinear(nn.Module):
         """What runs this layer now, such as "linear_int4: avx512vnni, exact"."""
         if self.weight_prepared is not None and self.kernels is not None:
             return self.kernels.name(self.weight_prepared, self.scheme.bits, self.exact)
-        reference = kernel_name(self.scheme.bits, self.weight_packed.device)
+        reference = reference_name(self.scheme.bits, self.weight_packed.device)
         return f"{reference} ({self.unprepared})" if self.unprepared else reference
 
     def extra_repr(self) -> str:

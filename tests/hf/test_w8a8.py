@@ -19,14 +19,14 @@ from transformers.utils.quantization_config import CompressedTensorsConfig
 from llmquant.compat.quantizers import METHOD
 from llmquant.errors import CheckpointError
 from llmquant.hf.swap import swap_packed
+from llmquant.kernels.backend import w8a8_name
 from llmquant.kernels.cpu import native
-from llmquant.kernels.ops.linear_w8a8 import kernel_name
 from llmquant.nn.accuracy import kernels_used
 from llmquant.nn.int8_linear import Int8Linear
 from tests.hf.conftest import TOKENS, edit_quantization, logits, schemes_in_blocks, write_packed
 
 Folder = Callable[[str], Path]
-PREPARED = kernel_name(native.library() is not None)
+PREPARED = w8a8_name(native.library() is not None)
 
 
 def mixed(name: str) -> str:

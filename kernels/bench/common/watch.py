@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from llmquant.kernels.bench.common.contender import OURS
@@ -145,6 +146,14 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
             lines.put(line)
     process.wait()
     lines.put(None)
+
+
+def write_json(path: Path, result: Result) -> None:
+    """Write a file, all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def serve(run: Callable[[dict[str, Any], Tell], None]) -> None:

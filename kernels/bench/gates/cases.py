@@ -18,6 +18,7 @@ from torch import Tensor
 from llmquant.kernels.bench.gates.compile import Case, Limits, recording
 from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.weight import DTYPES, Format
+from llmquant.kernels.product import Product
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,8 @@ def _launch(variant: Variant, rows: int, n: int, k: int) -> None:
     form = Format(variant.bits, k, groups, DTYPES.index(variant.dtype), False, variant.asymmetric)
     weights = [_meta(form.offsets(size)[2], dtype=torch.uint8) for size in sizes]
     residual = _meta(rows, sizes[0], dtype=variant.dtype) if variant.extras else None
-    exact = variant.kind == "a16"
-    more = {"residual": residual, "silu": variant.silu, "config": variant.config}
-    launch.linear_fused(x, weights, biases, sizes, form.numbers(), exact, **more)
+    asked = {"residual": residual, "silu": variant.silu, "form": form.numbers()}
+    launch.linear_fused(x, Product(weights, biases, sizes, variant.kind == "a16", **asked), config=variant.config)
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -18,11 +18,10 @@ from torch import Tensor
 from llmquant.errors import DeviceError
 from llmquant.kernels.bench import __main__ as bench
 from llmquant.kernels.bench.common.contender import DENSE, OURS, Contender, Kernel, contender
-from llmquant.kernels.bench.common.facts import facts, write_json
 from llmquant.kernels.bench.common.plan import CPU, CUDA, DRY, LAYERS, Cell, Plan, default_plan, rotate_bytes
 from llmquant.kernels.bench.common.rows import Entry, Sample, failures, rows_of
 from llmquant.kernels.bench.common.table import details, markdown, summary
-from llmquant.kernels.bench.common.watch import Watch
+from llmquant.kernels.bench.common.watch import Watch, write_json
 from llmquant.kernels.bench.common.weights import Shape, cloned, copies, random_weight, reference
 from llmquant.kernels.bench.common.worker import DeadContextError, Session
 from llmquant.kernels.ops.dequantize import dequantize_reference
@@ -324,7 +323,7 @@ def test_tables_compare_with_the_best_peer_of_as_many_bits() -> None:
     assert "| b 8.5 int8 | 8.5 | 12.0 (1.67) |" in table
     run = {"rows": rows, "failures": ["bad"], "crashes": [{"step": "a @ b", "reason": "it hung"}], "left_out": ["x"]}
     run["peers"] = {"humming": "not installed", "marlin": "takes part"}
-    result = facts("cpu", "abc") | {"runs": [run], "seconds": 12}
+    result = bench.facts("cpu", "abc") | {"runs": [run], "seconds": 12}
     text = markdown(result)
     for said in (
         "commit abc", "- bad", "- a @ b: it hung", "- humming: not installed", "- 1 cells, first x",

@@ -20,6 +20,7 @@ from llmquant.errors import OutOfMemoryError
 from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu import ops as cpu_ops
 from llmquant.kernels.cpu import weight as cpu_weight
+from llmquant.kernels.product import Product
 torch.set_num_threads(1)
 cols = 1 << 22
 weight = cpu_weight.prepare(torch.zeros(1, cols // 8, dtype=torch.int32), torch.ones(1, 1), None, 4, cols)
@@ -29,7 +30,7 @@ pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (8 << 20), before[1]))
 calls = (
     lambda: cpu_ops.linear(x, weight, None, 1, True),
-    lambda: cpu_ops.linear_fused(x, [weight], [], [1], True),
+    lambda: cpu_ops.linear_fused(x, Product([weight], [], [1], True)),
     lambda: native.map_huge(1 << 30),
 )
 for call in calls:

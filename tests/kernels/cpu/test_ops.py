@@ -14,6 +14,7 @@ from torch.nn import functional
 from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu import ops as cpu_ops
 from llmquant.kernels.cpu import weight as cpu_weight
+from llmquant.kernels.product import Product
 from llmquant.numerics.pack import pack, pack_zeros
 from llmquant.spec import BITS
 
@@ -207,7 +208,7 @@ def test_silu_over_its_range() -> None:
     # One input through two weights of 1 shows the function itself.
     one = cpu_weight.prepare(pack(torch.ones(1, 1, dtype=torch.int8), 8), torch.ones(1, 1), None, 8, 1)
     x = torch.linspace(-110, 110, 4001)[:, None]
-    (got,) = cpu_ops.linear_fused(x, [one, one], [], [1, 1], True, silu=True)
+    (got,) = cpu_ops.linear_fused(x, Product([one, one], [], [1, 1], True, silu=True))
     # A single input is its block's largest, so it is quantized to the last bit; the exponential multiplies that by x.
     wanted = functional.silu(x.double()) * x.double()
     assert ((got - wanted).abs() <= 3e-7 * (1 + x.abs()) * wanted.abs() + 1e-30).all()

@@ -15,6 +15,7 @@ from llmquant.kernels.gpu import launch, launch_a16, launch_dense, ops, weight  
 from llmquant.kernels.gpu.choose.config import DENSE, Config
 from llmquant.kernels.gpu.weight import Format
 from llmquant.kernels.ops.dequantize import dequantize
+from llmquant.kernels.product import Product
 
 SMALL = Config(16, 64)
 BOUND = 2e-6  # before the cast
@@ -172,9 +173,11 @@ def test_three_weights_in_one_launch(make: Callable, device: str, scheme: str, b
     x = torch.randn(2, 3, 128, dtype=torch.float16, device=device)
     biases = [torch.randn(part.n, dtype=torch.float16, device=device) for part in parts] if bias else []
     outs = launch.linear_fused(
-        x, [part.prepared for part in parts], biases, [part.n for part in parts], parts[0].form,
-        config=Config(16, 64, 2), out_dtype=torch.float32,
-    )  # fmt: skip
+        x,
+        Product([part.prepared for part in parts], biases, [part.n for part in parts], form=parts[0].form),
+        config=Config(16, 64, 2),
+        out_dtype=torch.float32,
+    )
     for number, (out, part) in enumerate(zip(outs, parts, strict=True)):
         wanted = x.double() @ part.exact.T + (biases[number].double() if bias else 0)
         assert out.shape == (2, 3, part.n)
@@ -191,9 +194,10 @@ def test_gate_and_up(make: Callable, device: str, block_n: int, config: str) -> 
     norm = torch.rand(128, dtype=dtype, device=device)
     biases = [torch.randn(100, dtype=dtype, device=device) for _ in range(2)]
     (out,) = launch.linear_fused(
-        x, [gate.prepared, up.prepared], biases, [100, 100], gate.form, True, norm, 1e-5, residual, True,
+        x,
+        Product([gate.prepared, up.prepared], biases, [100, 100], True, norm, 1e-5, residual, True, gate.form),
         config=Config(16, block_n, 2) if config == "kernel" else DENSE,
-    )  # fmt: skip
+    )
     normed = functional.rms_norm(x.double(), (128,), norm.double(), 1e-5)
     wanted = functional.silu(normed @ gate.exact.T + biases[0]) * (normed @ up.exact.T + biases[1]) + residual
     assert error(out, wanted) < BOUND

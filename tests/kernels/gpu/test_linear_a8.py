@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf, nan
 
 import pytest
@@ -15,11 +15,12 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'llmq
 import triton
 import triton.language as tl
 
-from llmquant.kernels.gpu import fallback, launch_a8, w8a8_op, weight
+from llmquant.kernels.gpu import fallback, launch_a8, ops, weight
 from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.triton import linear_a8
 from llmquant.kernels.gpu.weight import Format
 from llmquant.kernels.ops.linear_w8a8 import OP, linear_reference
+from llmquant.kernels.product import Product
 
 SMALL = Config(16, 64)
 BOUND = 2e-6  # of the definition, before the cast
@@ -63,8 +64,16 @@ def error(got: Tensor, wanted: Tensor) -> float:
     return float((got.double() - wanted).norm() / wanted.norm())
 
 
+def product(
+    *parts: Weight, biases: Sequence[Tensor] = (), residual: Tensor | None = None, silu: bool = False
+) -> Product:
+    """Of prepared weights of one format."""
+    weights, sizes = [part.prepared for part in parts], [part.n for part in parts]
+    return Product(weights, biases, sizes, residual=residual, silu=silu, form=parts[0].form)
+
+
 def w4a8(x: Tensor, one: Weight, config: Config = SMALL, dtype: torch.dtype = torch.float32) -> Tensor:
-    return launch_a8.linear_w4a8(x, [one.prepared], [], [one.n], one.form, config=config, out_dtype=dtype)[0]
+    return launch_a8.linear_w4a8(x, product(one), config=config, out_dtype=dtype)[0]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -160,9 +169,7 @@ def test_not_finite_inputs_stay_in_their_row(make: Callable, device: str, scheme
 def test_no_rows(make: Callable, device: str) -> None:
     """An empty batch gives an empty result, whatever dispatch would choose."""
     one = make("int4-g32", 40, 64, torch.float16)
-    (out,) = launch_a8.linear_w4a8(
-        torch.empty(0, 64, dtype=torch.float16, device=device), [one.prepared], [], [40], one.form
-    )
+    (out,) = launch_a8.linear_w4a8(torch.empty(0, 64, dtype=torch.float16, device=device), product(one))
     assert (out.shape, out.dtype) == ((0, 40), torch.float16)
 
 
@@ -173,10 +180,7 @@ def test_three_weights_in_one_launch(make: Callable, device: str, scheme: str, b
     parts = [make(scheme, n, 128, torch.float16) for n in (130, 64, 33)]
     x = torch.randn(3, 128, dtype=torch.float16, device=device)
     biases = [torch.randn(part.n, dtype=torch.float16, device=device) for part in parts] if bias else []
-    outs = launch_a8.linear_w4a8(
-        x, [part.prepared for part in parts], biases, [part.n for part in parts], parts[0].form,
-        config=Config(16, 64, 2), out_dtype=torch.float32,
-    )  # fmt: skip
+    outs = launch_a8.linear_w4a8(x, product(*parts, biases=biases), config=Config(16, 64, 2), out_dtype=torch.float32)
     for number, (out, part) in enumerate(zip(outs, parts, strict=True)):
         wanted = part.quantized(x) @ part.exact.T + (biases[number].double() if bias else 0)
         assert out.shape == (3, part.n)
@@ -190,9 +194,8 @@ def test_gate_and_up(make: Callable, device: str, block_n: int, asym: str) -> No
     gate, up = (make(f"int4-g64{asym}", 100, 128, torch.float16) for _ in range(2))
     x, residual = 0.1 * torch.randn(3, 128, device=device), torch.randn(3, 100, device=device)
     biases = [torch.randn(100, device=device) for _ in range(2)]
-    (out,) = launch_a8.linear_w4a8(
-        x, [gate.prepared, up.prepared], biases, [100, 100], gate.form, residual, True, config=Config(16, block_n, 2)
-    )
+    asked = product(gate, up, biases=biases, residual=residual, silu=True)
+    (out,) = launch_a8.linear_w4a8(x, asked, config=Config(16, block_n, 2))
     seen = gate.quantized(x)
     wanted = functional.silu(seen @ gate.exact.T + biases[0]) * (seen @ up.exact.T + biases[1]) + residual
     assert error(out, wanted) < BOUND
@@ -307,7 +310,7 @@ def test_mistakes_are_named(device: str, change: dict, words: str) -> None:
     x, codes, scale, bias = w8a8_case(3, 40, 64, torch.float32, device)
     arguments = {"x": x, "weight": codes, "scale": scale, "bias": bias} | change
     with pytest.raises(RuntimeError, match=words):
-        w8a8_op.linear_w8a8(**arguments)
+        ops.linear_w8a8(**arguments)
 
 
 @pytest.mark.gpu
@@ -321,9 +324,9 @@ def test_w4a8_on_a_gpu(make: Callable, device: str, scheme: str, dtype: torch.dt
     one = make(scheme, 1100, 2048, torch.bfloat16)
     x = torch.randn(m, one.k, dtype=dtype, device=device)
     x[:, ::97] *= 30
-    (out,) = launch_a8.linear_w4a8(x, [one.prepared], [], [one.n], one.form, out_dtype=torch.float32)
+    (out,) = launch_a8.linear_w4a8(x, product(one), out_dtype=torch.float32)
     assert error(out, one.quantized(x.cpu()).to(device) @ one.exact.T) < BOUND
-    (again,) = launch_a8.linear_w4a8(x, [one.prepared], [], [one.n], one.form, out_dtype=torch.float32)
+    (again,) = launch_a8.linear_w4a8(x, product(one), out_dtype=torch.float32)
     assert again.equal(out)
 
 

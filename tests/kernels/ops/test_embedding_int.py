@@ -9,7 +9,7 @@ import torch
 
 from llmquant.kernels.cpu import native
 from llmquant.kernels.ops.dequantize import dequantize
-from llmquant.kernels.ops.embedding_int import OP, kernel_name
+from llmquant.kernels.ops.embedding_int import OP
 from llmquant.spec import BITS
 
 SCHEMES = [("", 33), ("-asym", 33), ("-g8", 40), ("-g11-asym", 33), ("-tensor", 9), ("-tensor-asym", 9)]
@@ -59,7 +59,3 @@ def test_registration(make_packed: Callable) -> None:
     p = make_packed("int4-g8-asym", 20, 24)
     arguments = (torch.tensor([[3, 19]]), p.packed, p.scale, p.zero, 4, 24, torch.float32)
     torch.library.opcheck(OP, arguments)
-
-
-def test_kernel_name() -> None:
-    assert kernel_name(8, "cpu").startswith("embedding_int8: ")
