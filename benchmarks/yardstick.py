@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llmquant.kernels.ops.dequantize import dequantize
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 
 _SLACK = 1.5  # times the error of the reference
 _FLOAT32 = 1e-3  # in float32 the reference is the yardstick itself; the CPU rounds activations to 16 bits
@@ -54,7 +54,7 @@ def check_logits(model: Any, prompt: Tensor, exact: bool) -> dict[str, Any]:
 @contextmanager
 def linears_by(model: nn.Module, function: Any) -> Iterator[None]:
     """Let every packed layer compute `function(layer, x)`; fused layers run their original forward meanwhile."""
-    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    layers = [module for module in model.modules() if isinstance(module, PackedStorage)]
     for layer in layers:
         layer.forward = partial(function, layer)
     try:
@@ -64,7 +64,7 @@ def linears_by(model: nn.Module, function: Any) -> Iterator[None]:
             del layer.forward
 
 
-def in_float32(layer: PackedLinear, x: Tensor) -> Tensor:
+def in_float32(layer: PackedStorage, x: Tensor) -> Tensor:
     """A layer by its definition, without rounding before the end."""
     packed, scale, zero = layer.packed()
     weight = dequantize(packed, scale.detach().float(), zero, layer.scheme.bits, layer.in_features, torch.float32)
@@ -72,7 +72,7 @@ def in_float32(layer: PackedLinear, x: Tensor) -> Tensor:
     return functional.linear(x.float(), weight, bias).to(x.dtype)
 
 
-def as_reference(layer: PackedLinear, x: Tensor) -> Tensor:
+def as_reference(layer: PackedStorage, x: Tensor) -> Tensor:
     """A layer as plain transformers computes it: a dense weight in the dtype of `x`."""
     return functional.linear(x, layer.dequantize().to(x.dtype), layer.bias)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llmquant.memory import available_bytes
 from llmquant.nn.embedding import PackedEmbedding
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,7 +96,7 @@ def in_float32(model: nn.Module, *, keep_kernels: bool = False) -> Iterator[None
     """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # else float32 may multiply as bfloat16 or TF32
-    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    packed = [module for module in model.modules() if isinstance(module, PackedStorage)]
     prepared = [] if keep_kernels else [layer for layer in packed if layer.weight_prepared is not None]
     tables = _tables(model)
     wide = [(tensor, tensor.dtype) for tensor in _narrow_tensors(model)]
@@ -133,7 +133,7 @@ def _narrow_tensors(model: nn.Module) -> list[Tensor]:
     stored = {
         id(tensor)
         for layer in model.modules()
-        if isinstance(layer, PackedLinear)
+        if isinstance(layer, PackedStorage)
         for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
         if name != "bias"
     }

@@ -17,7 +17,7 @@ from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu.native import KERNELS_VARIABLE
 from llmquant.kernels.gpu import runtime
 from llmquant.nn.accuracy import Accuracy, set_accuracy
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 
 
 @contextmanager
@@ -56,5 +56,5 @@ def in_accuracy(model: nn.Module, accuracy: Accuracy) -> Iterator[None]:
             layer.exact = exact
 
 
-def _packed(model: nn.Module) -> list[PackedLinear]:
-    return [module for module in model.modules() if isinstance(module, PackedLinear)]
+def _packed(model: nn.Module) -> list[PackedStorage]:
+    return [module for module in model.modules() if isinstance(module, PackedStorage)]

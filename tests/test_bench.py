@@ -23,7 +23,7 @@ from llmquant.hf.load import load
 from llmquant.kernels.gpu import runtime
 from llmquant.kernels.gpu.choose import dispatch, table, tune, tune_gpu
 from llmquant.nn.accuracy import ACCURACIES, set_accuracy
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 from tests.engine.conftest import byte_tokenizer, tiny_llama
 
 QUICK = ThroughputOptions(prompt_tokens=8, decode_tokens=2, warmup=0, min_rounds=2, seconds=0.0)
@@ -120,7 +120,7 @@ def test_another_program_takes_its_turns(model: Path) -> None:
 
 def _mode(model: PreTrainedModel) -> str:
     """What the layers were told, whether their kernels can do it on this machine or not."""
-    (exact,) = {module.exact for module in model.modules() if isinstance(module, PackedLinear)}
+    (exact,) = {module.exact for module in model.modules() if isinstance(module, PackedStorage)}
     return "exact" if exact else "fast"
 
 

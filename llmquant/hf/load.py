@@ -43,7 +43,7 @@ def load(
             In another dtype the dequantized weights are rounded differently.
         device_map: as in `from_pretrained`; "disk" works.
         packed: False turns the weights into dense ones after loading, for code that looks at `weight`.
-        accuracy: of the kernels: "exact" or "fast"; `layers.accuracy.set_accuracy` changes it later.
+        accuracy: of the kernels: "exact" or "fast"; `llmquant.nn.accuracy.set_accuracy` changes it later.
         trust_remote_code: run code that comes with the checkpoint, if its architecture needs it.
         verify: read everything first and compare it with the digests in llmquant.json, as `llmquant verify` does.
 

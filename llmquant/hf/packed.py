@@ -12,7 +12,7 @@ from llmquant.errors import CheckpointError
 from llmquant.hf.find import NotPackable, check_config, find_packed, named_packed
 from llmquant.hf.place import finish, place_dense, place_empty
 from llmquant.hf.stored import check_packed_places, check_stored, read_headers
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +59,7 @@ class PackedQuantizer(CompressedTensorsQuantizer):
 def _check_shapes(model: PreTrainedModel) -> None:
     """Compare the sizes that the checkpoint stores beside each packed weight with those of the layer."""
     for name, module in model.named_modules():
-        shape = getattr(module, "weight_shape", None) if isinstance(module, PackedLinear) else None
+        shape = getattr(module, "weight_shape", None) if isinstance(module, PackedStorage) else None
         if shape is None or shape.is_meta:  # W8A8 has none; a layer on disk is not looked at
             continue
         wanted = [module.out_features, module.in_features]

@@ -14,6 +14,7 @@ from llmquant.hf.ties import replace, share_with_heads, tied_heads
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.int8_linear import Int8Linear
 from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 from llmquant.spec import Scheme
 
 
@@ -53,7 +54,7 @@ def finish(model: nn.Module) -> None:
     No packed weight asks for a gradient: the loader makes every float one trainable.
     """
     for module in model.modules():
-        if isinstance(module, PackedLinear):
+        if isinstance(module, PackedStorage):
             module.weight_scale.requires_grad_(False)
             if isinstance(module, Int8Linear):
                 if module.input_scale is not None:
@@ -75,7 +76,7 @@ def prepare(model: nn.Module) -> None:
     A vocabulary that serves as embedding too is prepared once, for both.
     """
     for module in model.modules():
-        if isinstance(module, PackedLinear):
+        if isinstance(module, PackedStorage):
             module.prepare()
 
 
@@ -85,7 +86,7 @@ def place_dense(model: nn.Module, dtype: torch.dtype) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, PackedEmbedding):
             dense[name] = module.dense().to(dtype)
-        elif isinstance(module, PackedLinear):
+        elif isinstance(module, PackedStorage):
             linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
             if name not in heads:
                 linear.weight = nn.Parameter(module.dequantize().to(dtype))

@@ -41,6 +41,7 @@ from llmquant.models.safetensors_header import TensorInfo
 from llmquant.models.skeleton import take_inventory
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.plan import MatrixRow, Plan, make_plan
 from llmquant.recipe.schema import Recipe
@@ -135,7 +136,7 @@ class RecipeQuantizer(HfQuantizer):
         return _QuantizeOnLoad(self)
 
     def quantize(self, model: PreTrainedModel, name: str, weight: Tensor) -> dict[str, Tensor]:
-        """Quantize the weight `name`; the tensors of its `PackedLinear` under their full names."""
+        """Quantize the weight `name`; the tensors of its packed layer under their full names."""
         row = self._pending.pop(name)
         module = model.get_submodule(row.module.name)
         del module.weight
@@ -256,10 +257,9 @@ class _QuantizeOnLoad(ConversionOps):
         return loaded
 
 
-def _packed(module: nn.Module, result: LayerResult, scheme: Scheme) -> PackedLinear:
+def _packed(module: nn.Module, result: LayerResult, scheme: Scheme) -> PackedStorage:
     if isinstance(module, nn.Embedding):
         table = PackedEmbedding.from_quantized(result.quantized, scheme)
-        assert isinstance(table, PackedEmbedding)
         return table.stand_for(module)
     assert module.bias is None or isinstance(module.bias, nn.Parameter)
     return PackedLinear.from_quantized(result.quantized, scheme, module.bias)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llmquant.errors import CheckpointError
 from llmquant.hf.find import NotPackable
 from llmquant.models.safetensors_header import TensorInfo, read_header
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,7 +80,7 @@ def check_packed_places(model: PreTrainedModel, keys: Iterable[str]) -> None:
 
 def _check_kinds(model: nn.Module, tensors: Mapping[str, TensorInfo], key_map: KeyMap, new: frozenset[str]) -> None:
     wanted = model.state_dict()
-    packed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, PackedLinear))
+    packed = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, PackedStorage))
     for key, name in key_map.parameter.items():
         info, like = tensors[key], wanted[name]
         if not _fits(info.dtype, like.dtype, exact=name.startswith(packed)):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import QuantizationError
 from llmquant.nn.counting import is_packed, weight_count
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +34,7 @@ def check_resize(model: PreTrainedModel, tokens: int | None, multiple: int | Non
         QuantizationError: if the embedding or the head is packed and would have to change.
     """
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    packed = [module for module in (table, head) if isinstance(module, PackedLinear)]
+    packed = [module for module in (table, head) if isinstance(module, PackedStorage)]
     if not packed:
         return None
     rows = packed[0].out_features

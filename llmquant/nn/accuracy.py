@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import nn
 
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 
 Accuracy = Literal["exact", "fast"]
 ACCURACIES: tuple[Accuracy, ...] = ("exact", "fast")
@@ -55,9 +55,9 @@ def kernels_used(model: nn.Module) -> dict[str, int]:
     return dict(Counter(layer.kernel_name() for layer in _layers(model)))
 
 
-def _is_exact(layer: PackedLinear) -> bool:
+def _is_exact(layer: PackedStorage) -> bool:
     return layer.kernels is None or layer.kernels.is_exact(layer.scheme.bits, layer.exact)
 
 
-def _layers(model: nn.Module) -> list[PackedLinear]:
-    return [module for module in model.modules() if isinstance(module, PackedLinear)]
+def _layers(model: nn.Module) -> list[PackedStorage]:
+    return [module for module in model.modules() if isinstance(module, PackedStorage)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from llmquant.nn.embedding import PackedEmbedding
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 
 
 def is_packed(model: nn.Module) -> bool:
     """Whether a model has packed layers."""
-    return any(isinstance(module, PackedLinear) for module in model.modules())
+    return any(isinstance(module, PackedStorage) for module in model.modules())
 
 
 def weight_count(model: nn.Module, *, trainable: bool = False, embeddings: bool = True) -> int:
@@ -21,7 +21,7 @@ def weight_count(model: nn.Module, *, trainable: bool = False, embeddings: bool 
         trainable: count only what asks for a gradient; packed weights never do.
         embeddings: False leaves tables of embeddings out, and with them a head that is tied to one.
     """
-    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    packed = [module for module in model.modules() if isinstance(module, PackedStorage)]
     leave = {id(p) for layer in packed for name, p in layer.named_parameters(recurse=False) if name != "bias"}
     if not embeddings:
         leave |= {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}

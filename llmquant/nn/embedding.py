@@ -7,17 +7,21 @@ embedding reads there. A lookup dequantizes the rows it needs and no others.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from llmquant.kernels.backend import embedding_name
 from llmquant.kernels.ops.embedding_int import OP
-from llmquant.nn.linear import STORED, PackedLinear
+from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import STORED, PackedStorage
+from llmquant.numerics.quantized import QuantizedTensor
+from llmquant.spec import Scheme
 
 
-class PackedEmbedding(PackedLinear):
+@final
+class PackedEmbedding(PackedStorage):
     """Rows of a packed weight, in the dtype of its scales.
 
     Attributes:
@@ -31,6 +35,34 @@ class PackedEmbedding(PackedLinear):
     dense_class: type[nn.Embedding] = nn.Embedding
     padding_idx: int | None = None
     head: PackedLinear | None = None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        scheme: Scheme,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Make a table of zeros, to be filled from a checkpoint; on the meta device it takes no memory.
+
+        Args:
+            in_features: columns.
+            out_features: rows.
+            scheme: an integer weight-only scheme.
+            dtype: of scales.
+            device: of all parameters.
+        """
+        super().__init__(in_features, out_features, scheme)
+        self.register_packed(False, dtype, device)
+
+    @classmethod
+    def from_quantized(cls, quantized: QuantizedTensor, scheme: Scheme) -> PackedEmbedding:
+        """Pack a quantized table, on the device of its codes; `PackedStorage.take` says what it has to be."""
+        rows, columns = quantized.codes.shape
+        table = cls(columns, rows, scheme, dtype=quantized.scales.dtype, device="meta")
+        table.take(quantized)
+        return table
 
     @property
     def num_embeddings(self) -> int:
@@ -48,7 +80,7 @@ class PackedEmbedding(PackedLinear):
         self.dense_class, self.padding_idx = type(module), module.padding_idx
         return self
 
-    def forward(self, ids: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # rows, not inputs
+    def forward(self, ids: Tensor) -> Tensor:
         """Look up rows.
 
         Args:

@@ -13,7 +13,7 @@ weight takes the place of `weight` and `weight_scale`, and `cpu_linear_w8a8` run
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from llmquant.kernels.backend import Stored, is_plain, on_gpu_kernels, w8a8_name
 from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu import ops as cpu_ops
 from llmquant.kernels.ops.linear_w8a8 import OP
-from llmquant.nn.linear import PackedLinear, frozen
+from llmquant.nn.storage import PackedStorage, frozen
 from llmquant.numerics.pack import pack, unpack
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
@@ -30,7 +30,8 @@ from llmquant.spec import Scheme
 _AS_STORED = "GPU kernels read the weight as it is stored"
 
 
-class Int8Linear(PackedLinear):
+@final
+class Int8Linear(PackedStorage):
     """`x @ weight.T + bias` with integers on both sides; the weight is frozen.
 
     `exact` means nothing to it: the checkpoint says how inputs are quantized.
@@ -62,10 +63,9 @@ class Int8Linear(PackedLinear):
         Raises:
             ValueError: if the scheme has no 8-bit activations.
         """
-        nn.Module.__init__(self)
+        super().__init__(in_features, out_features, scheme)
         if not scheme.activations:
             raise ValueError(f"Int8Linear is for 8-bit activations, as in w8a8-dynamic, not for {scheme}")
-        self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
 
         def zeros(*shape: int, dtype: torch.dtype = dtype) -> nn.Parameter:
             return frozen(torch.zeros(*shape, dtype=dtype, device=device))
@@ -75,7 +75,6 @@ class Int8Linear(PackedLinear):
         self.register_parameter("weight_zero_point", None)
         self.register_parameter("input_scale", zeros(1) if scheme.activations == "static" else None)
         self.register_parameter("bias", zeros(out_features) if bias else None)
-        self.register_buffer("weight_prepared", None, persistent=False)
 
     @classmethod
     def from_quantized(cls, quantized: QuantizedTensor, scheme: Scheme, bias: Tensor | None = None) -> Int8Linear:
@@ -120,16 +119,8 @@ class Int8Linear(PackedLinear):
             return cpu_ops.linear_w8a8(x, prepared, self.bias, self.out_features, self.input_scale)
         return torch.ops.llmquant.cpu_linear_w8a8.default(x, prepared, self.bias, self.out_features, self.input_scale)
 
-    def prepare(self) -> bool:
-        """Bring the weight into the layout of the CPU kernels, if it is theirs to run.
-
-        Returns:
-            whether the layer is prepared now.
-        """
-        if self.weight_prepared is None and on_gpu_kernels(self.weight.device):
-            self.unprepared = _AS_STORED
-            return False
-        return super().prepare()
+    def _why_stay(self) -> str | None:
+        return _AS_STORED if on_gpu_kernels(self.weight.device) else None
 
     def _restored(self) -> dict[str, Tensor]:
         restored = super()._restored()

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 
 from llmquant.hf.fuse import unfuse
 from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 from llmquant.spec import Scheme
 
 MODELS = {"dense": ("keep", "keep"), "int4-g32": ("int4-g32", "keep"), "mixed": ("int8", "int4-g32")}
@@ -31,7 +32,7 @@ def models(part: Any) -> dict[str, LlamaForCausalLM]:
 def test_all_models_come_from_the_same_weights(models: dict[str, Any]) -> None:
     dense = models["dense"].state_dict()
     for name in ("int4-g32", "mixed"):
-        layers = {key: each for key, each in models[name].named_modules() if isinstance(each, PackedLinear)}
+        layers = {key: each for key, each in models[name].named_modules() if isinstance(each, PackedStorage)}
         assert len(layers) == 14 + (name == "mixed")
         for key, layer in layers.items():
             quantized = layer.quantized()
@@ -60,7 +61,7 @@ def test_the_check_finds_a_layer_that_is_off(
     good = check.check_logits(model, prompt, exact=True)
     assert good["ok"], good
     assert good["error_of_reference"] > 1e-4
-    assert not any("forward" in each.__dict__ for each in model.modules() if isinstance(each, PackedLinear))
+    assert not any("forward" in each.__dict__ for each in model.modules() if isinstance(each, PackedStorage))
     unfuse(model)
     forward = PackedLinear.forward
 

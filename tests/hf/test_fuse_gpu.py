@@ -23,7 +23,7 @@ from llmquant.kernels.backend import GpuKernels
 from llmquant.kernels.cpu import native
 from llmquant.kernels.gpu import runtime
 from llmquant.nn.accuracy import kernels_used
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 from llmquant.spec import Scheme
 from tests.hf.conftest import MODELS, schemes_in_blocks, write_packed
 from tests.hf.test_fuse import CHANGES, LAYERS, Calls, difference, layer_training, make, packed
@@ -52,8 +52,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return counted
 
 
-def layers_of(model: nn.Module) -> list[PackedLinear]:
-    return [module for module in model.modules() if isinstance(module, PackedLinear)]
+def layers_of(model: nn.Module) -> list[PackedStorage]:
+    return [module for module in model.modules() if isinstance(module, PackedStorage)]
 
 
 def logits(model: Any, **more: Any) -> Tensor:

@@ -20,7 +20,7 @@ from llmquant.formats.compressed_tensors.codec import encode
 from llmquant.formats.compressed_tensors.config import quantization_config
 from llmquant.hf.recipe import RecipeConfig
 from llmquant.nn.accuracy import kernels_used
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 from llmquant.spec import Scheme
 from tests.hf.conftest import TOKENS, edit_quantization, logits, round_to_nearest, schemes_in_blocks, write_packed
 
@@ -35,7 +35,7 @@ def mixed(name: str) -> str:
 
 
 def packed_names(model: torch.nn.Module) -> set[str]:
-    return {name for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    return {name for name, module in model.named_modules() if isinstance(module, PackedStorage)}
 
 
 def load_strict(folder: Path, **kwargs: Any) -> Any:
@@ -68,7 +68,7 @@ def test_from_pretrained_stays_packed_and_equals_dense(dense_folder: Folder, tmp
     fake = write_packed(dense, tmp_path / "q", schemes)
     model = load_strict(tmp_path / "q")
     assert packed_names(model) == set(schemes)
-    assert {n: m.scheme for n, m in model.named_modules() if isinstance(m, PackedLinear)} == schemes
+    assert {n: m.scheme for n, m in model.named_modules() if isinstance(m, PackedStorage)} == schemes
     assert not hasattr(model, "ct_decompress_hook")
     assert torch.equal(logits(model), logits(fake))
     assert packed_names(model) == set(schemes)  # after the forward too

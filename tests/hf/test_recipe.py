@@ -16,6 +16,7 @@ from llmquant.errors import CheckpointError, PlanError, QuantizationError
 from llmquant.hf.packed import PackedQuantizer
 from llmquant.hf.recipe import RecipeConfig
 from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 from tests.hf.conftest import logits, schemes_in_blocks, write_packed
 
 # Compared bit for bit with dense layers.
@@ -53,7 +54,7 @@ def test_on_the_fly_equals_fake_quant_and_the_written_folder(
     schemes = schemes_in_blocks(AutoModelForCausalLM.from_pretrained(dense), scheme)
     fake = write_packed(dense, tmp_path / "q", schemes)
     model = load(dense, RecipeConfig(recipe(scheme, portable=name != "gpt2")))
-    assert {n: m.scheme for n, m in model.named_modules() if isinstance(m, PackedLinear)} == schemes
+    assert {n: m.scheme for n, m in model.named_modules() if isinstance(m, PackedStorage)} == schemes
     assert torch.equal(logits(model), logits(fake))
     assert not any(n.rpartition(".")[2] == "weight" and "proj" in n for n, _ in model.named_parameters())
     assert isinstance(model.hf_quantizer, PackedQuantizer)

@@ -18,7 +18,7 @@ from llmquant.compat.quantizers import METHOD
 from llmquant.errors import CheckpointError
 from llmquant.hf.swap import swap_packed
 from llmquant.nn.accuracy import kernels_used
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage
 from tests.hf.conftest import logits, schemes_in_blocks, write_packed
 
 # Compared bit for bit with dense layers.
@@ -43,7 +43,7 @@ def test_swap_equals_dense_and_saves_the_same(dense_folder: Folder, tmp_path: Pa
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype="auto")
     assert not kernels_used(model)
     assert swap_packed(model) is model
-    assert {n for n, m in model.named_modules() if isinstance(m, PackedLinear)} == set(schemes)
+    assert {n for n, m in model.named_modules() if isinstance(m, PackedStorage)} == set(schemes)
     assert torch.equal(logits(model), logits(fake))
     model.save_pretrained(tmp_path / "again")
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("q", "again"))

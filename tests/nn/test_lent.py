@@ -18,7 +18,8 @@ from llmquant.kernels.cpu import native
 from llmquant.kernels.gpu import runtime
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.int8_linear import Int8Linear
-from llmquant.nn.linear import PackedLinear, frozen
+from llmquant.nn.linear import PackedLinear
+from llmquant.nn.storage import PackedStorage, frozen
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
 
@@ -28,7 +29,7 @@ KINDS = ["cpu int4-g32-asym", "cpu int8-tensor-asym", "cpu w8a8-dynamic", "gpu i
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the C++ kernels are not installed")
 
 
-def made(kind: str) -> PackedLinear:
+def made(kind: str) -> PackedStorage:
     """The same layer at each call, not prepared."""
     scheme = Scheme.parse(kind.split()[1])
     seeded = torch.Generator().manual_seed(0)
@@ -50,7 +51,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return request.param
 
 
-def prepared(kind: str) -> PackedLinear:
+def prepared(kind: str) -> PackedStorage:
     layer = made(kind)
     assert layer.prepare()
     assert isinstance(layer.kernels, GpuKernels if kind.startswith("gpu") else CpuKernels)
@@ -98,7 +99,7 @@ def edited(kind: str, name: str, *edits: Edit) -> tuple[Tensor, dict[str, Tensor
     return layer(X), state
 
 
-def check(layer: PackedLinear, wanted: tuple[Tensor, dict[str, Tensor]]) -> None:
+def check(layer: PackedStorage, wanted: tuple[Tensor, dict[str, Tensor]]) -> None:
     assert layer.weight_prepared is not None
     assert torch.equal(layer(X), wanted[0])
     found = layer.state_dict()
@@ -106,7 +107,7 @@ def check(layer: PackedLinear, wanted: tuple[Tensor, dict[str, Tensor]]) -> None
     assert all(torch.equal(found[key], tensor) for key, tensor in wanted[1].items())
 
 
-def names(layer: PackedLinear) -> list[str]:
+def names(layer: PackedStorage) -> list[str]:
     return [*(name for name in layer.names if getattr(layer, name) is not None), "bias"]
 
 
@@ -189,7 +190,7 @@ def test_a_state_dict_holds_no_memory(kind: str) -> None:
 
 def test_nothing_handed_out_costs_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = prepared(kind)
-    monkeypatch.setattr(PackedLinear, "settle", None)
+    monkeypatch.setattr(PackedStorage, "settle", None)
     layer(X)
 
 
@@ -233,19 +234,19 @@ def test_loading_and_assigning(kind: str) -> None:
     check(layer, edited(kind, "weight_scale", mul, mul))
 
 
-def prepare_again(layer: PackedLinear) -> PackedLinear:
+def prepare_again(layer: PackedStorage) -> PackedStorage:
     layer.prepare()
     return layer
 
 
-def unprepare_and_prepare(layer: PackedLinear) -> PackedLinear:
+def unprepare_and_prepare(layer: PackedStorage) -> PackedStorage:
     layer.unprepare()
     return prepare_again(layer)
 
 
 def test_whatever_reads_the_weight_sees_the_edit(kind: str) -> None:
     wanted = edited(kind, "weight_scale", mul)
-    readers: list[Callable[[PackedLinear], PackedLinear]] = [
+    readers: list[Callable[[PackedStorage], PackedStorage]] = [
         copy.deepcopy,
         lambda layer: pickle.loads(pickle.dumps(layer)),
         lambda layer: layer.to("cpu"),
