@@ -39,3 +39,15 @@ def test_a_damaged_plan_is_an_error(baseline, plan: object) -> None:
     pair: Any = SimpleNamespace(subject=subject, baseline=baseline)
     with pytest.raises(CheckpointError, match=r"llmquant\.json is damaged"):
         measure(pair, NoOptions())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_nothing_is_said_of_a_baseline_that_another_tool_packed(packed: bool) -> None:
+    plan = {"rows": [{"kind": "linear", "scheme": "int8", "bytes_before": 16, "bytes_after": 8}]}
+    config = SimpleNamespace(quantization_config={"quant_method": "other"} if packed else None)
+    subject = Subject(name="q", baseline_name="b", made={"plan": plan})
+    pair: Any = SimpleNamespace(subject=subject, baseline=SimpleNamespace(config=config))
+    found = measure(pair, NoOptions())
+    assert found is not None
+    assert found.baseline == (() if packed else (Part("linear", "keep", 16),))
+    assert found.quantized == (Part("linear", "int8", 8),)
