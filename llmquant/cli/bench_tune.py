@@ -116,7 +116,7 @@ def _cases(
 ) -> Iterator[tune.Case]:
     together: Counter[tuple[str, Scheme, int]] = Counter()
     for module, scheme in found:
-        if module.kind not in ("linear", "conv1d") or scheme.is_keep:
+        if module.table or scheme.is_keep:
             continue
         n, k = module.shape
         yield from _cases_of_weight(scheme, n, k, dtype, accuracies)

@@ -110,6 +110,21 @@ class ModuleInfo:
     idle: bool = False
 
     @property
+    def layer(self) -> bool:
+        """Whether it is a layer with one weight, which readers look for by its name; no stack of experts."""
+        return self.kind in ("linear", "conv1d", "embedding", "router") or "lm_head" in self.sets
+
+    @property
+    def packable(self) -> bool:
+        """Whether everyone who knows packed weights could pack its."""
+        return self.kind in ("linear", "embedding") and not self.obstacle
+
+    @property
+    def table(self) -> bool:
+        """Whether its rows are looked up."""
+        return self.kind == "embedding"
+
+    @property
     def matrices(self) -> tuple[Matrix, ...]:
         """Its weights as matrices: one, or one for each expert of a stack; none where it holds none."""
         if self.kind == "experts" and len(self.shape) == 3:
@@ -122,9 +137,8 @@ class ModuleInfo:
         if len(self.shape) != 2 or self.kind in ("norm", "other"):
             return ()
         rows, columns = self.shape
-        table = self.kind == "embedding"
         key = f"{self.name}.weight"
-        return (Matrix(self.name, key, None, (rows, columns), self.turned, self.block, self.tied_to, table),)
+        return (Matrix(self.name, key, None, (rows, columns), self.turned, self.block, self.tied_to, self.table),)
 
     @property
     def protected(self) -> bool:

@@ -25,7 +25,7 @@ UNIT_SUFFIX = ".safetensors"
 
 def why_not(module: ModuleInfo, scheme: Scheme, *, portable: bool) -> str:
     """See `base.Format`."""
-    if module.kind == "conv1d" and portable:
+    if module.turned and portable:
         return "Conv1D layers are read back by llmquant alone; say `portable: false` in the recipe if that is enough"
     return ""
 
@@ -93,7 +93,7 @@ def _embeddings(rows: Sequence[Row], *, portable: bool) -> Iterator[Problem]:
     quantized = [row for row in rows if not row.scheme.is_keep and row.module.tied_to is None]
     schemes = {row.scheme for row in quantized}
     for row in quantized:
-        if row.module.kind != "embedding":
+        if not row.module.table:
             continue
         if any(scheme.activations for scheme in schemes):
             yield "no reader takes packed embeddings beside 8-bit activations; keep them", row.module

@@ -13,7 +13,6 @@ from typing import Any
 from llmquant.errors import CheckpointError, QuantizationError
 from llmquant.formats.base import Content, Planned
 from llmquant.formats.compressed_tensors.module_patterns import module_patterns
-from llmquant.models.inventory import ModuleInfo
 from llmquant.patterns import target_matches
 from llmquant.spec import BITS, KEEP, Scheme
 
@@ -80,7 +79,7 @@ def model_quantization_config(plan: Planned, contents: Mapping[str, Content] | N
         contents: the same by the keys of the checkpoint, which may hold more: a vision tower, draft layers.
     """
     schemes = {row.module.name: row.scheme for row in plan.quantized}
-    kept = [row.module.name for row in plan.rows if row.scheme.is_keep and _is_matrix(row.module)]
+    kept = [row.module.name for row in plan.rows if row.scheme.is_keep and row.module.layer]
     for key, content in (contents or {}).items():
         name = key.removesuffix(".weight")
         if not content.scheme.is_keep:
@@ -89,10 +88,6 @@ def model_quantization_config(plan: Planned, contents: Mapping[str, Content] | N
             kept.append(name)
     embeddings = any(row.matrix.table for row in plan.quantized)
     return quantization_config(schemes, list(dict.fromkeys(kept)), embeddings=embeddings)
-
-
-def _is_matrix(module: ModuleInfo) -> bool:
-    return module.kind in ("linear", "conv1d", "embedding", "router") or "lm_head" in module.sets
 
 
 @dataclass(frozen=True, slots=True)

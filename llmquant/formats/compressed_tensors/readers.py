@@ -73,16 +73,14 @@ def _listed(names: list[str]) -> str:
 
 
 def _only_linear(row: Row, _: Planned) -> Reason:
-    kinds = {
-        "conv1d": "compressed-tensors knows Linear, not the transposed Conv1D",
-        "embedding": None,  # see _no_embedding and _one_scheme_if_embeddings
-        "linear": None,
-    }
-    return kinds.get(row.module.kind, f"quantized {row.module.kind} modules are unknown to it")
+    if row.module.turned:
+        return "compressed-tensors knows Linear, not the transposed Conv1D"
+    # Of tables see _no_embedding and _one_scheme_if_embeddings.
+    return None if row.module.layer else f"a stack of matrices, as in {row.module.name}, is unknown to it"
 
 
 def _no_embedding(row: Row, _: Planned) -> Reason:
-    return "packed embeddings fail or are dropped" if row.module.kind == "embedding" else None
+    return "packed embeddings fail or are dropped" if row.module.table else None
 
 
 def _no_tensor_scale(row: Row, _: Planned) -> Reason:
@@ -136,7 +134,7 @@ def _plain_loading(plan: Planned) -> Reason:
     dense = len(_schemes(plan)) == 1 and _dense_at_load(plan)
     reasons: dict[str, list[str]] = {}
     for row in plan.rows:
-        packable = row.module.kind in ("linear", "embedding") and not row.module.obstacle
+        packable = row.module.packable
         hinders = row.scheme.is_keep if not packable else not row.scheme.is_keep and not dense
         if row.module.plain_obstacle and hinders:
             reasons.setdefault(row.module.plain_obstacle, []).append(row.module.name)

@@ -50,6 +50,7 @@ def plan_of(
             shape[0] * shape[1],
             block=0,
             fused=fused and f"model.layers.0.{parent}:{fused}",
+            turned=kind == "conv1d",
         )
         rows.append(plan_row(module, Scheme.parse(name)))
     inventory = Inventory("LlamaForCausalLM", "llama", dtype, tuple(row.module for row in rows), 1, head_sizes)
