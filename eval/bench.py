@@ -26,6 +26,7 @@ from llmquant.eval.throughput import ThroughputOptions, Timing, ratio, speed, ti
 from llmquant.machine import OtherPrograms, machine, versions
 from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used, set_accuracy
 from llmquant.nn.counting import weight_count
+from llmquant.words import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -202,7 +203,7 @@ def _row(contender: Contender | Peer, rounds: Sequence[Sequence[Timing]], place:
     else:
         _choose(contender)
         model, accuracy, static = contender.model, contender.accuracy, contender.static
-        dtype, kernels, size = str(model.dtype).removeprefix("torch."), kernels_used(model), parameter_bytes(model)
+        dtype, kernels, size = dtype_name(model.dtype), kernels_used(model), parameter_bytes(model)
     timed = speed(rounds, place)
     return BenchRow(
         name=contender.name,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from llmquant.memory import available_bytes
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.storage import PackedStorage
+from llmquant.words import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,7 +70,7 @@ def choose(models: Sequence[PreTrainedModel], wanted: Wanted, *, kernels: bool) 
         wanted: "auto" for float32 where it fits; "checkpoint" for the dtype that the models have.
         kernels: whether packed layers stay on their kernels in float32.
     """
-    name = str(models[0].dtype).removeprefix("torch.")
+    name = dtype_name(models[0].dtype)
     weights = "packed layers on their kernels" if kernels else "the exact stored weights, dequantized as readers do"
     if wanted == "checkpoint":
         return LossDtype(False, name, f"as the models are loaded: {name}")

@@ -7,6 +7,7 @@ from llmquant.eval.pair import Pair
 from llmquant.eval.result import EvalReport, Model
 from llmquant.machine import machine, versions
 from llmquant.nn.counting import weight_count
+from llmquant.words import dtype_name
 
 
 def evaluate(pair: Pair) -> EvalReport:
@@ -27,8 +28,7 @@ def evaluate(pair: Pair) -> EvalReport:
     sections = {name: section for name, section in found.items() if section is not None}
     names, parameters = (pair.subject.baseline_name, pair.subject.name), weight_count(pair.baseline)
     before, after = (
-        Model(name, str(model.dtype).removeprefix("torch."), parameters)
-        for name, model in zip(names, pair.models, strict=True)
+        Model(name, dtype_name(model.dtype), parameters) for name, model in zip(names, pair.models, strict=True)
     )
     return EvalReport(
         name=pair.subject.name,

@@ -27,6 +27,7 @@ from llmquant.machine import device_name
 from llmquant.nn.accuracy import accuracy_of, kernels_used
 from llmquant.nn.counting import is_packed, weight_count
 from llmquant.turns import take_turns
+from llmquant.words import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -180,13 +181,13 @@ def dense_versions(model: PreTrainedModel) -> tuple[dict[str, PreTrainedModel], 
 
     A packed model has one version, itself.
     """
-    own = str(model.dtype).removeprefix("torch.")
+    own = dtype_name(model.dtype)
     if is_packed(model):
         return {f"packed {own}": model}, None
     others = [dtype for dtype in _FAST[model.device.type == "cuda"] if dtype != model.dtype]
     found, left_out = {own: model}, []
     for dtype in others:
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         free = free_bytes(model.device)
         if free is not None and weight_count(model) * dtype.itemsize > _SPARE * free:
             left_out.append(name)

@@ -22,6 +22,11 @@ def bytes_text(count: int | None) -> str:
     return f"{value:.3g} {_PREFIXES[place]}" if place else f"{count} B"
 
 
+def dtype_name(dtype: object) -> str:
+    """Such as "bfloat16" of a `torch.dtype`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def duration(seconds: float) -> str:
     """Such as "7 s", "2 min 10 s" or "3 h 05 min"."""
     whole = round(seconds)

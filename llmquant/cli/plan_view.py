@@ -13,7 +13,7 @@ from llmquant.kernels.backend import kernel_on
 from llmquant.recipe.plan import NO_RULE, Plan
 from llmquant.recipe.summary import summarize
 from llmquant.spec import Scheme
-from llmquant.words import bytes_text, escaped
+from llmquant.words import bytes_text, dtype_name, escaped
 
 _WIDE = 100  # columns
 
@@ -43,7 +43,7 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
     inventory = plan.inventory
     console.print(
         f"[bold]{escaped(inventory.architecture)}[/]  {inventory.parameters:,} parameters, {inventory.blocks} blocks, "
-        f"{str(inventory.dtype).removeprefix('torch.')}"
+        f"{dtype_name(inventory.dtype)}"
     )
     lines = _modules(plan) if full else _kinds(plan)
     console.print(_table(lines, wide=console.width >= _WIDE))

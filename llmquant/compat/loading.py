@@ -26,6 +26,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from llmquant.errors import CheckpointError
+from llmquant.words import dtype_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +203,9 @@ def check_fits(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     for key, name in map_keys(model, tensors).parameter.items():
         stored, like = tensors[key].dtype, wanted[name].dtype
         if not same_kind(stored, like):
-            kind = "floats of 16 bits or more" if like.is_floating_point else str(like).removeprefix("torch.")
+            kind = "floats of 16 bits or more" if like.is_floating_point else dtype_name(like)
             raise CheckpointError(
-                f"{key} holds {str(stored).removeprefix('torch.')} in the checkpoint, wanted {kind}: as plain numbers "
+                f"{key} holds {dtype_name(stored)} in the checkpoint, wanted {kind}: as plain numbers "
                 "they would be other weights. If it is quantized, config.json lacks its quantization_config; give the "
                 "model that it was made from"
             )

@@ -21,6 +21,7 @@ from llmquant.hf.shapes import check_shapes
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import config_from
 from llmquant.nn.accuracy import Accuracy, set_accuracy
+from llmquant.words import dtype_name
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def check_dtype(dtype: str | torch.dtype) -> None:
     """
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype not in ("auto", None) and found not in FLOATS:
-        names = ", ".join(str(known).removeprefix("torch.") for known in FLOATS)
+        names = ", ".join(dtype_name(known) for known in FLOATS)
         raise RecipeError(f"a model cannot compute in the dtype {str(dtype)!r}; give auto or one of {names}")
 
 

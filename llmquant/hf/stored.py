@@ -16,6 +16,7 @@ from llmquant.errors import CheckpointError
 from llmquant.hf.find import NotPackable
 from llmquant.models.safetensors_header import TensorInfo, read_header
 from llmquant.nn.storage import PackedStorage
+from llmquant.words import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,8 +97,8 @@ def _fits(stored: torch.dtype, wanted: torch.dtype, *, exact: bool) -> bool:
 
 
 def _wrong(info: TensorInfo, like: Tensor, why: str) -> CheckpointError:
-    got = f"{str(info.dtype).removeprefix('torch.')} {list(info.shape)}"
-    wanted = "a float of 16 bits or more" if like.is_floating_point() else str(like.dtype).removeprefix("torch.")
+    got = f"{dtype_name(info.dtype)} {list(info.shape)}"
+    wanted = "a float of 16 bits or more" if like.is_floating_point() else dtype_name(like.dtype)
     return CheckpointError(
         f"{info.file.name}: {info.name} is {got}, wanted {wanted} {list(like.shape)}; {why}: the file is damaged, "
         "fetch or write it again"

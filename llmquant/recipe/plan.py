@@ -17,6 +17,7 @@ from llmquant.recipe.checks import Decision, Problems, check_budget, check_decis
 from llmquant.recipe.match import matching
 from llmquant.recipe.schema import Recipe, Rounding, Rule, recipe_to_dict
 from llmquant.spec import KEEP, Scheme
+from llmquant.words import dtype_name
 
 NO_RULE = "no rule"
 _WORTH_A_WARNING = 0.01  # of the result
@@ -143,7 +144,7 @@ class Plan:
         experts = sum(row.bytes_after for row in self.rows if row.module.kind == "experts")
         if experts:
             warnings.append(
-                f"the experts stay in {str(self.inventory.dtype).removeprefix('torch.')}: {experts:,} of "
+                f"the experts stay in {dtype_name(self.inventory.dtype)}: {experts:,} of "
                 f"{self.bytes_after:,} bytes of the result, {experts / self.bytes_after:.1%}; llmquant cannot quantize "
                 "them yet"
             )
@@ -173,7 +174,7 @@ class Plan:
             "recipe": recipe_to_dict(self.recipe),
             "architecture": self.inventory.architecture,
             "model_type": self.inventory.model_type,
-            "dtype": str(self.inventory.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.inventory.dtype),
             "blocks": self.inventory.blocks,
             "parameters": self.inventory.parameters,
             "bytes_before": self.bytes_before,

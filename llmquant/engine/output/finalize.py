@@ -21,6 +21,7 @@ from llmquant.models.edits import edited_config
 from llmquant.models.source import Edited
 from llmquant.progress import Progress
 from llmquant.recipe.schema import recipe_to_dict
+from llmquant.words import dtype_name
 
 
 def finalize(
@@ -58,7 +59,7 @@ def finalize(
     if not prepared.trust_remote_code:
         config.pop("auto_map", None)  # its files do not come along
     if config.get("dtype") is None and config.get("torch_dtype") is None:
-        config["dtype"] = str(prepared.plan.inventory.dtype).removeprefix("torch.")
+        config["dtype"] = dtype_name(prepared.plan.inventory.dtype)
     writer.finish(prepared.plan, config, {shard.file: shard.tensors for shard in journal.shards.values()})
     write_json_atomic(folder / CONFIG, config)
     progress.stage("verify", len(units), unit="shards")

@@ -18,6 +18,7 @@ from llmquant.formats.base import Format
 from llmquant.models.source import WeightSource
 from llmquant.progress import Progress
 from llmquant.spec import KEEP
+from llmquant.words import dtype_name
 
 
 def verify(
@@ -72,7 +73,7 @@ _ADVICE = "the disk or the memory is failing, or another program writes there; d
 
 def hash_bytes(tensor: Tensor) -> str:
     """The sha256 of a tensor: of its dtype and shape, as its bytes mean something else in others, and of its bytes."""
-    kind = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n"
+    kind = f"{dtype_name(tensor.dtype)} {list(tensor.shape)}\n"
     found = hashlib.sha256(kind.encode())
     found.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
