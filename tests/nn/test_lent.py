@@ -291,6 +291,7 @@ def test_a_vocabulary_and_its_head() -> None:
 
     def tied() -> tuple[PackedEmbedding, PackedLinear]:
         head = made(kind)
+        assert isinstance(head, PackedLinear)
         table = PackedEmbedding(IN, OUT, head.scheme, dtype=torch.float16, device="meta")
         for name, parameter in head.named_parameters():
             if name != "bias":

@@ -51,7 +51,7 @@ def objects(repository: Path) -> dict[str, Path]:
     newest = max(source.stat().st_mtime for source in sources)
     for folder in (repository / "build").glob(f"*/{OBJECTS}"):
         found = {path.name.removesuffix(".cpp.o"): path for path in folder.glob("*.cpp.o")}
-        optimized = "CMAKE_BUILD_TYPE:STRING=Release" in (folder.parents[3] / "CMakeCache.txt").read_text()
+        optimized = "CMAKE_BUILD_TYPE:STRING=Release" in (folder.parents[4] / "CMakeCache.txt").read_text()
         # An object is made again only where its own sources changed, so the last one tells when all were looked at.
         if optimized and "linear_avx2" in found and max(path.stat().st_mtime for path in found.values()) >= newest:
             return found
