@@ -6,13 +6,13 @@ have in common; every other file in it is one of them.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import pkgutil
 from typing import Any
 
 from llmquant.errors import RecipeError
+from llmquant.words import did_you_mean, listed
 
 _NOT_ONE = ("base", "shared")
 
@@ -43,9 +43,7 @@ def find_in(package: str, name: str, what: str, others: tuple[str, ...] = ()) ->
     # Looking before importing keeps a module with a missing dependency from being called unknown.
     if not _is_one(name, others) or importlib.util.find_spec(f"{package}.{name}") is None:
         known = names_in(package, others)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RecipeError(f"unknown {what} {name!r}{hint} There are: {', '.join(known)}")
+        raise RecipeError(f"unknown {what} {name!r}{did_you_mean(name, known)} There are: {listed(known)}")
     return importlib.import_module(f"{package}.{name}")
 
 

@@ -48,11 +48,6 @@ def rounding_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def describe(device: torch.device) -> str:
-    """What it is called by its maker, such as "NVIDIA H200"; of others its type."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def _count(kind: str) -> int:
     if kind == "mps":
         return int(torch.backends.mps.is_available())

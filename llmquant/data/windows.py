@@ -9,7 +9,6 @@ dropped.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,14 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from llmquant.data.calibration import encode, text_prefix
+from llmquant.data.calibration import SEPARATOR, encode, text_prefix, tokens_hash
 from llmquant.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_LENGTH = 512
-SEPARATOR = "\n\n"
 _CHARACTERS_PER_TOKEN = 16  # generous: a long text is tokenised no further than a limit on windows needs
 
 
@@ -137,7 +135,7 @@ def make_windows(
 
 def hash_ids(ids: Tensor) -> str:
     """ "sha256:" and the hash of token ids in row order as little-endian int64."""
-    return "sha256:" + hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest()
+    return f"sha256:{tokens_hash(ids)}"
 
 
 def _checked_length(length: int | None, context: int | None, prefix: int) -> int:

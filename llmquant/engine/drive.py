@@ -86,7 +86,7 @@ def drive(work: Work, windows: Tensor | None, sink: Sink, setting: Setting = Set
     for block in sink.blocks:
         if sink.written(block) is not None:
             continue
-        rows = _rows(work, block)
+        rows = work.rows.get(block, [])
         if block is not None and needs_calibration(work.plan.recipe, rows):
             waiting.append(block)
         else:
@@ -107,10 +107,6 @@ def transform_notes(work: Work) -> Iterator[str]:
 
 def _view(work: Work, index: int) -> Block:
     return Block(f"{work.path}.{index}", work.blocks[index])
-
-
-def _rows(work: Work, block: int | None) -> list[MatrixRow]:
-    return [row for row in work.plan.quantized if row.matrix.block == block]
 
 
 def _timed(
@@ -138,7 +134,7 @@ class _Calibrated:
         """Go as far as block `last`."""
         work, ranks = self._work, self._setting.ranks
         self._weights.load_outside()
-        self._put([row for row in _rows(work, None) if row.matrix.table], self._sink.written(None))
+        self._put([row for row in work.rows.get(None, []) if row.matrix.table], self._sink.written(None))
         self._weights.load(0)
         windows = windows[ranks.rank :: ranks.size].to(self._setting.device)
         with capture(work.model.base_model, work.blocks, windows) as inputs:
@@ -146,7 +142,7 @@ class _Calibrated:
             for index in range(last + 1):
                 if index:
                     self._weights.load(index)
-                rows, dense = _rows(work, index), self._sink.written(index)
+                rows, dense = work.rows.get(index, []), self._sink.written(index)
                 if dense is None:
                     self._quantize(index, rows, inputs)
                 else:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def quantize_loaded(
     model: PreTrainedModel, plan: Plan, windows: Tensor | None, device: str | torch.device = "cpu"
-) -> InMemory:
+) -> QuantizedInMemory:
     """Quantize what a plan names in `model`, which itself is not changed.
 
     Args:
@@ -41,12 +41,12 @@ def quantize_loaded(
     source = Loaded(model)
     skeleton = build_skeleton(model.config, trust_remote_code=runs_remote_code(model))
     work = Work(skeleton, plan, Edited(source), {name: name for name in source.tensors}, converted=False)
-    sink = InMemory([None, *range(len(work.blocks))])
+    sink = QuantizedInMemory([None, *range(len(work.blocks))])
     drive(work, windows, sink, Setting(resolve_device(device)))
     return sink
 
 
-class InMemory:
+class QuantizedInMemory:
     """What a model in memory became.
 
     Attributes:

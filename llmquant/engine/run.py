@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmquant.compat.loading import check_complete, check_fits
 from llmquant.data.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
-from llmquant.device import describe, resolve_device
+from llmquant.device import resolve_device
 from llmquant.engine.drive import Results, Setting, drive, transform_notes
 from llmquant.engine.layer import check_statistics
 from llmquant.engine.output.edits import read_edits
@@ -27,6 +27,7 @@ from llmquant.engine.output.units import Unit, contents_of, split_into_units
 from llmquant.engine.output.writer import UnitWriter
 from llmquant.engine.prepare import Prepared, load_tokenizer
 from llmquant.errors import CheckpointError, OutputError
+from llmquant.machine import device_name
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.edits import Edit
 from llmquant.progress import Progress
@@ -116,7 +117,7 @@ def run_identity(prepared: Prepared, calibration: CalibrationData | None, device
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "machine": platform.machine(),
-        "device": describe(device),
+        "device": device_name(device),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "source": prepared.checkpoint.fingerprint(),

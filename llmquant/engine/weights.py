@@ -54,6 +54,14 @@ class Work:
         """The key in the source of each parameter that is a tensor of its own."""
         return {name: key for key, name in self.names.items()}
 
+    @cached_property
+    def rows(self) -> Mapping[int | None, list[MatrixRow]]:
+        """The matrices to quantize of each block; None: outside."""
+        found: dict[int | None, list[MatrixRow]] = {}
+        for row in self.plan.quantized:
+            found.setdefault(row.matrix.block, []).append(row)
+        return found
+
     def read(self, row: MatrixRow) -> Tensor:
         """The parameter that holds a matrix."""
         return self.source.read(self.keys[row.matrix.key])

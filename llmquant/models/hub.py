@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from llmquant.compat.border import first_line
 from llmquant.errors import CheckpointError
 from llmquant.files import check_name
 
@@ -125,6 +126,5 @@ def _fetch(repository: str, revision: str | None, wanted: list[str]) -> Path:
         raise CheckpointError(f"{repository}: the hub has no revision {revision!r} of it") from error
     except (OSError, ValueError) as error:
         # Everything huggingface_hub raises for a network, a disk or a cache is one of these two.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         advice = "not a folder here, and the hub could not give it; check the path or the connection, then try again"
-        raise CheckpointError(f"{repository}: {advice} ({reason})") from error
+        raise CheckpointError(f"{repository}: {advice} ({first_line(error)})") from error

@@ -11,16 +11,16 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from llmquant.engine.drive import Setting, drive
-from llmquant.engine.in_memory import InMemory
+from llmquant.engine.in_memory import QuantizedInMemory
 from llmquant.engine.prepare import prepare
 from llmquant.engine.ranks import ALONE, Distributed, Ranks
 from llmquant.recipe.load import load_recipe
 
 
-def quantized(checkpoint: Path, recipe: dict[str, Any], ranks: Ranks) -> InMemory:
+def quantized(checkpoint: Path, recipe: dict[str, Any], ranks: Ranks) -> QuantizedInMemory:
     """All results of a drive."""
     work = prepare(checkpoint, load_recipe(recipe)).work()
-    sink = InMemory([None, *range(len(work.blocks))])
+    sink = QuantizedInMemory([None, *range(len(work.blocks))])
     windows = torch.randint(1, 250, (10, 32), generator=torch.Generator().manual_seed(0))
     drive(work, windows, sink, Setting(ranks=ranks))
     return sink
