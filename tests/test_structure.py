@@ -1,8 +1,9 @@
-"""The import contracts of pyproject.toml hold, and import-linter sees all modules."""
+"""The house is as it says: imports, private names, docs and the places of tests."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -77,3 +78,26 @@ def _ours(repository: Path) -> list[Path]:
     rooms = (repository / "llmquant", repository / "eval", repository / "kernels")
     compat = repository / "llmquant" / "compat"
     return [file for room in rooms for file in sorted(room.rglob("*.py")) if compat not in file.parents]
+
+
+def test_the_docs_list_the_layers_of_the_contract(repository: Path) -> None:
+    project = (repository / "pyproject.toml").read_text(encoding="utf-8")
+    contract = re.search(r"^layers = \[\n(.*?)^\]", project, re.M | re.S)
+    assert contract
+    rows = [re.findall(r"llmquant\.([a-z]\w+)", line) for line in contract[1].splitlines()]
+    there = [[name for name in row if find_spec(f"llmquant.{name}")] for row in rows]
+    page = (repository / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = re.search(r"^## Layers\n.*?```\n(.*?)```", page, re.M | re.S)
+    assert drawn
+    assert [re.findall(r"\w+", line) for line in drawn[1].splitlines()] == list(filter(None, there))
+
+
+@pytest.mark.parametrize("page", ["architecture", "formats", "cpu", "gpu", "benchmarks"])
+def test_the_docs_name_only_files_that_exist(repository: Path, page: str) -> None:
+    """What a page puts in backticks and looks like a path is one, from the top or from a room."""
+    text = re.sub(r"```.*?```", "", (repository / "docs" / f"{page}.md").read_text(encoding="utf-8"), flags=re.S)
+    tracked = subprocess.run(["git", "ls-files"], cwd=repository, capture_output=True, text=True, check=True).stdout
+    files = [f"/{name}" for name in tracked.splitlines()]
+    for name in re.findall(r"`(\w[\w./]*/[\w./]*|\w+\.(?:py|cpp|h|json|yaml))`", text):
+        wanted = f"/{name.removeprefix('llmquant/').strip('/')}"
+        assert any(file.endswith(wanted) or f"{wanted}/" in file or f"{wanted}." in file for file in files), name
