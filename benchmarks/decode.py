@@ -81,7 +81,7 @@ class Run:
 
     def section(self, name: str, key: str, measure: Callable[[], dict[str, Any]]) -> None:
         """Add what `measure` finds to `result[key]`; an exception costs this section only."""
-        from llmquant.kernels.bench.common.watch import write_json
+        from llmquant.kernels.bench.common.facts import write_json
 
         left = self._end - time.monotonic()
         print(f"{name} ({left:.0f} s left)", file=sys.stderr, flush=True)
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from llmquant.device import resolve_device
     from llmquant.eval.bench import bench, contenders_of
     from llmquant.eval.throughput import ThroughputOptions
-    from llmquant.kernels.bench.__main__ import facts
+    from llmquant.kernels.bench.common.facts import facts
     from llmquant.spec import Scheme
 
     device = resolve_device(args.device)

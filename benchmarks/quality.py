@@ -1,30 +1,30 @@
-"""Divergence from the baseline of several recipes on several trained models.
+"""Divergence from the baseline of several recipes on several trained models, and of what they were calibrated on.
 
-    python benchmarks/quality.py --data ../shared/data --json benchmarks/results/quality.json
+    python benchmarks/quality.py --data DATA --json benchmarks/results/quality.json
+    python benchmarks/quality.py --data DATA --models smollm2-135m --recipes int4-g128-gptq --samples 64 --length 512 \\
+        --windows 24 --calibration builtin:python builtin:mixed text/c4.sample.txt \\
+        --text text/wiki.test.hfjoin.txt builtin:python --json benchmarks/results/calibration_text.json
 
-DATA holds models/ and text/ (see docs/benchmarks.md). Calibrated recipes see a text that the evaluation text has no
-part in: training stories for the TinyStories models, web text for the book model.
+DATA holds models/ and text/ (see docs/benchmarks.md). By default calibrated recipes see a text that the evaluation text
+has no part in: training stories for the TinyStories models, web text for the others.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import tempfile
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils.logging import disable_progress_bar
 
 import llmquant
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.memory import Section as Memory
 from llmquant.eval.metrics.perplexity import Section as Perplexity
+from llmquant.kernels.bench.common.facts import facts, write_json
+from llmquant.recipe.load import load_recipe
 
 STORIES = ("text/tinystories.train1000.json", "text/tinystories.valid.txt")
 BOOKS = ("text/c4.sample.txt", "text/gutenberg.valid.txt")
@@ -32,67 +32,80 @@ MODELS = {"stories260K": STORIES, "babyllama-361": STORIES, "llama2xs": STORIES,
 RECIPES = (
     "int8", "mixed-int4-int8", "int4-g32", "int4-g32-gptq", "int4-g128", "int4-g128-gptq", "int3-g32", "int3-g32-gptq",
 )  # fmt: skip
-WINDOWS, LENGTH = 64, 256
 
 
-def measure(data: Path, model: str, recipe: str, work: Path) -> dict[str, Any]:
-    """Quantize and evaluate one pair."""
-    calibration, text = (str(data / name) for name in MODELS[model])
-    source, out = data / "models" / model, work / f"{model}-{recipe}"
-    run = llmquant.quantize(
-        source, recipe, out, calibration=calibration if recipe.endswith("gptq") else None, overwrite=True
+def measure(args: argparse.Namespace, model: str, name: str, work: Path) -> Iterator[dict[str, Any]]:
+    """Quantize with each calibration text, and evaluate on each text."""
+    seen, read = MODELS.get(model, BOOKS)
+    source, recipe = args.data / "models" / model, load_recipe(name)
+    for calibration in (args.calibration or [seen]) if recipe.calibration else [None]:
+        if recipe.calibration and calibration:
+            changes = {"dataset": place(args.data, calibration), "samples": args.samples or recipe.calibration.samples}
+            recipe = recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update=changes)})
+        run = llmquant.quantize(source, recipe, work / "out", overwrite=True)
+        for text in args.text or [read]:
+            report = llmquant.evaluate(
+                run.folder, source, text=place(args.data, text), length=args.length, max_windows=args.windows, speed=0
+            )
+            divergence, perplexity = report[Divergence], report[Perplexity]
+            yield {
+                "model": model,
+                "recipe": name,
+                "calibration": calibration,
+                "text": text,
+                "bits_per_weight": report[Memory].quantized.bits_per_weight,
+                "perplexity_baseline": perplexity.baseline.value,
+                "perplexity": perplexity.quantized.value,
+                "kl": divergence.kl.mean,
+                "kl_low": divergence.kl.low,
+                "kl_high": divergence.kl.high,
+                "top1_agreement": divergence.top1_agreement.value,
+                "log_perplexity_difference": [perplexity.log_difference.low, perplexity.log_difference.high],
+                "tokens": divergence.tokens,
+                "data_hash": report.protocol.data_hash,
+                "calibration_hash": run.provenance["calibration"] and run.provenance["calibration"]["sha256"],
+                "seconds": run.provenance["seconds"],
+            }
+
+
+def place(data: Path, text: str) -> str:
+    """A text of llmquant's by its name, any other as a path in DATA."""
+    return text if text.startswith("builtin:") else str(data / text)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for people; too few windows have no interval."""
+    interval = "" if row["kl_low"] is None else f" [{row['kl_low']:.5f}, {row['kl_high']:.5f}]"
+    texts = f"{row['text']}, calibrated on {row['calibration']}" if row["calibration"] else row["text"]
+    return (
+        f"{row['model']:20} {row['recipe']:16} {row['bits_per_weight']:6.2f} bits  ppl {row['perplexity']:8.3f}  "
+        f"KL {row['kl']:.5f}{interval}  {row['seconds']:.1f} s  {texts}"
     )
-    report = llmquant.evaluate(out, source, text=text, length=LENGTH, max_windows=WINDOWS, speed=0)
-    divergence, perplexity = report[Divergence], report[Perplexity]
-    return {
-        "model": model,
-        "recipe": recipe,
-        "bits_per_weight": report[Memory].quantized.bits_per_weight,
-        "perplexity_baseline": perplexity.baseline.value,
-        "perplexity": perplexity.quantized.value,
-        "kl": divergence.kl.mean,
-        "kl_low": divergence.kl.low,
-        "kl_high": divergence.kl.high,
-        "top1_agreement": divergence.top1_agreement.value,
-        "log_perplexity_difference": [perplexity.log_difference.low, perplexity.log_difference.high],
-        "tokens": divergence.tokens,
-        "data_hash": report.protocol.data_hash,
-        "calibration_hash": run.provenance["calibration"] and run.provenance["calibration"]["sha256"],
-        "seconds": run.provenance["seconds"],
-    }  # fmt: skip
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="divergence of recipes on trained models")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--calibration", nargs="+", help="texts, each in turn")
+    parser.add_argument("--samples", type=int, help="of the calibration text (as the recipe says)")
+    parser.add_argument("--text", nargs="+", help="texts to evaluate on")
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--length", type=int, default=256, help="tokens of a window")
     args = parser.parse_args()
     disable_progress_bar()
-    rows = []
+    result = facts("cpu") | {"windows": args.windows, "length": args.length, "rows": []}
     with tempfile.TemporaryDirectory() as work:
         for model in args.models:
             for recipe in args.recipes:
-                rows.append(measure(args.data, model, recipe, Path(work)))
-                row = rows[-1]
-                print(
-                    f"{model:20} {recipe:16} {row['bits_per_weight']:6.2f} bits  ppl {row['perplexity']:8.3f}  "
-                    f"KL {row['kl']:.5f} [{row['kl_low']:.5f}, {row['kl_high']:.5f}]  {row['seconds']:.1f} s",
-                    flush=True,
-                )
-    if args.json:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        facts = {
-            "rows": rows, "windows": WINDOWS, "length": LENGTH, "commit": commit, "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "python": platform.python_version(),
-            "versions": {name: version(name) for name in ("torch", "transformers", "llmquant")},
-        }  # fmt: skip
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+                for row in measure(args, model, recipe, Path(work)):
+                    result["rows"].append(row)
+                    if args.json:
+                        write_json(args.json, result)
+                    print(line(row), flush=True)
 
 
 if __name__ == "__main__":

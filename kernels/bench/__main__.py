@@ -24,37 +24,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmquant.device import resolve_device
 from llmquant.errors import DeviceError
-from llmquant.kernels.bench.common.plan import (
-    CPU,
-    CUDA,
-    DRY,
-    LAYERS,
-    PEERS,
-    Plan,
-    available_cores,
-    default_plan,
-    last_level_cache,
-    shapes_from,
-)  # fmt: skip
+from llmquant.kernels.bench.common.facts import available_cores, facts, load, write_json
+from llmquant.kernels.bench.common.plan import CPU, CUDA, DRY, LAYERS, PEERS, Plan, default_plan, shapes_from
 from llmquant.kernels.bench.common.table import markdown
-from llmquant.kernels.bench.common.watch import Watch, write_json
-from llmquant.kernels.cpu import native
-from llmquant.machine import machine, versions
-
-_PACKAGES = (
-    "llmquant", "torch", "triton", "numpy", "onnxruntime", "llama-cpp-python", "humming-kernels", "vllm",
-)  # fmt: skip
+from llmquant.kernels.bench.common.watch import Watch
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -126,35 +106,6 @@ def run(plans: list[Plan], path: Path | None, commit: str | None = None) -> dict
     if path:
         write_json(path, result)
     return result
-
-
-def facts(device: str, commit: str | None = None) -> dict[str, Any]:
-    """Date, commit, machine and versions, without which a time means nothing."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or _commit(),
-        "machine": {
-            **machine(torch.device(device)), "isa": native.isa(), "cores": available_cores(),
-            "cache_bytes": last_level_cache(), "load": load(),
-        },
-        "versions": versions(_PACKAGES),
-    }  # fmt: skip
-
-
-def load() -> list[float] | None:
-    """Processes that wanted the processor in the last 1, 5 and 15 minutes."""
-    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
-
-
-def _commit() -> str | None:
-    """The checkout's commit, "-dirty" where tracked files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    folder = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() or None
 
 
 def main() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+from llmquant.kernels.bench.common.facts import last_level_cache
 from llmquant.kernels.bench.common.weights import Shape
 
 CPU, CUDA, DRY = "cpu", "cuda", "dry"
@@ -25,54 +24,7 @@ _CPU_SHAPES = (Shape(4096, 4096), Shape(11008, 4096), Shape(4096, 11008), Shape(
 _ROTATE_BYTES, _MOST_ROTATE_BYTES = 110_000_000, 512_000_000
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One run of the benchmark.
-
-    Attributes:
-        where: "cpu", "cuda", or "dry": the GPU kernels in Triton's interpreter, and nothing timed.
-        shapes: weights.
-        batches: numbers of rows of the input, M.
-        schemes: of our kernels.
-        peers: whom to compare with, beside torch's dense product.
-        threads: of torch, on the CPU.
-        seconds: measured time of each shape and batch, for all kernels together.
-        rotate_bytes: distinct weights per kernel, far more than the cache holds.
-        budget: seconds for everything.
-        vllm_library: path of vLLM's library, or None.
-    """
-
-    where: str
-    shapes: tuple[Shape, ...]
-    batches: tuple[int, ...]
-    schemes: tuple[str, ...]
-    peers: tuple[str, ...]
-    threads: int
-    seconds: float
-    rotate_bytes: int
-    budget: float
-    vllm_library: str | None = None
-
-    def cells(self) -> Iterator[Cell]:
-        """In the order of measuring: on a GPU few rows before many; on the CPU the weights of a shape are made once."""
-        if self.where == CPU:
-            yield from (Cell(shape, m) for shape in self.shapes for m in self.batches)
-        else:
-            yield from (Cell(shape, m) for m in self.batches for shape in self.shapes)
-
-    def plain(self) -> dict[str, Any]:
-        """For a file; `Plan.read` undoes it."""
-        return asdict(self)
-
-    @classmethod
-    def read(cls, plain: dict[str, Any]) -> Plan:
-        """Undo `plain`, also after JSON made lists of its tuples."""
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-        return cls(**{**values, "shapes": tuple(Shape(**shape) for shape in plain["shapes"])})
-
-
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """All kernels with one weight and number of rows, measured in turn."""
 
     shape: Shape
@@ -84,13 +36,37 @@ class Cell:
         return f"{self.shape} M={self.m}"
 
 
-def default_plan(where: str, quick: bool = False) -> Plan:
-    """What runs when nothing else is asked for; a quick one compares ours with torch's dense product only.
+@dataclass(frozen=True)
+class Plan:
+    """One run of the benchmark."""
 
-    Args:
-        where: as in `Plan`.
-        quick: fewer shapes, rows and schemes.
-    """
+    where: str  # "cpu", "cuda", or "dry": the GPU kernels in Triton's interpreter, and nothing timed
+    shapes: tuple[Shape, ...]
+    batches: tuple[int, ...]  # numbers of rows of the input, M
+    schemes: tuple[str, ...]  # of our kernels
+    peers: tuple[str, ...]  # whom to compare with, beside torch's dense product
+    threads: int  # of torch, on the CPU
+    seconds: float  # measured time of each shape and batch, for all kernels together
+    rotate_bytes: int  # distinct weights per kernel, far more than the cache holds
+    budget: float  # seconds for everything
+    vllm_library: str | None = None  # path of vLLM's library
+
+    def cells(self) -> Iterator[Cell]:
+        """In the order of measuring: on a GPU few rows before many; on the CPU the weights of a shape are made once."""
+        if self.where == CPU:
+            yield from (Cell(shape, m) for shape in self.shapes for m in self.batches)
+        else:
+            yield from (Cell(shape, m) for m in self.batches for shape in self.shapes)
+
+    @classmethod
+    def read(cls, plain: dict[str, Any]) -> Plan:
+        """Undo `vars` of a plan, also after JSON made lists of its tuples."""
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        return cls(**{**values, "shapes": tuple(Shape(*shape) for shape in plain["shapes"])})
+
+
+def default_plan(where: str, quick: bool = False) -> Plan:
+    """What runs when nothing else is asked for; a quick one has fewer shapes, rows and schemes, and no peers."""
     if where == CPU:
         plan = Plan(
             where, _CPU_SHAPES, (1, 4, 16, 128, 512), ("int4-g128", "int4-g32", "int4-g128-asym", "int8"), PEERS[where],
@@ -128,15 +104,3 @@ def shapes_from(words: list[str]) -> tuple[Shape, ...]:
 def rotate_bytes(cache_bytes: int) -> int:
     """Distinct weights that no cache of this size keeps; limited, so that a huge cache does not take hours."""
     return min(max(_ROTATE_BYTES, 3 * cache_bytes), _MOST_ROTATE_BYTES)
-
-
-def last_level_cache() -> int:
-    """Bytes of the largest cache of the first processor; 0 where the system does not say."""
-    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-    units = {"K": 1 << 10, "M": 1 << 20}
-    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=0)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

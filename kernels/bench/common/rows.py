@@ -15,59 +15,44 @@ Row = dict[str, Any]
 
 @dataclass
 class Sample:
-    """Times of single calls.
+    """Times of single calls."""
 
-    Attributes:
-        us: microseconds of each; none where nothing is timed.
-        headline: the quantile that is quoted: what other programs disturbed least on a CPU, the median on a GPU.
-        nbytes: that a call reads of memory, where that is all it does.
-        more: other columns of the row.
-    """
-
-    us: list[float] = field(default_factory=list)
-    headline: float = 0.5
-    nbytes: int = 0
-    more: dict[str, float] = field(default_factory=dict)
+    us: list[float] = field(default_factory=list)  # microseconds of each; none where nothing is timed
+    headline: float = 0.5  # quantile that is quoted: what disturbed least on a CPU, the median on a GPU
+    nbytes: int = 0  # that a call reads of memory, where that is all it does
+    more: dict[str, float] = field(default_factory=dict)  # other columns of the row
 
     def quantile(self, share: float) -> float:
         """Microseconds that this share of the calls stayed below."""
         return float(np.quantile(self.us, share))
 
     @property
+    def quoted(self) -> float:
+        """Microseconds."""
+        return self.quantile(self.headline)
+
+    @property
     def gigabytes_per_second(self) -> float:
         """The speed of a call that reads `nbytes`."""
-        return self.nbytes / self.quantile(self.headline) / 1e3
+        return self.nbytes / self.quoted / 1e3
 
 
 @dataclass
 class Entry:
-    """A kernel in a cell.
-
-    Attributes:
-        contender: which.
-        error: of its result; None if there was none.
-        problem: what is wrong with its result, in words; it is not timed then.
-        calls: one for each copy of its weight.
-        failed: why it was not timed, if its result is not the reason.
-        times: of its calls.
-    """
+    """A kernel in a cell."""
 
     contender: Contender
-    error: float | None = None
-    problem: str | None = None
-    calls: list[Call] = field(default_factory=list)
-    failed: str | None = None
+    error: float | None = None  # of its result; None if there was none
+    problem: str | None = None  # what is wrong with its result, in words; it is not timed then
+    calls: list[Call] = field(default_factory=list)  # one for each copy of its weight
+    failed: str | None = None  # why it was not timed, if its result is not the reason
     times: Sample = field(default_factory=Sample)
 
 
 def rows_of(entries: list[Entry], stream: Sample, cell: Cell, threads: int) -> list[Row]:
     """The rows of a cell; times only where they were measured, ratios only where both sides were.
 
-    Args:
-        entries: kernels of the cell.
-        stream: reads of memory in the same turns.
-        cell: the cell.
-        threads: of torch.
+    `stream` are reads of memory in the same turns.
     """
     dense = next((entry.times for entry in entries if entry.contender.kernel == DENSE and entry.times.us), None)
     rows = []
@@ -80,21 +65,21 @@ def rows_of(entries: list[Entry], stream: Sample, cell: Cell, threads: int) -> l
             "error": entry.error, "problem": entry.problem, "failed": entry.failed, "calls": len(times.us),
         }  # fmt: skip
         if times.us:
-            us = times.quantile(times.headline)
+            us = times.quoted
             row |= {"us": round(us, 3), "us_median": round(times.quantile(0.5), 3)}
             row |= {"us_q90": round(times.quantile(0.9), 3), "stream_gbs": round(stream.gigabytes_per_second, 2)}
             row["stream_share"] = round(contender.weight_bytes / us / 1e3 / stream.gigabytes_per_second, 4)
             row |= {name: round(value, 3) for name, value in times.more.items()}
             if dense:
-                row["x_dense"] = round(dense.quantile(dense.headline) / us, 4)
+                row["x_dense"] = round(dense.quoted / us, 4)
         rows.append(row)
     for row in rows:
-        if row["kernel"] == OURS and "us" in row and (best := best_peer(row, rows)):
+        if row["kernel"] == OURS and "us" in row and (best := _best_peer(row, rows)):
             row |= {"best_peer": best["name"], "x_best_peer": round(best["us"] / row["us"], 4)}
     return rows
 
 
-def best_peer(row: Row, group: list[Row]) -> Row | None:
+def _best_peer(row: Row, group: list[Row]) -> Row | None:
     """The fastest kernel of others that is quantized to about as many bits, in the same cell."""
     peers = [
         other for other in group

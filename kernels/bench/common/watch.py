@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from llmquant.kernels.bench.common.contender import OURS
@@ -33,20 +32,17 @@ _START = "start of the measuring process"
 
 
 class Watch:
-    """A run under way.
+    """A run under way; `write` is given the result after each cell.
 
-    Args:
-        plan: of the run.
-        write: is given the result after each cell.
-        command: starts a measuring process, which reads its task from standard input.
-        silence: seconds without a word after which it counts as hung.
+    `command` starts a measuring process, which reads its task from standard input; after `silence` seconds without a
+    word it counts as hung.
     """
 
     def __init__(self, plan: Plan, write: Tell, command: list[str] = _WORKER, silence: float = _SILENCE) -> None:
         self.plan, self._write_result, self.command, self.silence = plan, write, command, silence
         self.began = time.time()
         self.deadline = self.began + plan.budget
-        self.result: Result = {"plan": plan.plain(), "peers": {}, "rows": [], "crashes": [], "fallbacks": {}}
+        self.result: Result = {"plan": dict(vars(plan)), "peers": {}, "rows": [], "crashes": [], "fallbacks": {}}
         self._done: set[str] = set()
         self._excluded: set[str] = set()
         self._step = ""
@@ -67,7 +63,7 @@ class Watch:
     def _process(self) -> str | None:
         """One measuring process, to its end; why it ended too early, if it did."""
         task = {
-            "plan": self.plan.plain(), "deadline": self.deadline, "done": sorted(self._done),
+            "plan": self.result["plan"], "deadline": self.deadline, "done": sorted(self._done),
             "excluded": sorted(self._excluded),
         }  # fmt: skip
         self._step = _START
@@ -146,14 +142,6 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
             lines.put(line)
     process.wait()
     lines.put(None)
-
-
-def write_json(path: Path, result: Result) -> None:
-    """Write a file, all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def serve(run: Callable[[dict[str, Any], Tell], None]) -> None:

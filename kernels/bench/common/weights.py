@@ -1,10 +1,10 @@
-"""Random weights, their copies, and the exact product with them."""
+"""Random weights, their copies, and how far a product is from the exact one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ from llmquant.spec import Scheme
 _CHECKED = 512  # outputs, and at most so many rows, of a product in float64
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """A weight (n outputs, k inputs)."""
 
     n: int
@@ -29,21 +28,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Weight:
-    """The tensors of a checkpoint, described in kernels/ops/dequantize.py; W8A8 weights are packed like int8 ones.
-
-    Attributes:
-        scheme: of the weight.
-        shape: of the weight.
-        packed: (n, words) int32.
-        scale: (n, groups) float.
-        zero: packed zeros, or None.
-    """
+    """The tensors of a checkpoint, described in kernels/ops/dequantize.py; W8A8 weights are packed like int8 ones."""
 
     scheme: Scheme
     shape: Shape
-    packed: Tensor
-    scale: Tensor
-    zero: Tensor | None
+    packed: Tensor  # (n, words) int32
+    scale: Tensor  # (n, groups) float
+    zero: Tensor | None  # packed
 
     @property
     def stored(self) -> tuple[Tensor, Tensor, Tensor | None, int, int]:
@@ -76,15 +67,8 @@ class Weight:
 
 
 def random_weight(scheme: Scheme, shape: Shape, device: str, dtype: torch.dtype = torch.bfloat16) -> Weight:
-    """A weight of random codes and scales; without the lowest code, for which some peers have a slower kernel.
-
-    Args:
-        scheme: of the weight.
-        shape: of the weight.
-        device: where.
-        dtype: of the scales.
-    """
-    codes = torch.randint(scheme.code_min + 1, scheme.code_max + 1, (shape.n, shape.k), dtype=torch.int8, device=device)
+    """Random codes, and scales of a dtype; without the lowest code, for which some peers have a slower kernel."""
+    codes = torch.randint(scheme.code_min + 1, scheme.code_max + 1, shape, dtype=torch.int8, device=device)
     groups = scheme.scale_shape(shape.n, shape.k)
     scale = (torch.rand(groups, device=device) + 0.5).mul_(0.01).to(dtype)
     zero = None
@@ -110,31 +94,16 @@ def cloned(prepared: Any) -> Any:
     return prepared
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A product in float64: some of the outputs of some of the rows.
+def relative_error(out: Tensor, x: Tensor, weight: Weight) -> float:
+    """How far `out` (m, n) is from the exact product of `x` (m, k) and a weight, in some of its rows and outputs.
 
-    Attributes:
-        rows: (r,) which rows.
-        step: every `step`th output.
-        values: (r, outputs) float64.
+    For W8A8, whose definition quantizes x first, the exact product is that with x quantized.
     """
-
-    rows: Tensor
-    step: int
-    values: Tensor
-
-    def part(self, out: Tensor) -> Tensor:
-        """What of a result has to be compared."""
-        return out[self.rows][:, :: self.step]
-
-
-def reference(x: Tensor, weight: Weight) -> Reference:
-    """The exact product of (m, k) and a weight; for W8A8, whose definition quantizes x first, with x quantized."""
     step = max(1, weight.shape.n // _CHECKED)
     rows = torch.linspace(0, x.shape[0] - 1, min(x.shape[0], _CHECKED), device=x.device).round().long().unique()
     taken = x[rows].double()
     if weight.scheme.activations is not None:
         codes, scales = quantize_tokens(x[rows])
         taken = codes.double() * scales.double()
-    return Reference(rows, step, taken @ weight.rows64(step).T)
+    wanted = taken @ weight.rows64(step).T
+    return float((out[rows][:, ::step].double() - wanted).norm() / wanted.norm().clamp_min(1e-300))

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from llmquant.kernels.bench.common.contender import Call, Contender
-from llmquant.kernels.bench.common.failures import DeadContextError, said
+from llmquant.kernels.bench.common.contender import Call, Contender, DeadContextError, said
 from llmquant.kernels.bench.common.plan import CPU, Cell, Plan
 from llmquant.kernels.bench.common.rows import Entry, Sample, rows_of
 from llmquant.kernels.bench.common.watch import Tell, serve
@@ -26,13 +25,9 @@ _DEAD = 3  # exit code: another process has to go on
 
 
 class Bench(Protocol):
-    """A place to measure: cpu/measure.py or gpu/measure.py.
+    """A place to measure: cpu/measure.py or gpu/measure.py."""
 
-    Attributes:
-        absent: peers that cannot take part, and why.
-    """
-
-    absent: dict[str, str]
+    absent: dict[str, str]  # peers that cannot take part, and why
 
     def contenders(self, shape: Shape) -> list[Contender]:
         """Everybody with a weight of that shape; torch's dense product first."""
@@ -48,15 +43,9 @@ class Bench(Protocol):
 
 
 class Session:
-    """One process's part of a run.
+    """One process's part of a run, but for cells that are `done`, and steps (`excluded`) that ended a process.
 
-    Args:
-        plan: of the run.
-        bench: where.
-        tell: is given every result and, before each step, its name, as plain data.
-        deadline: time.time() at which everything must be told.
-        done: names of cells that need not be done again.
-        excluded: names of steps that ended a process.
+    `tell` is given every result and, before each step, its name, as plain data; all before `deadline`, a time.time().
     """
 
     def __init__(
@@ -71,9 +60,7 @@ class Session:
         Raises:
             DeadContextError: if another process has to go on.
         """
-        self.tell(
-            {"peers": self.bench.absent | dict.fromkeys(set(self.plan.peers) - set(self.bench.absent), "takes part")}
-        )
+        self.tell({"peers": dict.fromkeys(self.plan.peers, "takes part") | self.bench.absent})
         took: dict[Shape, float] = {}
         contenders: list[Contender] = []
         shape: Shape | None = None

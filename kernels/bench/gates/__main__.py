@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from llmquant.kernels.bench.common.plan import available_cores
+from llmquant.kernels.bench.common.facts import available_cores
 from llmquant.kernels.bench.gates.cases import CARDS, QUICK_ARCHS, cases
 from llmquant.kernels.bench.gates.compile import Case, Limits, Row, measure
 from llmquant.kernels.gpu import runtime

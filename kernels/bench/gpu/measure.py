@@ -7,8 +7,7 @@ from functools import partial
 
 import torch
 
-from llmquant.kernels.bench.common.contender import Call, Contender, Kernel, contender
-from llmquant.kernels.bench.common.failures import DeadContextError, said
+from llmquant.kernels.bench.common.contender import Call, Contender, DeadContextError, Kernel, contender, said
 from llmquant.kernels.bench.common.plan import DRY, Plan
 from llmquant.kernels.bench.common.rows import Sample
 from llmquant.kernels.bench.common.weights import Shape, Weight, random_weight

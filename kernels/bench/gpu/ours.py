@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmquant.kernels.bench.common.check import ROUNDED
-from llmquant.kernels.bench.common.contender import OURS, Kernel
+from llmquant.kernels.bench.common.contender import OURS, ROUNDED, Kernel
 from llmquant.kernels.bench.common.weights import Weight
 from llmquant.kernels.gpu.weight import Format, prepare
 
