@@ -141,7 +141,7 @@ def bench(
         contenders: the first is what the others are compared with.
         options: what is timed.
         peers: other programs that take turns with them.
-        progress: called with (whole seconds used, seconds planned) after each round.
+        progress: is told of whole seconds, in a stage "speed".
 
     Raises:
         DataError: if prompt and decode tokens exceed the context of the model, or are not positive.

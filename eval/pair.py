@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -16,14 +16,14 @@ from llmquant.eval.kernels import in_accuracy
 from llmquant.eval.metrics import find
 from llmquant.eval.metrics.base import Metric, Section
 from llmquant.eval.options import EvalOptions
-from llmquant.eval.scoring import Progress, TokenScores, score_tokens
+from llmquant.eval.scoring import TokenScores, score_tokens
 from llmquant.limits import check_limits, limits
 from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used
+from llmquant.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Stage = Callable[[str, int, int], None]
 S = TypeVar("S", bound=Section)
 
 
@@ -114,22 +114,18 @@ class Pair(Facts):
     Attributes:
         baseline: the 16-bit (or 32-bit) model.
         quantized: the other one.
-        progress: called with (stage, done, in all).
+        progress: is told what happens.
     """
 
     baseline: PreTrainedModel
     quantized: PreTrainedModel
-    progress: Stage | None = None
+    progress: Progress = field(default_factory=Progress)
     _sections: dict[str, Section | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
         """Baseline and quantized."""
         return self.baseline, self.quantized
-
-    def stage(self, name: str) -> Progress | None:
-        """Progress of one stage, called with (done, in all)."""
-        return None if self.progress is None else partial(self.progress, name)
 
     def get(self, kind: type[S]) -> S | None:
         """What another metric measures, such as `pair.get(NoiseFloor)`; None if the report leaves it out."""
@@ -166,7 +162,5 @@ class Pair(Facts):
     def scored(self) -> Scored:
         """Every scored token of the text by both models."""
         with self.as_scored():
-            tokens = score_tokens(
-                *self.models, self.windows, batch_size=self.options.batch_size, progress=self.stage("divergence")
-            )
+            tokens = score_tokens(*self.models, self.windows, self.progress, batch_size=self.options.batch_size)
             return Scored(tokens, kernels_used(self.quantized), accuracy_of(self.quantized))

@@ -8,7 +8,7 @@ averaged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from llmquant.data.calibration import check_vocabulary
 from llmquant.data.windows import Windows
 from llmquant.errors import DataError, QuantizationError
 from llmquant.eval.statistics import Floats
+from llmquant.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 _LOGIT_ELEMENTS = 1 << 26  # logits of one model in a batch, when the caller names no batch size
 _MOST_WINDOWS = 16  # at once, so that progress moves
 _SLICE_ELEMENTS = 1 << 22  # float64 log-probabilities of one model at once: 32 MiB
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +73,9 @@ def score_tokens(
     baseline: PreTrainedModel,
     quantized: PreTrainedModel,
     windows: Windows,
+    progress: Progress,
     *,
     batch_size: int | None = None,
-    progress: Progress | None = None,
 ) -> TokenScores:
     """Run both models over all windows.
 
@@ -85,7 +84,7 @@ def score_tokens(
         quantized: must predict the same vocabulary.
         windows: from `make_windows`.
         batch_size: windows at once; chosen from the vocabulary if None.
-        progress: called with (windows done, windows in all), first with none done.
+        progress: is told of each batch, in a stage "score".
 
     Raises:
         DataError: if the vocabularies differ or do not hold the tokens.
@@ -95,12 +94,10 @@ def score_tokens(
         check_vocabulary(windows.ids, model)
     parts: list[dict[str, Tensor]] = []
     with evaluating(baseline), evaluating(quantized), torch.inference_mode():
-        if progress is not None:
-            progress(0, len(windows))
+        progress.stage("score", len(windows), unit="windows")
         for begin, ids, scored in batches(baseline, windows, batch_size):
             parts.append(score_batch(logits(baseline, ids), logits(quantized, ids), ids, scored, first_window=begin))
-            if progress is not None:
-                progress(begin + len(ids), len(windows))
+            progress.step(steps=len(ids))
     scores = TokenScores(**{name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]})
     if not scores.finite.any():
         bad = [name for name in ("baseline", "quantized") if not np.isfinite(getattr(scores, f"nll_{name}")).any()]

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from llmquant.errors import DataError
 from llmquant.eval.dtypes import free_bytes
-from llmquant.eval.scoring import Progress, evaluating
+from llmquant.eval.scoring import evaluating
 from llmquant.eval.statistics import Spread, spread
 from llmquant.machine import device_name
 from llmquant.nn.accuracy import accuracy_of, kernels_used
 from llmquant.nn.counting import is_packed, weight_count
+from llmquant.progress import Progress
 from llmquant.turns import take_turns
 from llmquant.words import dtype_name
 
@@ -145,7 +146,7 @@ def measure_throughput(
         quantized: the other model.
         prompt: (tokens,) int64 token ids, at least prompt_tokens + decode_tokens of them.
         options: what is timed.
-        progress: called with (whole seconds used, seconds planned) at the start and after each round.
+        progress: is told of whole seconds, after each round, in a stage "speed".
 
     Raises:
         DataError: if the prompt is too short.
@@ -229,29 +230,31 @@ def timed_rounds(
         models: all models that the runs use.
         runs: each times one model once, see `time_once`.
         options: how many rounds.
-        progress: called as in `measure_throughput`.
+        progress: is told as in `measure_throughput`.
 
     Returns:
         For each round the results in the order of `runs`.
     """
-    planned = round(options.seconds)
+    progress = progress or Progress()
+    planned, told = round(options.seconds), 0
     with ExitStack() as stack, torch.inference_mode():
         for model in models:
             stack.enter_context(evaluating(model))
-        if progress is not None:
-            progress(0, planned)
+        progress.stage("speed", planned, unit="s")
         take_turns(runs, lambda done: done < options.warmup)
         start = time.perf_counter()
 
         def goes_on(done: int) -> bool:
+            nonlocal told
             elapsed = time.perf_counter() - start
-            if progress is not None and done:
-                progress(min(int(elapsed), planned), planned)
+            if done and (more := min(int(elapsed), planned) - told):
+                progress.step(steps=more)
+                told += more
             return _goes_on(done, elapsed, options)
 
         rounds = take_turns(runs, goes_on)
-    if progress is not None:
-        progress(planned, planned)
+    if told < planned:
+        progress.step(steps=planned - told)
     return rounds
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,7 @@ def evaluate(
     *,
     speed: float | None = None,
     noise_floor: bool | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     **changes: Any,
 ) -> EvalReport:
     """Measure a quantized model against its baseline on the same tokens.
@@ -116,7 +116,7 @@ def evaluate(
         options: what is measured, and how.
         speed: seconds to spend on prefill and decode throughput (20); 0 leaves it out.
         noise_floor: where losses are measured in 16 bits, also measure how much of them is rounding.
-        progress: is called with (stage, done, in all).
+        progress: is told what happens.
         changes: fields of `EvalOptions` in place of those of `options`: text, length, stride, max_windows, dtype,
             device, accuracy, kernel, budget, metrics, trust_remote_code and so on.
 
@@ -136,14 +136,14 @@ def evaluate(
     facts = _facts(model, baseline, options)
     dtype = "auto" if options.dtype == "checkpoint" else options.dtype
     where = None if device.type == "cpu" else {"": str(device)}
-    told = progress or (lambda *_: None)
+    progress = progress or Progress()
     models = []
     with no_progress_bar(), loading_for(options.kernel):
-        for done, folder in enumerate((facts.subject.baseline_folder, facts.subject.folder)):
+        progress.stage("load", 2, unit="models")
+        for folder in (facts.subject.baseline_folder, facts.subject.folder):
             assert folder is not None
-            told("loading", done, 2)
             models.append(load(folder, dtype=dtype, device_map=where, trust_remote_code=options.trust_remote_code))
-        told("loading", 2, 2)
+            progress.step()
     check_vocabulary(facts.windows.ids, models[0])
     return measure(Pair(**vars(facts), baseline=models[0], quantized=models[1], progress=progress))
 

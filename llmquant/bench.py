@@ -23,6 +23,7 @@ from llmquant.eval.throughput import ThroughputOptions
 from llmquant.hf.load import load
 from llmquant.hf.recipe import RecipeConfig
 from llmquant.models.checkpoint import Checkpoint
+from llmquant.progress import Progress
 from llmquant.recipe.load import load_recipe
 from llmquant.spec import Scheme
 from llmquant.words import bytes_text
@@ -38,8 +39,6 @@ DEFAULT_DTYPES = ("fp32", "bf16")
 DEFAULT_SCHEMES = ("int8", "int4-g128")
 _GROUPS = (128, 64, 32)
 
-Stage = Callable[[str, int, int], None]
-
 
 def bench_model(
     model: str | Path,
@@ -53,7 +52,7 @@ def bench_model(
     device: str | torch.device = "auto",
     static_cache: bool = False,
     trust_remote_code: bool = False,
-    progress: Stage | None = None,
+    progress: Progress | None = None,
 ) -> BenchReport:
     """Time a model in several formats.
 
@@ -69,7 +68,7 @@ def bench_model(
         device: where the models lie; "auto" is the first of cuda, xpu and mps that is there, else the CPU.
         static_cache: also time each with a cache of a fixed size; on a CUDA device decoding is a CUDA graph then.
         trust_remote_code: run code that comes with a checkpoint, if its architecture needs it.
-        progress: called with (stage, done, in all) for the stages "load" and "speed".
+        progress: is told of the stages "load" and "speed".
 
     Raises:
         LlmquantError: RecipeError for a wrong word or a combination that makes no sense, CheckpointError if a model
@@ -82,16 +81,14 @@ def bench_model(
     sources = _sources(model, baseline, dtypes, schemes, place, trust_remote_code)
     contenders: list[Contender] = []
     with _threads(threads):
-        for number, (name, make) in enumerate(sources):
-            if progress is not None:
-                progress("load", number, len(sources))
+        progress = progress or Progress()
+        progress.stage("load", len(sources), unit="models")
+        for name, make in sources:
             contenders += contenders_of(name, make(), accuracies)
-        if progress is not None:
-            progress("load", len(sources), len(sources))
+            progress.step(name)
         if static_cache:
             contenders += [replace(each, static=True) for each in contenders]
-        timed = None if progress is None else (lambda done, planned: progress("speed", done, planned))
-        return bench(Path(model).name, contenders, options, progress=timed)
+        return bench(Path(model).name, contenders, options, progress=progress)
 
 
 Source = tuple[str, "Callable[[], PreTrainedModel]"]

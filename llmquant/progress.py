@@ -16,12 +16,13 @@ class Progress:
             work: of all steps that are not done yet, in the unit of `step`; by default each is 1.
         """
 
-    def step(self, detail: str = "", *, work: float = 1.0) -> None:
-        """One step of the stage is done.
+    def step(self, detail: str = "", *, steps: int = 1, work: float | None = None) -> None:
+        """One step of the stage is done, or several at once.
 
         Args:
             detail: what it was, such as a file.
-            work: how much it was, compared with the others; 0 where an earlier run did it.
+            steps: how many.
+            work: how much it was, compared with the others; 0 where an earlier run did it, by default 1 for each step.
         """
 
     def layer(self, name: str, loss: float) -> None:

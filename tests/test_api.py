@@ -18,6 +18,7 @@ from llmquant.eval.metrics.memory import Section as Memory
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
 from tests.engine.conftest import byte_tokenizer, tiny_llama
+from tests.eval.conftest import Seen
 from tests.small_hub import environment, serve
 
 SMALL = {
@@ -166,18 +167,11 @@ def test_hub_ids_do_as_folders_do(model: Path, packed: Path, tmp_path: Path) -> 
 
 
 def test_progress_has_totals_from_the_start(model: Path, packed: Path) -> None:
-    seen: dict[str, list[tuple[int, int]]] = {}
-
-    def progress(stage: str, done: int, total: int) -> None:
-        seen.setdefault(stage, []).append((done, total))
-
-    report = evaluate(packed, model, progress=progress, noise_floor=True, dtype="checkpoint")
-    assert list(seen) == ["loading", "noise floor", "divergence"]
-    for steps in seen.values():
-        assert steps[0][0] == 0
-        assert len({total for _, total in steps}) == 1
-        assert steps[-1][0] == steps[-1][1]
-    assert seen["divergence"][0][1] == report.protocol.windows
+    seen = Seen()
+    report = evaluate(packed, model, progress=seen, noise_floor=True, dtype="checkpoint")
+    assert [name for name, *_ in seen.stages] == ["load", "noise floor", "score"]
+    assert all(sum(steps) == total for _, total, steps in seen.stages)
+    assert seen.stages[2][1] == report.protocol.windows
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from llmquant.data.windows import Windows
 from llmquant.errors import DataError
 from llmquant.eval.dtypes import fits_float32, in_float32, is_narrow
 from llmquant.eval.metrics import base
-from llmquant.eval.scoring import Progress, batches, evaluating, logits, score_batch
+from llmquant.eval.scoring import batches, evaluating, logits, score_batch
+from llmquant.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +42,7 @@ def measure(pair: Pair, options: base.NoOptions) -> Section | None:
         return None
     check_noise_floor(*pair.models)
     with pair.as_stored():
-        return Section(measure_noise_floor(*pair.models, pair.windows, progress=pair.stage("noise floor")))
+        return Section(measure_noise_floor(*pair.models, pair.windows, pair.progress))
 
 
 def check_noise_floor(baseline: PreTrainedModel, quantized: PreTrainedModel) -> None:
@@ -58,7 +59,7 @@ def check_noise_floor(baseline: PreTrainedModel, quantized: PreTrainedModel) -> 
 
 
 def measure_noise_floor(
-    baseline: PreTrainedModel, quantized: PreTrainedModel, windows: Windows, *, progress: Progress | None = None
+    baseline: PreTrainedModel, quantized: PreTrainedModel, windows: Windows, progress: Progress
 ) -> float:
     """Mean KL per token that both models have against themselves in float32, added.
 
@@ -68,16 +69,15 @@ def measure_noise_floor(
         baseline: computes in 16 bits; what computes in float32 adds nothing.
         quantized: as `baseline`.
         windows: those that the loss is measured on.
-        progress: called with (windows done, windows in all), each window once for each model.
+        progress: is told of each batch, in a stage where each window counts once for each model.
 
     Raises:
         DataError: if no position is finite.
     """
     models = [model for model in (baseline, quantized) if is_narrow(model)]
     parts = list(batches(baseline, windows, None))
-    total, done = 0.0, 0
-    if progress is not None:
-        progress(0, len(models) * len(windows))
+    total = 0.0
+    progress.stage("noise floor", len(models) * len(windows), unit="windows")
     for model in models:
         sums = tokens = 0
         for begin, ids, scored in parts:
@@ -86,9 +86,8 @@ def measure_noise_floor(
                 with in_float32(model):
                     kl = score_batch(logits(model, ids), narrow, ids, scored, first_window=begin)["kl"]
             finite = kl[kl.isfinite()]
-            sums, tokens, done = sums + float(finite.sum()), tokens + len(finite), done + len(ids)
-            if progress is not None:
-                progress(done, len(models) * len(windows))
+            sums, tokens = sums + float(finite.sum()), tokens + len(finite)
+            progress.step(steps=len(ids))
         if not tokens:
             raise DataError("a model gives NaN or Inf at every position in 16 bits; evaluate in float32")
         total += sums / tokens

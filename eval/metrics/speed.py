@@ -41,7 +41,7 @@ def check(facts: Facts, options: ThroughputOptions) -> None:
 
 def measure(pair: Pair, options: ThroughputOptions) -> Section:
     """Time both models in turn, in the accuracy that they have by default."""
-    timed = measure_throughput(*pair.models, pair.windows.ids[0], options, progress=pair.stage("speed"))
+    timed = measure_throughput(*pair.models, pair.windows.ids[0], options, progress=pair.progress)
     return Section(timed.baseline, timed.quantized, timed.protocol)
 
 

@@ -37,6 +37,11 @@ def device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def quiet(parser: argparse.ArgumentParser) -> None:
+    """--quiet."""
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, only notes and the result")
+
+
 def words(text: str) -> list[str]:
     """The words of "A,B"."""
     return [word.strip() for word in text.split(",") if word.strip()]

@@ -41,6 +41,7 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--tune", action="store_true", help="instead, find and keep the fastest kernels for this GPU")
     arguments.remote_code(parser)
+    arguments.quiet(parser)
     parser.set_defaults(run=run)
 
 
@@ -57,11 +58,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     options = ThroughputOptions(
         prompt_tokens=args.prompt, decode_tokens=args.new, batch_size=args.batch, seconds=args.seconds
     )
-    with RunDisplay(console) as display:
+    with RunDisplay(console, quiet=args.quiet) as display:
         report = bench_model(
             args.model, baseline=args.baseline, dtypes=args.dtypes, schemes=args.schemes, options=options,
             accuracies=_accuracies(args), threads=args.threads, device=args.device, static_cache=args.static_cache,
-            trust_remote_code=args.trust_remote_code, progress=display.stages,
+            trust_remote_code=args.trust_remote_code, progress=display,
         )  # fmt: skip
     if args.json:
         args.json.write_text(report.to_json(), encoding="utf-8")
@@ -74,10 +75,10 @@ def _tune(args: argparse.Namespace, console: Console) -> int:
     from llmquant.cli.bench_view import print_tuned
     from llmquant.cli.display import RunDisplay
 
-    with RunDisplay(console) as display:
+    with RunDisplay(console, quiet=args.quiet) as display:
         report = tune_model(
             args.model, schemes=args.schemes, accuracies=_accuracies(args), trust_remote_code=args.trust_remote_code,
-            progress=display.stages,
+            progress=display,
         )  # fmt: skip
     if args.json:
         args.json.write_text(report.to_json(), encoding="utf-8")

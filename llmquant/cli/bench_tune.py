@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from math import gcd
 from pathlib import Path
@@ -26,13 +26,12 @@ from llmquant.kernels.gpu.weight import TILE_K, Format
 from llmquant.machine import versions
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import build_skeleton, load_config, take_inventory
+from llmquant.progress import Progress
 from llmquant.spec import KEEP, Scheme
 
 if TYPE_CHECKING:
     from llmquant.models.inventory import ModuleInfo
     from llmquant.nn.accuracy import Accuracy
-
-Stage = Callable[[str, int, int], None]
 
 
 def tune_model(
@@ -42,7 +41,7 @@ def tune_model(
     accuracies: Sequence[Accuracy] = ("exact", "fast"),
     rows: Sequence[int] = tune.ROWS,
     trust_remote_code: bool = False,
-    progress: Stage | None = None,
+    progress: Progress | None = None,
 ) -> tune.TuneReport:
     """Measure what runs a model's quantized layers fastest on the current GPU, and write it into the user's table.
 
@@ -52,7 +51,7 @@ def tune_model(
         accuracies: of weights of 4 bits and less; those of 8 bits have one.
         rows: numbers of rows to measure.
         trust_remote_code: run code that comes with the checkpoint, if its architecture needs it.
-        progress: called with ("tune", done, in all).
+        progress: is told of each weight.
 
     Raises:
         LlmquantError: if there is no GPU that can run the kernels, or the table cannot be written; and as `cases_of`.
@@ -62,8 +61,7 @@ def tune_model(
     from llmquant.kernels.gpu.choose.tune_gpu import OnGpu
 
     arch, count, name = runtime.arch(device), runtime.processors(device), torch.cuda.get_device_name(device)
-    step = None if progress is None else (lambda done, planned: progress("tune", done, planned))
-    found = tune.tune(cases, arch, count, OnGpu(device), rows, step)
+    found = tune.tune(cases, arch, count, OnGpu(device), rows, progress)
     run = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "model": Path(model).name}
     run |= versions(("llmquant", "torch", "triton")) | {"cuda": torch.version.cuda or torch.version.hip or ""}
     return tune.TuneReport(name, tune.save(found, arch, count, name, run), tuple(found))

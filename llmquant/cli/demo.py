@@ -69,7 +69,7 @@ def demo(out: Path, page: Path, console: Console) -> list[EvalReport]:
                         max_windows=_WINDOWS,
                         speed=_SPEED_SECONDS,
                         noise_floor=True,
-                        progress=display.stages,
+                        progress=display,
                     )
                 )
             (out / f"{recipe}.json").write_text(reports[-1].to_json(), encoding="utf-8")

@@ -20,11 +20,6 @@ from llmquant.words import bytes_text, duration, escaped, printable
 
 _SECONDS_BETWEEN_LINES = 5.0
 _WIDE = 100  # columns; below, the bar is short and the last layer's error is not escaped
-# What an evaluation and a bench count, by the names of their stages.
-_UNITS = {
-    "load": "models", "loading": "models", "noise floor": "windows", "divergence": "windows", "speed": "s",
-    "tune": "weights",
-}  # fmt: skip
 
 
 @dataclass
@@ -59,17 +54,9 @@ class Stage:
     def __post_init__(self) -> None:
         self._began = self._last = self.clock()
 
-    def step(self, work: float) -> None:
-        """One more step is done; `work` is 0 if an earlier run did it."""
-        self.done += 1
-        self._add(work)
-
-    def reach(self, done: int) -> None:
-        """`done` steps are behind us, all alike."""
-        self._add(done - self.done)
-        self.done = done
-
-    def _add(self, work: float) -> None:
+    def step(self, work: float, steps: int = 1) -> None:
+        """More steps are done; `work` is 0 if an earlier run did them."""
+        self.done += steps
         self._worked += work
         self._largest = max(self._largest, work)
         self._last = self.clock()
@@ -113,14 +100,13 @@ class Stage:
 
 
 class RunDisplay(Progress):
-    """Shows stages with their steps, the time left, peak memory and the error of the last layer."""
+    """Shows stages with their steps, the time left, peak memory and the last layer's error; if quiet, only notes."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic, *, quiet: bool = False) -> None:
         self._console, self._clock = console, clock
-        self._stages: dict[str, Stage] = {}
         self._stage: Stage | None = None
-        bars = console.is_terminal and not console.is_dumb_terminal
-        self._view: _Bars | _Lines = _Bars(console) if bars else _Lines(console, clock)
+        bars = console.is_terminal and not console.is_dumb_terminal and not quiet
+        self._view = _Bars(console) if bars else _Lines(Console(quiet=True) if quiet else console, clock)
 
     def __enter__(self) -> RunDisplay:
         self._view.start()
@@ -135,9 +121,9 @@ class RunDisplay(Progress):
         self._stage = Stage(name, total, unit, total if work is None else work, self._clock)
         self._view.begin(self._stage)
 
-    def step(self, detail: str = "", *, work: float = 1.0) -> None:  # noqa: ARG002
+    def step(self, detail: str = "", *, steps: int = 1, work: float | None = None) -> None:  # noqa: ARG002
         assert self._stage is not None
-        self._stage.step(work)
+        self._stage.step(steps if work is None else work, steps)
         self._view.moved(self._stage)
 
     def layer(self, name: str, loss: float) -> None:
@@ -146,16 +132,6 @@ class RunDisplay(Progress):
 
     def note(self, text: str) -> None:
         self._console.print(f"[yellow]note:[/] {escaped(text)}", highlight=False, soft_wrap=True)
-
-    def stages(self, name: str, done: int, total: int) -> None:
-        """The same for an evaluation, which reports (stage, done, in all)."""
-        stage = self._stages.get(name)
-        if stage is None:
-            stage = self._stages[name] = Stage(name, total, _UNITS.get(name, "steps"), total, self._clock)
-            self._view.begin(stage)
-        if done > stage.done:
-            stage.reach(done)
-            self._view.moved(stage)
 
 
 class _Lines:

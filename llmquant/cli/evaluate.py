@@ -50,6 +50,7 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a self-contained HTML page")
     arguments.remote_code(parser)
+    arguments.quiet(parser)
     parser.set_defaults(run=run)
 
 
@@ -61,13 +62,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from llmquant.cli.reports import print_reports
     from llmquant.eval.report import render_page
 
-    with RunDisplay(console) as display:
+    with RunDisplay(console, quiet=args.quiet) as display:
         report = evaluate(
             args.model, args.baseline, text=args.text, length=args.length, stride=args.stride,
             max_windows=args.max_windows, dtype=args.dtype, speed=args.speed, noise_floor=args.noise_floor,
             accuracy=args.accuracy, kernel=args.kernel, budget=dict(args.budget),
             device=args.device, metrics=dict(args.metric), trust_remote_code=args.trust_remote_code,
-            progress=display.stages,
+            progress=display,
         )  # fmt: skip
     if args.json:
         args.json.write_text(report.to_json(), encoding="utf-8")

@@ -23,6 +23,7 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     arguments.device(parser)
     arguments.remote_code(parser)
+    arguments.quiet(parser)
     parser.set_defaults(run=run, if_interrupted="; finished blocks are kept, and --resume goes on from there")
 
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from llmquant.cli.display import RunDisplay
     from llmquant.cli.reports import print_result
 
-    with RunDisplay(console) as display:
+    with RunDisplay(console, quiet=args.quiet) as display:
         result = quantize(
             args.model, args.recipe, args.out,
             calibration=args.calibration, revision=args.revision, resume=args.resume, overwrite=args.overwrite,

@@ -119,13 +119,24 @@ def test_each_line_is_there_at_once() -> None:
     file, clock = Buffered(), Clock()
     display = RunDisplay(Console(file=file, width=120), clock)
     with display:
-        display.stages("divergence", 0, 10)
-        assert file.flushed == "divergence: 10 windows\n"
+        display.stage("score", 10, unit="windows")
+        assert file.flushed == "score: 10 windows\n"
         clock.now += 30
-        display.stages("divergence", 2, 10)
-        assert "divergence: 2/10 windows, 2 min 00 s left" in file.flushed
+        display.step(steps=2)
+        assert "score: 2/10 windows, 2 min 00 s left" in file.flushed
         display.note("[/x] \x1b[2J")
         assert file.flushed.endswith("note: [/x] \\x1b[2J\n")
+
+
+def test_quiet_leaves_notes() -> None:
+    file = io.StringIO()
+    display = RunDisplay(Console(file=file, width=120, force_terminal=True), Clock(), quiet=True)
+    with display:
+        display.stage("score", 10)
+        display.step(steps=10)
+        display.note("heed this")
+    assert "heed this" in file.getvalue()
+    assert "score" not in file.getvalue()
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,13 +151,13 @@ def test_bars_say_what_they_count_and_when_it_ends(width: int) -> None:
     clock, file = Clock(), io.StringIO()
     display = RunDisplay(Console(file=file, width=width, force_terminal=True, _environ={"TERM": "xterm"}), clock)
     with display:
-        display.stages("noise floor", 0, 1600)
+        display.stage("noise floor", 1600, unit="windows")
         clock.now += 5000
-        display.stages("divergence", 0, 10)
+        display.stage("score", 10, unit="windows")
         clock.now += 300
-        display.stages("divergence", 4, 10)
+        display.step(steps=4)
     shown = file.getvalue()
-    for text in (" divergence", "noise floor", "0/1600 windows", "4/10 windows", "7 min 30 s left", "peak memory"):
+    for text in ("      score", "noise floor", "0/1600 windows", "4/10 windows", "7 min 30 s left", "peak memory"):
         assert text in shown
     assert "-:--" not in shown
     assert "…" not in shown

@@ -23,9 +23,9 @@ class Recorder(Progress):
         self._name = name
         self.stages[name], self.work[name] = (total, unit, work), []
 
-    def step(self, detail: str = "", *, work: float = 1.0) -> None:
+    def step(self, detail: str = "", *, steps: int = 1, work: float | None = None) -> None:
         """Note the step."""
-        self.work[self._name].append(work)
+        self.work[self._name].append(steps if work is None else work)
 
 
 def test_work_adds_up_and_that_of_an_earlier_run_is_none(

@@ -15,6 +15,7 @@ from llmquant.eval import EvalOptions, EvalReport, Pair, Subject, Windows, evalu
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.perplexity import Section as Perplexity
 from llmquant.eval.scoring import TokenScores
+from llmquant.progress import Progress
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz <>/()\n."
 
@@ -132,6 +133,21 @@ def pair_of(baseline: Any, quantized: Any, windows: Windows, **given: Any) -> Pa
         **{"subject": Subject(name="q", baseline_name="b"), "tokenizer": None, **rest},
         baseline=baseline, quantized=quantized, windows=windows, options=options,
     )  # fmt: skip
+
+
+class Seen(Progress):
+    """Keeps each stage: its name, its total, and how many steps came at once."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int, list[int]]] = []
+
+    def stage(self, name: str, total: int, *, unit: str = "steps", work: float | None = None) -> None:
+        """Note the stage."""
+        self.stages.append((name, total, []))
+
+    def step(self, detail: str = "", *, steps: int = 1, work: float | None = None) -> None:
+        """Note the steps."""
+        self.stages[-1][2].append(steps)
 
 
 class Compared(NamedTuple):

@@ -16,7 +16,7 @@ from llmquant.eval import dtypes
 from llmquant.eval.dtypes import choose, in_float32, widening_bytes
 from llmquant.eval.metrics.noise_floor import check_noise_floor, measure_noise_floor
 from tests.engine.conftest import byte_tokenizer, tiny_llama
-from tests.eval.conftest import compare
+from tests.eval.conftest import Seen, compare
 
 FULL = {
     "version": 1,
@@ -127,10 +127,10 @@ def test_noise_floor_has_both_sides_on_the_same_windows(model: Path, windows: Wi
     """16-bit KL of an 8-bit model is its own plus what rounding adds on either side."""
     baseline = llmquant.load(model)
     quantized = llmquant.load(llmquant.quantize(model, RECIPES["int8"], tmp_path / "out").folder)
-    steps: list[tuple[int, int]] = []
-    floor = measure_noise_floor(baseline, quantized, windows, progress=lambda *step: steps.append(step))
-    assert steps[0][0] == 0
-    assert steps[-1][0] == steps[-1][1] == 2 * len(windows)
+    seen = Seen()
+    floor = measure_noise_floor(baseline, quantized, windows, seen)
+    ((_, total, steps),) = seen.stages
+    assert sum(steps) == total == 2 * len(windows)
     sides = []
     for each in (baseline, quantized):
         wide = copy.deepcopy(each)

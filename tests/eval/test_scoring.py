@@ -14,7 +14,8 @@ from llmquant.data.windows import Windows, make_windows
 from llmquant.errors import DataError, QuantizationError
 from llmquant.eval import scoring
 from llmquant.eval.scoring import score_tokens
-from tests.eval.conftest import compare
+from llmquant.progress import Progress
+from tests.eval.conftest import Seen, compare
 
 
 def _distribution(logits: torch.Tensor) -> list[float]:
@@ -117,7 +118,7 @@ def test_non_finite_positions_are_counted(baseline, perturbed, windows) -> None:
     sick.lm_head = Sick()
     found = compare(baseline, sick, windows)
     keep = ~((found.scores.position > 10) & (found.scores.position <= 20))
-    healthy = score_tokens(baseline, perturbed, windows)
+    healthy = score_tokens(baseline, perturbed, windows, Progress())
     assert found.divergence.nonfinite == int((~keep).sum()) > 0
     assert found.divergence.tokens == int(keep.sum())
     assert found.divergence.kl.mean == pytest.approx(healthy.kl[keep].mean(), rel=1e-9)
@@ -161,10 +162,12 @@ def test_other_vocabulary_is_refused(baseline, windows) -> None:
 
 
 def test_progress_and_mode(baseline, windows) -> None:
-    seen: list[tuple[int, int]] = []
+    seen = Seen()
     model = copy.deepcopy(baseline).train()
-    compare(model, baseline, windows, batch_size=4, progress=lambda _, *step: seen.append(step))
-    assert seen[:2] == [(0, len(windows)), (4, len(windows))]
-    assert seen[-1] == (len(windows), len(windows))
+    compare(model, baseline, windows, batch_size=4, progress=seen)
+    ((name, total, steps),) = seen.stages
+    assert (name, total) == ("score", len(windows))
+    assert steps[0] == 4
+    assert sum(steps) == total
     assert model.training
     assert not baseline.training

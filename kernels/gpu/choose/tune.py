@@ -19,6 +19,7 @@ from typing import Any
 from llmquant.kernels.gpu.choose import dispatch, estimate, table
 from llmquant.kernels.gpu.choose.config import DENSE, Config
 from llmquant.kernels.gpu.weight import Format
+from llmquant.progress import Progress
 
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 #: Relative error in Frobenius norm that a result may have; a result in bf16 has 1.7e-3, one from a dense weight 2.2e-3,
@@ -106,7 +107,6 @@ class TuneReport:
 
 
 Measure = Callable[[Case, int, Config], Timing]
-Progress = Callable[[int, int], None]
 
 
 def tune(
@@ -125,17 +125,18 @@ def tune(
         processors: of the GPU.
         measure: one call; raises `CannotRun`.
         rows: numbers of rows to measure, ascending powers of two; each also stands for those down to the one before.
-        progress: called with (done, in all).
+        progress: is told of each weight and number of rows.
     """
     each = list({case.key: case for case in cases}.values())
     found: list[Tuned] = []
+    progress = progress or Progress()
+    progress.stage("tune", len(each) * len(rows), unit="weights")
     for case in each:
         least = 1
         for m in rows:
             found.append(_tune_one(case, (least, m), arch, processors, measure))
             least = m + 1
-            if progress is not None:
-                progress(len(found), len(each) * len(rows))
+            progress.step()
     return found
 
 

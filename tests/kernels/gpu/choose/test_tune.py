@@ -16,6 +16,7 @@ from llmquant.kernels.gpu.choose import dispatch, estimate, table, tune
 from llmquant.kernels.gpu.choose.config import DENSE, Config
 from llmquant.kernels.gpu.choose.tune import CannotRun, Case, Timing, Tuned
 from llmquant.kernels.gpu.weight import Format
+from tests.eval.conftest import Seen
 
 CASE = Case("w4a16", Format(4, 512, 4, 2, per_tensor=False, asymmetric=False), 384)
 KEY = ("w4a16", 384, 512, 128)
@@ -116,10 +117,10 @@ def test_overlapping_launches_are_tried_where_the_gpu_can() -> None:
 
 
 def test_each_weight_is_tuned_once_and_progress_is_told() -> None:
-    played, told = Played(), []
+    played, seen = Played(), Seen()
     other = replace(CASE, n=1024)
-    tune.tune([CASE, CASE, other], *WHERE, played, [1, 16], progress=lambda *now: told.append(now))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    tune.tune([CASE, CASE, other], *WHERE, played, [1, 16], progress=seen)
+    assert seen.stages == [("tune", 4, [1, 1, 1, 1])]
     assert {(case, m) for case, m, _ in played.calls} == {(case, m) for case in (CASE, other) for m in (1, 16)}
     assert max(played.calls.values()) == 3
 
