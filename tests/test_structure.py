@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,29 +50,93 @@ def test_no_module_imports_itself_on_a_detour() -> None:
 
 
 def test_only_compat_touches_what_transformers_calls_private(repository: Path) -> None:
-    """Submodules of transformers, and attributes with an underscore that its models have, belong to one folder."""
+    """Submodules of transformers, and what its classes mark as their own, belong to one folder."""
     private = _private_names()
-    assert {"_keys_to_ignore_on_save", "_tied_weights_keys", "_is_hf_initialized"} <= private
+    assert {"_keys_to_ignore_on_save", "_tied_weights_keys", "_attn_implementation", "_init_weights"} <= private
+    assert {"_dequantize", "_process_model_before_weight_loading", "_is_hf_initialized", "hf_quantizer"} <= private
     for file in _ours(repository):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            touched = [name for name in names if name.startswith("transformers.")]
-            if isinstance(node, ast.Attribute) and node.attr in private:
-                touched.append(node.attr)
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "setattr", "hasattr"):
-                touched += [arg.value for arg in node.args if isinstance(arg, ast.Constant) and arg.value in private]
-            where = f"{file.relative_to(repository)}:{getattr(node, 'lineno', 0)}"
-            assert not touched, f"{where} touches {touched[0]} of transformers; that belongs into llmquant/compat"
+        touched = _touched(ast.parse(file.read_text(encoding="utf-8")), private)
+        where = f"{file.relative_to(repository)}:{touched[0][0] if touched else 0}"
+        assert not touched, f"{where} touches {touched[0][1]} of transformers; that belongs into llmquant/compat"
 
 
-def _private_names() -> set[str]:
-    source = find_spec("transformers.modeling_utils")
-    assert source is not None
-    tree = ast.parse(Path(str(source.origin)).read_text(encoding="utf-8"))
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")}
-    return {name for name in names if not name.startswith("__")} - set(dir(nn.Module()))
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("model.hf_quantizer.packed", "hf_quantizer"),
+        ("getattr(getattr(model, 'hf_quantizer', None), 'packed', False)", "hf_quantizer"),
+        ("layer.self_attn.config._attn_implementation", "_attn_implementation"),
+        ("self._model.config._new_in_another_version", "_new_in_another_version"),
+        ("setattr(model, '_new_in_another_version', 1)", "_new_in_another_version"),
+        ("owner._init_weights(module)", "_init_weights"),
+        ("class Ours(HfQuantizer):\n    def _dequantize(self, model): ...", "_dequantize"),
+        ("from transformers.modeling_utils import PreTrainedModel", "transformers.modeling_utils"),
+        ("from transformers import modeling_utils", "transformers.modeling_utils"),
+    ],
+)
+def test_what_counts_as_private_of_transformers(code: str, name: str) -> None:
+    assert [found for _, found in _touched(ast.parse(code), _private_names())] == [name]
+
+
+def test_what_is_not_private_of_transformers() -> None:
+    code = "from transformers import AutoModelForCausalLM\nmodel._modules, self._model.config.model_type, lent._memory"
+    assert not _touched(ast.parse(code), _private_names())
+
+
+_THEIRS = {"model", "base_model", "config", "quantizer", "tokenizer", "attention"}  # what we call objects of theirs
+_TORCH = frozenset(dir(nn.Module()))
+
+
+def _touched(tree: ast.Module, private: frozenset[str]) -> list[tuple[int, str]]:
+    """Line and name of all that a file uses of transformers' own affairs."""
+
+    def is_private(name: str, owner: ast.expr) -> bool:
+        called = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+        own = name.startswith("_") and not name.startswith("__") and name not in _TORCH
+        return name in private or (own and called.lstrip("_") in _THEIRS)
+
+    found = []
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.startswith("transformers.")]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers."):
+            names = [str(node.module)]
+        elif isinstance(node, ast.ImportFrom) and node.module == "transformers":
+            full = [f"transformers.{alias.name}" for alias in node.names if alias.name.islower()]
+            names = [name for name in full if find_spec(name)]
+        elif isinstance(node, ast.Attribute) and is_private(node.attr, node.value):
+            names = [node.attr]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "setattr", "hasattr"):
+            owner, name = node.args[0], node.args[1]
+            names = [str(name.value)] if isinstance(name, ast.Constant) and is_private(str(name.value), owner) else []
+        elif isinstance(node, ast.ClassDef) and node.bases:  # its own methods, where it may override theirs
+            names = [item.name for item in node.body if isinstance(item, ast.FunctionDef) and item.name in private]
+        found += [(getattr(node, "lineno", 0), name) for name in names]
+    return found
+
+
+@cache
+def _private_names() -> frozenset[str]:
+    """Methods and attributes with an underscore in the classes that we meet, and one that only says so in its words."""
+    names: set[str] = set()
+    for module in (
+        "modeling_utils",
+        "configuration_utils",
+        "quantizers.base",
+        "quantizers.quantizer_compressed_tensors",
+    ):
+        source = find_spec(f"transformers.{module}")
+        assert source is not None
+        for node in ast.walk(ast.parse(Path(str(source.origin)).read_text(encoding="utf-8"))):
+            body = node.body if isinstance(node, ast.ClassDef) else ()
+            names |= {item.name for item in body if isinstance(item, ast.FunctionDef)}
+            names |= {
+                item.target.id for item in body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            }
+            names |= {node.attr} if isinstance(node, ast.Attribute) else set()
+    private = {name for name in names if name.startswith("_") and not name.startswith("__")} | {"hf_quantizer"}
+    return frozenset(private - _TORCH)
 
 
 def _ours(repository: Path) -> list[Path]:

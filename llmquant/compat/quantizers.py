@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers.core_model_loading import ConversionOps as ConversionOps  # for those who import from here
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
@@ -106,6 +107,14 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
         """Refuse what the original, which has prepared `model` by now, would not find places for."""
         raise NotImplementedError
 
+    def finish(self, model: PreTrainedModel) -> None:
+        """Make a model ready to run whose packed weights have been read."""
+        raise NotImplementedError
+
+    def make_dense(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        """Turn all packed weights into dense ones, for `model.dequantize()`."""
+        raise NotImplementedError
+
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         if not self.packed:
             super().validate_environment(*args, **kwargs)
@@ -142,6 +151,17 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
             if checkpoint_files is not None and not original.dequantize:  # that is done while loading
                 self.check_original(model, checkpoint_files)
 
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if self.packed:
+            self.finish(model)
+        return super()._process_model_after_weight_loading(model, **kwargs)
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+        dtype = dtype or model.dtype
+        # save_pretrained leaves the name of the dtype in the config.
+        self.make_dense(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        return model
+
     def _refuse(self, config: Any) -> str | None:
         if not isinstance(config, CompressedTensorsConfig):
             return "its quantization_config was made by other code"
@@ -161,6 +181,32 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
                 f"llmquant cannot keep this checkpoint packed ({reason}), and the compressed-tensors package, which "
                 "reads all of its formats, is not installed; pip install compressed-tensors"
             ) from error
+
+
+class OnLoadQuantizer(HfQuantizer):
+    """Quantizes an ordinary checkpoint on its way into a model: what stands before and after the reading of weights."""
+
+    def prepare(self, model: PreTrainedModel, device_map: Any, files: Sequence[str]) -> None:
+        """Make places for the packed weights in a meta-device model; `files` are those that will be read."""
+        raise NotImplementedError
+
+    def finish(self, model: PreTrainedModel) -> None:
+        """Complete a model whose weights have been read."""
+        raise NotImplementedError
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, device_map: Any = None, checkpoint_files: Sequence[str] | None = None, **_: Any
+    ) -> None:
+        self.prepare(model, device_map, checkpoint_files or ())
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        self.finish(model)
+        return model
+
+
+def stays_packed(model: nn.Module) -> bool:
+    """Whether a model was loaded by a quantizer of ours and has kept its weights packed."""
+    return getattr(getattr(model, "hf_quantizer", None), "packed", False)
 
 
 def replaced_experts(model: nn.Module) -> list[str]:
@@ -185,7 +231,7 @@ def add_quantizer(method: str, quantizer: type[HfQuantizer]) -> None:
 
 
 @contextmanager
-def tied(model: PreTrainedModel) -> Iterator[None]:
+def weights_tied(model: PreTrainedModel) -> Iterator[None]:
     """Tie the weights of a meta-device model that is being loaded, for as long as one looks at it.
 
     transformers ties them after loading, and until then wants them apart and makes `tie_weights` do nothing.

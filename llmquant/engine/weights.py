@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llmquant.compat.loading import load_keys, release
+from llmquant.compat.parameter_names import tied
 from llmquant.errors import CheckpointError
 from llmquant.models.source import Edited
 from llmquant.recipe.plan import MatrixRow, Plan
@@ -108,7 +109,7 @@ class BlockWeights:
 
     def _share(self, prefix: str) -> None:
         """Load what runs in this block with the weight of an earlier one, which has gone by now."""
-        shared = {name: owner for name, owner in self._model.all_tied_weights_keys.items() if name.startswith(prefix)}
+        shared = {name: owner for name, owner in tied(self._model).items() if name.startswith(prefix)}
         gone = {owner for owner in shared.values() if self._model.get_parameter(owner).is_meta}
         self._load(gone)
         for name, owner in shared.items():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from llmquant.compat.linears import is_linear, why_not_linear
+from llmquant.compat.parameter_names import tied
 from llmquant.compat.quantizers import replaced_experts
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors.config import SchemeTable, schemes_of
@@ -74,16 +75,13 @@ def find_packed(model: PreTrainedModel, stored: Mapping[str, Any], keys: Sequenc
             f"none of the {len(packed)} packed weights of the checkpoint ({in_blocks[0]}, ...) belongs to a module of "
             f"{type(model).__name__}, which would be filled with random numbers; load it with the class it was made of"
         )
-    tied = {
-        target.removesuffix(".weight"): source.removesuffix(".weight")
-        for target, source in model.all_tied_weights_keys.items()
-    }
+    owners = {target.removesuffix(".weight"): source.removesuffix(".weight") for target, source in tied(model).items()}
     found = {}
     for base, name in places.items():
-        if name not in tied:
+        if name not in owners:
             found[name] = _scheme(model.get_submodule(name), name, base, table)
-        elif tied[name] not in places.values():
-            raise NotPackable(f"{name} is packed, but shares the weight of {tied[name]}, which is not")
+        elif owners[name] not in places.values():
+            raise NotPackable(f"{name} is packed, but shares the weight of {owners[name]}, which is not")
     return found
 
 
@@ -96,11 +94,11 @@ def named_packed(model: PreTrainedModel, stored: Mapping[str, Any]) -> dict[str,
     """
     check_config(stored)
     table = schemes_of(stored)
-    tied = {name.removesuffix(".weight") for name in model.all_tied_weights_keys}
+    borrowed = {name.removesuffix(".weight") for name in tied(model)}
     return {
         name: _scheme(module, name, name, table)
         for name, module in _matrices(model)
-        if name not in tied and not _said(table, name, module).is_keep
+        if name not in borrowed and not _said(table, name, module).is_keep
     }
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmquant.compat.border import foreign
 from llmquant.compat.loading import FLOATS
+from llmquant.compat.quantizers import stays_packed
 from llmquant.compat.remote_code import remote_code_of
 from llmquant.engine.output.check_folder import verify_folder
 from llmquant.engine.output.folder import JOURNAL, is_finished
@@ -75,7 +76,7 @@ def load(
             "fetch or write the checkpoint again"
         )
     set_accuracy(model, accuracy)
-    if not packed and getattr(getattr(model, "hf_quantizer", None), "packed", False):
+    if not packed and stays_packed(model):
         model = model.dequantize()
     return model
 

@@ -43,17 +43,12 @@ class PackedQuantizer(CompressedTensorsQuantizer):
         if all(file.endswith(".safetensors") for file in files):
             check_packed_places(model, read_headers(files))
 
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        if self.packed:
-            _check_shapes(model)
-            finish(model)
-        return super()._process_model_after_weight_loading(model, **kwargs)
+    def finish(self, model: PreTrainedModel) -> None:
+        _check_shapes(model)
+        finish(model)
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        dtype = dtype or model.dtype
-        # save_pretrained leaves the name of the dtype in the config.
-        place_dense(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-        return model
+    def make_dense(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        place_dense(model, dtype)
 
 
 def _check_shapes(model: PreTrainedModel) -> None:

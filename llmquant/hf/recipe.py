@@ -15,11 +15,11 @@ from llmquant.compat.loading import map_keys
 from llmquant.compat.quantizers import (
     CompressedTensorsConfig,
     ConversionOps,
-    HfQuantizer,
+    OnLoadQuantizer,
     QuantizationConfigMixin,
     add_quantizer,
     mark_as_packed,
-    tied,
+    weights_tied,
 )
 from llmquant.compat.remote_code import runs_remote_code
 from llmquant.data.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
@@ -89,7 +89,7 @@ class RecipeConfig(QuantizationConfigMixin):
         return {"quant_method": METHOD, "recipe": self.recipe.model_dump(mode="json")}
 
 
-class RecipeQuantizer(HfQuantizer):
+class RecipeQuantizer(OnLoadQuantizer):
     """Plans on the meta-device model, then quantizes each tensor as it is read, or all of them after loading.
 
     Attributes:
@@ -147,20 +147,14 @@ class RecipeQuantizer(HfQuantizer):
         self._count(result)
         return encode(row.module.name, result.quantized, row.scheme)
 
-    def _process_model_before_weight_loading(
-        self,
-        model: PreTrainedModel,
-        device_map: Any = None,
-        checkpoint_files: Sequence[str] | None = None,
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
-        with tied(model):
+    def prepare(self, model: PreTrainedModel, device_map: Any, files: Sequence[str]) -> None:
+        with weights_tied(model):
             inventory = take_inventory(model)
         plan = make_plan(self.quantization_config.recipe, inventory)
         _check_plan(plan)
         self.plan = plan
-        if checkpoint_files and all(file.endswith(".safetensors") for file in checkpoint_files):
-            _check_source(model, plan, read_headers(checkpoint_files))
+        if files and all(file.endswith(".safetensors") for file in files):
+            _check_source(model, plan, read_headers(files))
         if self.calibrated:
             _require_one_device(device_map)
             self._calibration = self._load_calibration(model, plan)  # before gigabytes are read in vain
@@ -174,11 +168,7 @@ class RecipeQuantizer(HfQuantizer):
             module.register_parameter("weight", weights[row.module.name])  # pyright: ignore[reportArgumentType]
             self._pending[f"{row.module.name}.weight"] = row
 
-    def _process_model_after_weight_loading(
-        self,
-        model: PreTrainedModel,
-        **kwargs: Any,  # noqa: ARG002
-    ) -> PreTrainedModel:
+    def finish(self, model: PreTrainedModel) -> None:
         assert self.plan is not None
         if self.error is not None:
             raise self.error
@@ -191,7 +181,6 @@ class RecipeQuantizer(HfQuantizer):
         finish(model)
         stored = model_quantization_config(self.plan)
         mark_as_packed(model, PackedQuantizer(CompressedTensorsConfig(stored)))
-        return model
 
     def _load_calibration(self, model: PreTrainedModel, plan: Plan) -> CalibrationData:
         assert plan.recipe.calibration is not None

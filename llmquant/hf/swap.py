@@ -31,10 +31,10 @@ def swap_packed(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         CheckpointError: if the model is not one of ours to keep packed, or has run a forward, which made it dense.
     """
-    from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, remove_decompression
+    from llmquant.compat.quantizers import CompressedTensorsConfig, mark_as_packed, remove_decompression, stays_packed
     from llmquant.hf.packed import PackedQuantizer
 
-    if getattr(getattr(model, "hf_quantizer", None), "packed", False):
+    if stays_packed(model):
         return model
     config = getattr(model.config, "quantization_config", None)
     if config is None:

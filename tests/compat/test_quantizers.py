@@ -28,7 +28,7 @@ from llmquant.compat.quantizers import (
     remove_decompression,
     replaced_experts,
     take_over,
-    tied,
+    weights_tied,
 )
 from llmquant.errors import CheckpointError
 from llmquant.formats.compressed_tensors.config import quantization_config
@@ -214,7 +214,7 @@ def test_tied_ties_for_a_while() -> None:
     config.tie_word_embeddings = True
     model = LlamaForCausalLM(config)
     model.lm_head.weight = apart = nn.Parameter(model.lm_head.weight.detach().clone())
-    with tied(model):
+    with weights_tied(model):
         assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight is apart
 
