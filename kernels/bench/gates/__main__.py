@@ -6,13 +6,12 @@
 
 A kernel that is right can still be slow by a multiple because of one line: weights that take the way through shared
 memory, conversions on the slow pipe, registers that spill, a wait after every multiplication. All of that shows in the
-machine code. Exit code 1 where a gate fails. cases.py holds the cases and what they are allowed.
+machine code. Exit code 1 where a gate fails. cases.py holds the cases, limits.py what they are allowed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -21,13 +20,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-from llmquant.kernels.bench.common.facts import available_cores
-from llmquant.kernels.bench.gates.cases import CARDS, QUICK_ARCHS, cases
-from llmquant.kernels.bench.gates.compile import Case, Limits, Row, measure
+from llmquant.kernels.bench.common.facts import available_cores, write_json
+from llmquant.kernels.bench.gates.cases import QUICK_ARCHS, cases
+from llmquant.kernels.bench.gates.compile import Case, Row, measure
+from llmquant.kernels.bench.gates.limits import CARDS, limits
 from llmquant.kernels.gpu import runtime
+from llmquant.machine import versions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +38,9 @@ _MOST_WORKERS = 8  # of half a GB each
 
 def run(chosen: Sequence[Case]) -> list[Row]:
     """Compile cases, past Triton's cache; rows as of compile.measure, with limits and failures."""
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     workers = min(available_cores(), _MOST_WORKERS)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -45,59 +49,10 @@ def run(chosen: Sequence[Case]) -> list[Row]:
     ):
         rows = list(pool.map(measure, chosen))
     for row, case in zip(rows, chosen, strict=True):
-        row["limits"] = {name: value for name, value in asdict(case.limits).items() if value is not None}
-        row["failures"] = failures(row, case.limits)
+        allowed = limits(case, version)
+        row["limits"] = {name: value for name, value in asdict(allowed).items() if value is not None}
+        row["failures"] = allowed.failures(row)
     return rows
-
-
-def failures(row: Row, limits: Limits) -> list[str]:
-    """What a compiled kernel is that it may not be, each with what was got and what is allowed.
-
-    Args:
-        row: as of compile.measure.
-        limits: of its case.
-    """
-    if "error" in row:
-        return [f"does not compile: {row['error']}"]
-    loop = row["loop"] or {}
-    most = {
-        "spills": (row["spills"], limits.spills),
-        "spills in the loop": (loop.get("local"), 0),
-        "bytes of stack": (row["stack"], 0),
-        "registers": (row["registers"], register_cap(row["arch"], limits.programs, row["warps"])),
-        "bytes of shared memory": (row["shared"], shared_cap(row["arch"], limits.programs)),
-        "PRMT in the loop": (loop.get("prmt"), limits.prmt),
-        "integer conversions in the loop": (loop.get("conversions"), limits.conversions),
-        "stores to shared memory in the loop": (loop.get("stores"), limits.stores),
-        "waits for wgmma in the loop": (loop.get("waits"), limits.waits),
-        "instructions in the loop for 1000 weights": (loop.get("issue"), limits.issue),
-    }
-    found = [
-        f"{got:g} {what}, at most {allowed:g} allowed"
-        for what, (got, allowed) in most.items()
-        if got is not None and allowed is not None and got > allowed
-    ]
-    if limits.tensor and not row.get(limits.tensor):
-        found.append(f"no {limits.tensor}")
-    if limits.tensor and not loop:
-        found.append("no loop with tensor-core instructions")
-    for form in ("wgmma", "ptx_wgmma"):
-        registers = row.get(f"{form}_a_in_registers")
-        if limits.a_in_registers and registers != row.get(form):
-            found.append(f"operand A from registers in {registers} of {row.get(form)} {form}, all required")
-    return found
-
-
-def register_cap(arch: str, programs: int, warps: int) -> int:
-    """Registers a thread may have for so many programs in a multiprocessor."""
-    if CARDS[arch].hip:  # each of four SIMDs has 512 for a lane, accumulators among them
-        return 512 // -(-programs * warps // 4)
-    return min(65536 // (programs * warps * 32) // 8 * 8, 255)  # they come in eights
-
-
-def shared_cap(arch: str, programs: int) -> int:
-    """Bytes of shared memory a program may have for so many programs in a multiprocessor."""
-    return CARDS[arch].shared * 1024 // programs - (0 if CARDS[arch].hip else 1024)  # of each, CUDA takes 1 KB
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -110,24 +65,30 @@ def table(rows: Sequence[Row]) -> Table:
     for name in ("regs", "spills", "shared", "tensor (A in regs)", "PRMT", "loop", "waits", "per 1000", "s", "gate"):
         made.add_column(name, justify="right")
     for row in sorted(rows, key=lambda row: bool(row["failures"])):
+        kind = max(("wgmma", "tcgen05", "mma_sync", "mfma"), key=lambda kind: row.get(kind, 0))
+        registers = f" ({row['wgmma_a_in_registers']})" if row.get("wgmma") else ""
+        tensor, loop = f"{row[kind]} {kind}{registers}" if row.get(kind) else None, row.get("loop") or {}
+        values = [row.get("registers"), row.get("spills"), row.get("shared"), tensor, loop.get("prmt")]
+        values += [loop.get("instructions"), loop.get("waits"), loop.get("issue"), row.get("seconds")]
+        cells = ("-" if value is None else str(value) for value in values)
         gate = "[red]fails[/]" if row["failures"] else "ok"
-        made.add_row(row["kernel"], row["case"], row["config"], row["arch"], *_cells(row), gate)
+        made.add_row(row["kernel"], row["case"], row["config"], row["arch"], *cells, gate)
     return made
 
 
-def _cells(row: Row) -> list[str]:
-    if "error" in row:
-        return ["-"] * 9
-    kind = max(("wgmma", "tcgen05", "mma_sync", "mfma"), key=lambda kind: row.get(kind, 0))
-    tensor = f"{row[kind]} {kind}" if row.get(kind) else "-"
-    if row.get("wgmma"):
-        tensor += f" ({row['wgmma_a_in_registers']})"
-    loop = row["loop"] or {}
-    values = [row["registers"], row["spills"], row["shared"], tensor, loop.get("prmt"), loop.get("instructions")]
-    return [
-        "-" if value is None else str(value)
-        for value in (*values, loop.get("waits"), loop.get("issue"), row["seconds"])
-    ]
+def report(rows: Sequence[Row]) -> int:
+    """Print a table and the failures; the exit code."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table(rows))
+    for row in rows:
+        name = " ".join(row[key] for key in ("kernel", "case", "config", "arch"))
+        for failure in row["failures"]:
+            console.print(f"{name}: {failure}", markup=False, highlight=False, soft_wrap=True)
+    failing = sum(bool(row["failures"]) for row in rows)
+    console.print(f"{len(rows)} cases, {failing} fail")
+    return 1 if failing else 0
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -151,32 +112,8 @@ def main() -> None:
         sys.exit(f"no case has {args.kernel!r} in its name")
     rows = run(chosen)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(facts() | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, {"versions": versions(("llmquant", "triton", "torch")), "rows": rows})
     sys.exit(report(rows))
-
-
-def facts() -> dict[str, Any]:
-    """Versions of what compiled."""
-    import torch
-    import triton
-
-    return {"versions": {"triton": triton.__version__, "torch": torch.__version__}}
-
-
-def report(rows: Sequence[Row]) -> int:
-    """Print a table and the failures; the exit code."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table(rows))
-    for row in rows:
-        name = " ".join(row[key] for key in ("kernel", "case", "config", "arch"))
-        for failure in row["failures"]:
-            console.print(f"{name}: {failure}", markup=False, highlight=False, soft_wrap=True)
-    failing = sum(bool(row["failures"]) for row in rows)
-    console.print(f"{len(rows)} cases, {failing} fail")
-    return 1 if failing else 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,61 +27,20 @@ from llmquant.kernels.bench.gates.sass import Instruction
 Row = dict[str, Any]
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)")
 _AMD_METADATA = re.compile(r"^\s+\.(\w+):\s+(\d+)$", re.MULTILINE)
-_PTX_WGMMA = re.compile(r"wgmma\.mma_async\S*\s+\{[^}]*\},\s*(\{)?")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a compiled kernel may be; None is not judged. Errors, and more memory than there is, never pass.
-
-    Attributes:
-        spills: of registers, to local memory and back. In the hot loop there may be none.
-        tensor: the kind of tensor-core instruction that must be there: "wgmma", "tcgen05", "mma_sync" or "mfma".
-        a_in_registers: whether every wgmma must take operand A, the weights, from registers.
-        programs: that must fit into a multiprocessor at a time; this caps registers and shared memory.
-        prmt: byte permutes, in the hot loop.
-        conversions: of integers to floats, in the hot loop.
-        stores: to shared memory, in the hot loop; copies from global memory, which pass by the registers, not counted.
-        waits: for wgmma, in one turn of the hot loop.
-        issue: instructions that the warps issue in the hot loop for 1000 weights.
-    """
-
-    spills: int = 0
-    tensor: str | None = None
-    a_in_registers: bool = False
-    programs: int = 1
-    prmt: int | None = None
-    conversions: int | None = None
-    stores: int | None = None
-    waits: int | None = None
-    issue: float | None = None
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel with one set of constants for one architecture, as `triton.compile` takes it.
+    """One kernel with one set of constants for one architecture, as `triton.compile` takes it."""
 
-    Attributes:
-        module: of the kernel.
-        kernel: its name there.
-        arch: "sm_90" or "gfx942".
-        signature: types of its arguments by name.
-        constexprs: values of its constants by path, which is a position.
-        attrs: what is known of its arguments, such as that 16 divides them, by path.
-        options: of the compiler.
-        name: says which case it is, such as "int4-g128 m=1".
-        limits: the gates.
-    """
-
-    module: str
-    kernel: str
-    arch: str
-    signature: dict[str, str]
-    constexprs: dict[tuple[int, ...], Any]
-    attrs: dict[tuple[int, ...], Any]
-    options: dict[str, Any]
-    name: str = ""
-    limits: Limits = field(default_factory=Limits)
+    module: str  # of the kernel
+    kernel: str  # its name there
+    arch: str  # "sm_90" or "gfx942"
+    signature: dict[str, str]  # types of its arguments by name
+    constexprs: dict[tuple[int, ...], Any]  # values of its constants by path, which is a position
+    attrs: dict[tuple[int, ...], Any]  # what is known of its arguments, such as that 16 divides them, by path
+    options: dict[str, Any]  # of the compiler
+    name: str = ""  # says which case it is, such as "int4-g128 m=1"
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -116,11 +75,7 @@ class _Absent:
 
 @contextmanager
 def recording(arch: str) -> Iterator[list[Case]]:
-    """Launches of Triton kernels inside become cases, without names and limits yet; nothing is compiled or run.
-
-    Args:
-        arch: as in `Case`.
-    """
+    """Launches of Triton kernels inside become cases, without names yet; nothing is compiled or run."""
     from triton import knobs
     from triton.runtime.driver import driver
 
@@ -156,13 +111,9 @@ def target(arch: str) -> Any:
 
 
 def measure(case: Case) -> Row:
-    """Compile a case and count.
+    """Compile a case, in a process that does not run Triton's interpreter, and count.
 
-    Args:
-        case: to compile; the process must not run Triton's interpreter.
-
-    Returns:
-        one row of the JSON of the gates, without limits; with `error` and little else where the compiler failed.
+    That makes a row of the JSON of the gates, without limits; with `error` and little else where the compiler failed.
     """
     import triton
     from triton.compiler import ASTSource
@@ -220,16 +171,12 @@ def _nvidia(asm: Any, case: Case) -> Row:
     registers, stack, local = (int(number) for number in usage.groups())
     counts = sass.histogram(code)
     wgmma = [one for one in code if sass.WGMMA.match(one.opcode)]
-    forms = _PTX_WGMMA.findall(asm["ptx"])
     return {
         "registers": registers,
         "spills": sass.count(counts, "LDL", "STL"),
         "stack": stack + local,
         "wgmma": len(wgmma),
         "wgmma_a_in_registers": sum(one.a_in_registers for one in wgmma),
-        # The form that Triton asked for. The assembler may repeat an instruction, but not change where A is.
-        "ptx_wgmma": len(forms),
-        "ptx_wgmma_a_in_registers": sum(form == "{" for form in forms),
         "mma_sync": sum(bool(sass.MMA_SYNC.match(one.opcode)) for one in code),
         "tcgen05": sum(bool(sass.TCGEN05.match(one.opcode)) for one in code),
         "prmt": sass.count(counts, "PRMT"),

@@ -11,6 +11,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+import networkx  # which torch needs
+
 _SASS = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);", re.MULTILINE)
 _ADDRESS = re.compile(r"0x([0-9a-f]+)\s*$")
 _AMD = re.compile(
@@ -28,17 +30,11 @@ _SHORT_SHAPES = {"1688": (16, 8, 8), "16816": (16, 8, 16), "16832": (16, 8, 32),
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction.
+    """One instruction."""
 
-    Attributes:
-        opcode: with its modifiers, such as "HGMMA.64x16x16.F32.BF16".
-        operands: as they are printed.
-        follows: positions of those that can run next.
-    """
-
-    opcode: str
-    operands: tuple[str, ...]
-    follows: tuple[int, ...]
+    opcode: str  # with its modifiers, such as "HGMMA.64x16x16.F32.BF16"
+    operands: tuple[str, ...]  # as they are printed
+    follows: tuple[int, ...]  # positions of those that can run next
 
     @property
     def tensor(self) -> bool:
@@ -131,37 +127,9 @@ def hot_loop(code: list[Instruction]) -> list[Instruction]:
 
 
 def _cycles(code: list[Instruction], inside: set[int]) -> list[set[int]]:
-    """Strongly connected parts of the graph that contain a cycle (Tarjan 1972), without recursion."""
-    order, low, stack, on_stack, parts = {}, {}, [], set(), []
-    for start in sorted(inside):
-        if start in order:
-            continue
-        work = [(start, iter(code[start].follows))]
-        while work:
-            here, rest = work[-1]
-            if here not in order:
-                order[here] = low[here] = len(order)
-                stack.append(here)
-                on_stack.add(here)
-            for after in rest:
-                if after not in inside:
-                    continue
-                if after not in order:
-                    work.append((after, iter(code[after].follows)))
-                    break
-                if after in on_stack:
-                    low[here] = min(low[here], order[after])
-            else:
-                work.pop()
-                if work:
-                    low[work[-1][0]] = min(low[work[-1][0]], low[here])
-                if low[here] == order[here]:
-                    cut = stack.index(here)
-                    part, stack = set(stack[cut:]), stack[:cut]
-                    on_stack -= part
-                    if len(part) > 1 or here in code[here].follows:
-                        parts.append(part)
-    return parts
+    """Strongly connected parts of the graph that contain a cycle."""
+    graph = networkx.DiGraph((n, after) for n in inside for after in code[n].follows if after in inside)
+    return [part for part in networkx.strongly_connected_components(graph) if graph.subgraph(part).size()]
 
 
 def histogram(code: list[Instruction]) -> dict[str, int]:

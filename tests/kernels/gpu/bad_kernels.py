@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from llmquant.kernels.bench.gates.__main__ import failures
-from llmquant.kernels.bench.gates.compile import Limits, measure, recording
+from llmquant.kernels.bench.gates.compile import measure, recording
+from llmquant.kernels.bench.gates.limits import Limits
 
 GOOD = Limits(tensor="wgmma", a_in_registers=True, prmt=16, conversions=0, stores=4, waits=2, issue=125)
 
@@ -68,7 +67,7 @@ def judged(arch: str, limits: Limits, launch: Callable[[], object]) -> list[str]
     with recording(arch) as cases:
         launch()
     (case,) = cases
-    return failures(measure(replace(case, limits=limits)), limits)
+    return limits.failures(measure(case))
 
 
 def main() -> None:
