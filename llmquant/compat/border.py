@@ -17,9 +17,7 @@ def foreign(what: str, kind: type[LlmquantError] = CheckpointError) -> Iterator[
     Only calls of their code belong inside: what our own code raises by mistake shall be seen as it is. What is checked
     before has the better messages; this is for the rest. Too little memory is no fault of a checkpoint and passes.
 
-    Args:
-        what: was attempted, with the name of the files, as in "/models/x: cannot load it".
-        kind: of the error.
+    `what` was attempted, with the name of the files, as in "/models/x: cannot load it".
 
     Raises:
         LlmquantError: of `kind`, with the first line of what was raised.

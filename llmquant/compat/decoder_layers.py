@@ -25,16 +25,9 @@ def attend(
     For sdpa of a single token without a mask this calls the torch function as transformers would, since what
     transformers does around it takes longer than the attention itself.
 
-    Args:
-        attention: the attention module.
-        query: (batch, heads, tokens, head_dim).
-        key: (batch, key heads, cached tokens, head_dim).
-        value: like `key`.
-        mask: what the layer was given.
-        **kwargs: for the function; without `dropout` and `scaling`, which the module decides.
-
-    Returns:
-        (batch, tokens, heads, head_dim), or for a single token (batch, heads, 1, head_dim), which is the same bytes.
+    `query` is (batch, heads, tokens, head_dim), `key` and `value` are (batch, key heads, cached tokens, head_dim); the
+    module decides `dropout` and `scaling`. Returns (batch, tokens, heads, head_dim), or for a single token (batch,
+    heads, 1, head_dim), which is the same bytes.
     """
     module: Any = attention
     eager = sys.modules[type(attention).__module__].eager_attention_forward

@@ -11,12 +11,7 @@ from types import ModuleType
 
 
 def after_import(name: str, callback: Callable[[], None]) -> None:
-    """Call `callback` once: now if module `name` is imported already, else as soon as it has been.
-
-    Args:
-        name: full name of the module.
-        callback: may import and change the module.
-    """
+    """Call `callback` once: now if module `name` is imported already, else as soon as it has been."""
     if name in sys.modules:
         callback()
     else:

@@ -26,11 +26,8 @@ def is_linear(module: nn.Module) -> bool:
 def why_not_linear(module: nn.Module) -> str | None:
     """Why no packed linear layer can stand for a module.
 
-    Args:
-        module: anything; its weights are not looked at and may be on meta.
-
-    Returns:
-        None if it computes `x @ weight.T + bias` as nn.Linear does; else the reason, to follow its name.
+    Its weights are not looked at and may be on meta. None if it computes `x @ weight.T + bias` as nn.Linear does; else
+    the reason, to follow its name.
     """
     kind = type(module)
     if not is_linear(module):

@@ -157,12 +157,8 @@ def load_keys(
 ) -> None:
     """Read the given checkpoint keys into the parameters of `model`, in the dtype the parameters have on meta.
 
-    Args:
-        model: with parameters on meta.
-        keys: of the tensors.
-        read: gives the tensor of a key.
-        device: where the parameters come to lie.
-        converted: False where keys are the names of parameters, such as those of a model in memory.
+    `read` gives the tensor of a key. `converted` is False where keys are the names of parameters, such as those of a
+    model in memory.
 
     Raises:
         CheckpointError: if a tensor has the wrong shape or cannot be converted.
@@ -192,9 +188,7 @@ def same_kind(stored: torch.dtype, wanted: torch.dtype) -> bool:
 def check_fits(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     """Check that a checkpoint's tensors have the shapes that `model` wants, merged ones after merging, and its kinds.
 
-    Args:
-        model: on the meta device; its parameters are replaced.
-        tensors: by key of the checkpoint, on the meta device: nothing is read.
+    Both are on the meta device: nothing is read, and the parameters of the model are replaced.
 
     Raises:
         CheckpointError: naming the first that does not fit.

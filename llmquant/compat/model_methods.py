@@ -16,10 +16,9 @@ def extend_models(
 
     On the class, and not on the models: copies, pickles and parts of a model have the methods of their class.
 
-    Args:
-        count: of (model, only trainable, without embeddings), None for a model that is not packed.
-        resized: of (model, tokens, multiple), the input embedding if there is nothing to do, None if transformers is to
-            do it; raises where it cannot.
+    `count` of (model, only trainable, without embeddings) is None for a model that is not packed. `resized` of (model,
+    tokens, multiple) is the input embedding if there is nothing to do, None if transformers is to do it, and raises
+    where it cannot.
     """
     from transformers.modeling_utils import PreTrainedModel
 

@@ -27,11 +27,7 @@ _MERGED = "it looks for packed tensors where it merges this one from several, an
 
 
 def lost_parameters(model: PreTrainedModel) -> dict[str, str]:
-    """The parameters that do not survive plain transformers where they are not packed, and why.
-
-    Args:
-        model: an ordinary model; weights are not looked at.
-    """
+    """The parameters that do not survive plain transformers where they are not packed, and why."""
     found = {}
     for name, module in model.named_modules():
         patch = MODULES_TO_PATCH_FOR_QUANTIZATION.get(type(module).__name__)
@@ -50,10 +46,6 @@ def upcast_scales(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str
     """The layers that plain transformers computes in float32 once they are packed, between others in 16 bits, and why.
 
     It compares the words of `_keep_in_fp32_modules` with every part of a stored name: "scale" is in `weight_scale`.
-
-    Args:
-        model: an ordinary model.
-        names: of layers that may be packed.
     """
     dtype = stored_dtype(model.config)
     plan = model._get_dtype_plan(dtype) if dtype else {}
@@ -82,8 +74,7 @@ def initialisations(model: nn.Module) -> Iterator[Any]:
 
     Of packed layers it believes that they are not, so it is called for them, and for all that holds none itself.
 
-    Yields:
-        functions without arguments; none for a module that is no model of transformers.
+    Yields functions without arguments; none for a module that is no model of transformers.
     """
     if not isinstance(model, PreTrainedModel):
         return

@@ -19,9 +19,6 @@ _PACKAGE = "transformers_modules"  # where transformers puts the modules that it
 def remote_code_of(source: str | Path) -> Iterator[None]:
     """Name the way forward when something inside the block needs code of the checkpoint.
 
-    Args:
-        source: the checkpoint, for the message.
-
     Raises:
         CheckpointError: if the code is needed and not trusted, or trusted and lacks a package.
     """

@@ -98,11 +98,9 @@ class BlockInputs:
 def capture(base_model: nn.Module, blocks: Sequence[nn.Module], windows: Tensor) -> BlockInputs:
     """Run the model up to its first block.
 
-    Args:
-        base_model: the model below its language-model head; everything but the blocks must have weights, and the first
-            block too: it tells what a block returns.
-        blocks: the decoder blocks, in order.
-        windows: (samples, length) token ids.
+    `blocks` are the decoder blocks of `base_model`, which is the model below its language-model head. Everything but
+    the blocks must have weights, and the first block too: it tells what a block returns. `windows` (samples, length)
+    are token ids.
 
     Raises:
         QuantizationError: if the model does not call each block once, in order, or gives no way to find out.
@@ -125,8 +123,7 @@ def capture(base_model: nn.Module, blocks: Sequence[nn.Module], windows: Tensor)
 def _rehearse(base_model: nn.Module, blocks: Sequence[nn.Module], window: Tensor) -> frozenset[nn.Module]:
     """Run one window with blocks that return their hidden states unchanged, before hours are spent on the real ones.
 
-    Returns:
-        The modules outside the blocks that the model uses behind its first block.
+    Returns the modules outside the blocks that the model uses behind its first block.
 
     Raises:
         QuantizationError: if the blocks are not called once each and in order.

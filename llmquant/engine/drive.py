@@ -72,11 +72,7 @@ class Setting:
 def drive(work: Work, windows: Tensor | None, sink: Sink, setting: Setting = Setting()) -> None:
     """Quantize all that a plan names.
 
-    Args:
-        work: the model and the plan.
-        windows: (samples, length) token ids of the calibration; None where nothing needs them.
-        sink: takes the results.
-        setting: where it is done.
+    `windows` (samples, length) are the token ids of the calibration; None where nothing needs them.
 
     Raises:
         QuantizationError: if a weight or a statistic cannot be quantized.

@@ -28,11 +28,8 @@ def quantize_loaded(
 ) -> QuantizedInMemory:
     """Quantize what a plan names in `model`, which itself is not changed.
 
-    Args:
-        model: in the dtype of its checkpoint.
-        plan: what becomes of each module.
-        windows: (samples, length) calibration token ids; None where nothing needs them.
-        device: that does the work, see `resolve_device`.
+    The model is in the dtype of its checkpoint. `windows` (samples, length) are calibration token ids; None where
+    nothing needs them.
 
     Raises:
         DeviceError: if there is no such device.

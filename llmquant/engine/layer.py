@@ -42,11 +42,8 @@ def quantize_layer(
 ) -> LayerResult:
     """Quantize one matrix.
 
-    Args:
-        row: what it becomes.
-        parameter: that holds it, as `Matrix` says. It is not changed.
-        statistics: of the layer's inputs, where the rounding needs them.
-        dtype: of the checkpoint, in which the baseline computes.
+    `parameter` is what holds it, as `Matrix` says, and is not changed; `dtype` that of the checkpoint, in which the
+    baseline computes.
 
     Raises:
         QuantizationError: naming the matrix, if the weight or the statistics cannot be quantized.

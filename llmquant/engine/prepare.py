@@ -54,11 +54,7 @@ class Prepared:
     trust_remote_code: bool = False
 
     def work(self, edits: Iterable[Edit] = ()) -> Work:
-        """What there is to do.
-
-        Args:
-            edits: that an interrupted run has made.
-        """
+        """What there is to do."""
         names = self.key_map.parameter
         return Work(self.model, self.plan, Edited(self.checkpoint, edits, names=names), names, converted=True)
 

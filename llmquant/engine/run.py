@@ -61,13 +61,8 @@ def run(
 ) -> RunResult:
     """Quantize, write, verify and name the result.
 
-    Args:
-        prepared: the model and the plan.
-        out: folder of the result; it appears when everything is in it.
-        resume: continue an interrupted run.
-        overwrite: replace a finished result, or drop an interrupted run.
-        device: that does the work, see `resolve_device`.
-        progress: is told what happens.
+    `out` appears when everything is in it; `resume` continues an interrupted run, `overwrite` drops it, or replaces a
+    finished result.
 
     Raises:
         DeviceError: if there is no such device.

@@ -54,10 +54,7 @@ def find_packed(model: PreTrainedModel, stored: Mapping[str, Any], keys: Sequenc
 
     Packed weights of modules that `model` lacks, such as the head of a model that is loaded without it, are not needed.
 
-    Args:
-        model: with its original modules; weights are not looked at.
-        stored: the `quantization_config` of the checkpoint.
-        keys: names of all tensors in the checkpoint.
+    `model` has its original modules, `keys` are the names of all tensors in the checkpoint.
 
     Raises:
         NotPackable: if anything else is quantized too, such as experts.

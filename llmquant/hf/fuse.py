@@ -18,11 +18,7 @@ def fuse(model: nn.Module) -> int:
     A fused layer runs its original forward whenever the fused one would not do the same: in training, for a gradient,
     with hooks or replaced parts, when attentions are asked for, on another device. A copy of the model is fused too.
 
-    Args:
-        model: of transformers; changed in place.
-
-    Returns:
-        how many layers are fused now, those that were before included.
+    Returns how many layers are fused now, those that were before included.
     """
     layers = [layer for layer in model.modules() if _is_known(layer)]
     for layer in layers:
@@ -34,8 +30,7 @@ def fuse(model: nn.Module) -> int:
 def unfuse(model: nn.Module) -> int:
     """Give fused layers their original forward back.
 
-    Returns:
-        how many layers were fused.
+    Returns how many were fused.
     """
     layers = [layer for layer in model.modules() if is_fused(layer)]
     for layer in layers:

@@ -107,12 +107,7 @@ def forward(
 def find_parts(layer: nn.Module, family: Fusing) -> Parts | None:
     """The parts of a layer if all of them are as the fused forward needs them.
 
-    Args:
-        layer: a decoder layer of `family`.
-        family: how it is fused.
-
-    Returns:
-        None if a part is of another class, carries a hook or a forward of its own, or is not prepared.
+    None if a part is of another class, carries a hook or a forward of its own, or is not prepared.
     """
     modules = layer._modules
     attention, mlp = modules[ATTENTION], modules[MLP]

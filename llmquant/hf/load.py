@@ -84,9 +84,7 @@ def load(
 def open_model(source: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
     """Open what `load` would load, quantized or not, and check what costs no time.
 
-    Args:
-        source: folder, or hub id, which is fetched.
-        trust_remote_code: fetch the Python files of a hub id too.
+    A hub id is fetched, with its Python files if `trust_remote_code`.
 
     Raises:
         CheckpointError: if the checkpoint is missing, unfinished, damaged by its headers, or unsafe.

@@ -22,11 +22,7 @@ def swap_packed(model: PreTrainedModel) -> PreTrainedModel:
 
     For models that were loaded before `import llmquant`; otherwise this has happened already and nothing is done.
 
-    Args:
-        model: as `from_pretrained` returned it; changed in place.
-
-    Returns:
-        the same model.
+    The model, as `from_pretrained` returned it, is changed in place.
 
     Raises:
         CheckpointError: if the model is not one of ours to keep packed, or has run a forward, which made it dense.

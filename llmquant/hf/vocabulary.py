@@ -22,13 +22,8 @@ def count_parameters(model: PreTrainedModel, trainable: bool, without_embeddings
 def check_resize(model: PreTrainedModel, tokens: int | None, multiple: int | None) -> Any:
     """Refuse to resize a packed vocabulary: new rows have no codes, and the config would not describe them.
 
-    Args:
-        model: any model.
-        tokens: rows wanted; None for as many as there are.
-        multiple: what their number is rounded up to, if anything.
-
-    Returns:
-        the input embedding where it is packed and stays as it is; None where transformers can go on.
+    `tokens` is the number of rows wanted (None: as many as there are), rounded up to a `multiple`. Returns the input
+    embedding where it is packed and stays as it is; None where transformers can go on.
 
     Raises:
         QuantizationError: if the embedding or the head is packed and would have to change.

@@ -56,11 +56,8 @@ class Checkpoint:
     ) -> Checkpoint:
         """Open a checkpoint and check every header, index entry and file size. Reads no tensor.
 
-        Args:
-            source: a folder with model.safetensors or a sharded index, or a hub id, which is fetched.
-            revision: branch, tag or commit of a hub id.
-            allow_quantized: open a checkpoint that is already quantized, such as one that llmquant wrote.
-            code: of a hub id: fetch its Python files too.
+        `source` is a folder with model.safetensors or a sharded index, or a hub id, which is fetched, with its Python
+        files if `code`. `allow_quantized` opens one that is already quantized, such as one that llmquant wrote.
 
         Raises:
             CheckpointError: names the file and what is wrong with it.
@@ -82,9 +79,6 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """Read one tensor into fresh memory on the CPU.
-
-        Args:
-            name: a key of `tensors`.
 
         Raises:
             CheckpointError: if there is no such tensor, or the file has become shorter since it was opened.
@@ -156,10 +150,6 @@ def _refuse_adapter(folder: Path) -> None:
 
 def refuse_quantized(source: str | Path, config: object) -> None:
     """Refuse a model that is quantized already.
-
-    Args:
-        source: where it is, for the message.
-        config: the quantization_config of its config.json; None where there is none.
 
     Raises:
         CheckpointError: if there is one.

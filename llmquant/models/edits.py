@@ -66,12 +66,8 @@ def fold_norm(
 ) -> list[Edit]:
     """The edits that move the weight of a norm without bias into the layers that read it.
 
-    Args:
-        norm: name of the norm's parameter.
-        weight: (features,) its value.
-        readers: names of the weights of all layers that read it, and of nothing else.
-        turned: of all of them.
-        offset: what the norm adds to its weight.
+    `readers` are the weights of all layers that read it, and of nothing else, all of them `turned` or none. The norm
+    multiplies with `offset` + its `weight` (features,).
     """
     factors = weight.double() + offset
     ones = Edit("set", norm, torch.full_like(factors, 1 - offset))
@@ -86,13 +82,8 @@ def untie(name: str, owner: str) -> list[Edit]:
 def edited_value(name: str, edits: Sequence[Edit], read: Callable[[str], Tensor | None]) -> Tensor | None:
     """What edits make of one tensor.
 
-    Args:
-        name: of the parameter.
-        edits: in their order.
-        read: gives a parameter without edits; None where there is none of that name.
-
-    Returns:
-        float64; None where no edit creates what is not there.
+    `read` gives a parameter without edits, None where there is none of that name. Returns float64; None where no edit
+    creates what is not there.
     """
     value = read(name)
     value = None if value is None else value.double()
@@ -131,11 +122,9 @@ def apply_edits(
 ) -> None:
     """Edit the parameters of a module in place.
 
-    Args:
-        module: its parameters that are on the meta device stay there.
-        edits: those of parameters that it does not have are left out, as are those of the config.
-        prefix: name of the module in the model that the edits name the parameters of; "" for the model itself.
-        dtype: that the tensors are stored in, if it is not the one they have here.
+    What it does not have is left out, as are edits of the config; parameters on the meta device stay there. `prefix` is
+    the name of the module in the model that the edits name the parameters of, `dtype` the one that tensors are stored
+    in, if not that which they have here.
 
     Raises:
         QuantizationError: if a value does not fit the dtype.

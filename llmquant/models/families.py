@@ -190,8 +190,7 @@ def find_family(layer: object) -> Family | None:
 def norm_readers(layer: Any) -> tuple[NormReaders, ...]:
     """The norms of a decoder layer (an `nn.Module`) that have a weight, each with all linear layers that read it.
 
-    Returns:
-        nothing where the family has no row, or has norms that feed something else too.
+    None where the family has no row, or has norms that feed something else too.
     """
     family = find_family(layer)
     if family is None or (family.holds_if and getattr(layer, family.holds_if[0]) != family.holds_if[1]):

@@ -24,11 +24,8 @@ _FILES = (*PICKLES, _GGUF, ".safetensors", ".json")  # no model on the hub has a
 def locate(source: str | Path, *, revision: str | None = None, code: bool = False, config_only: bool = False) -> Path:
     """Find the folder of a model, fetching safetensors, configuration and tokenizer when `source` is a hub id.
 
-    Args:
-        source: a local folder or a hub id such as "org/model".
-        revision: branch, tag or commit of a hub id.
-        code: fetch the Python files of a hub id too; nothing here runs them.
-        config_only: of a hub id: fetch nothing else than config.json (and code).
+    `code` fetches the Python files of a hub id too, which nothing here runs; `config_only` nothing but config.json and
+    them.
 
     Raises:
         CheckpointError: if it is neither, or the hub cannot give it.
@@ -54,8 +51,7 @@ def locate(source: str | Path, *, revision: str | None = None, code: bool = Fals
 def check_kind(path: Path) -> None:
     """Refuse what is no model in Hugging Face's format, but is often taken for one.
 
-    Args:
-        path: a folder or file that the user named; nothing is said of one that does not exist.
+    Nothing is said of a path that does not exist.
 
     Raises:
         CheckpointError: for an adapter, GGUF, or a file of weights, with the way forward.

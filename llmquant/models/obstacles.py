@@ -24,13 +24,7 @@ def with_obstacles(
 ) -> tuple[tuple[ModuleInfo, ...], Trial]:
     """Add to each entry of an inventory what stands in the way of packing it.
 
-    Args:
-        model: with parameters on meta; it is the same afterwards.
-        modules: from `list_modules`.
-        blocks: its decoder blocks.
-
-    Returns:
-        the entries, and what trying model code showed.
+    The model, with parameters on meta, is the same afterwards. Returns the entries, and what trying model code showed.
     """
     parts = dict(model.named_modules())
     packable = {module.name: parts[module.name] for module in modules if _may_be_packed(module)}

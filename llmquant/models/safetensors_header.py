@@ -78,11 +78,7 @@ class TensorInfo:
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Read and check the header of one safetensors file.
 
-    Args:
-        file: path of the file.
-
-    Returns:
-        every tensor by name, in the order of the header.
+    Returns every tensor by name, in the order of the header.
 
     Raises:
         CheckpointError: if the file is missing, truncated, or its header contradicts itself or the file's size.

@@ -39,9 +39,7 @@ _FILLED = {torch.arange, torch.zeros, torch.ones, torch.full, torch.rand, torch.
 def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Read a model's configuration.
 
-    Args:
-        source: a folder with config.json, a config file itself, or a hub id such as "org/model".
-        trust_remote_code: run code that comes with the checkpoint, if its architecture needs it.
+    `source` is a folder with config.json, a config file itself, or a hub id such as "org/model".
 
     Raises:
         CheckpointError: if there is none, it is not valid, or it needs code from the checkpoint that is not trusted.
@@ -60,9 +58,7 @@ def load_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTr
 def config_from(file: ConfigFile, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The configuration that a reading of config.json describes; the file itself is not looked at again.
 
-    Args:
-        file: the reading.
-        trust_remote_code: run code that lies beside it, if its architecture needs it; the file is read again then.
+    Where code that lies beside it runs (`trust_remote_code`), the file is read again.
 
     Raises:
         CheckpointError: if it is not valid, or needs code from the checkpoint that is not trusted.
@@ -92,10 +88,6 @@ def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False)
 
     Its dtype is that of the checkpoint, as far as the configuration says it at all.
 
-    Args:
-        config: from `load_config`.
-        trust_remote_code: run code that comes with the checkpoint, if the model needs it.
-
     Raises:
         CheckpointError: if transformers has no causal language model for it, or its code is not trusted.
     """
@@ -121,8 +113,7 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
     Models without attention (Mamba) have the longest list of anything.
 
-    Returns:
-        Its dotted name, such as "model.layers", and the list.
+    Returns its dotted name, such as "model.layers", too.
 
     Raises:
         CheckpointError: if the model has no list of blocks.
@@ -146,12 +137,6 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 def take_inventory(model: PreTrainedModel) -> Inventory:
     """Take stock of a model: every parameter in exactly one entry.
-
-    Args:
-        model: a causal language model; on meta is enough.
-
-    Returns:
-        An inventory whose parameters add up to the model's unique parameters.
 
     Raises:
         CheckpointError: if the model has no list of decoder blocks.

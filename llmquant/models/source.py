@@ -101,10 +101,7 @@ class Edited:
     ) -> None:
         """Start with some edits.
 
-        Args:
-            source: of the tensors.
-            edits: by the names of parameters.
-            names: the parameter that each key of `source` holds; None where keys are the names of parameters.
+        `names` has the parameter that each key of `source` holds; None where keys are the names of parameters.
         """
         self._source = source
         self._names = {key: key for key in source.tensors} if names is None else names

@@ -61,12 +61,8 @@ def try_packed(
 ) -> Trial:
     """Run a model as if `layers` were packed.
 
-    Args:
-        model: a causal language model with parameters on meta; it is the same afterwards.
-        layers: linear layers and embeddings that may be packed, by name.
-        experts: modules that compute experts, by name. Which expert sees which token depends on data that is not
-            there, so they answer with what they are asked.
-        blocks: the decoder blocks.
+    The model, with parameters on meta, is the same afterwards. Which expert sees which token depends on data that is
+    not there, so `experts` answer with what they are asked.
     """
     trial = Trial()
     with _on_meta(model), _passing(experts), _repeating(blocks), _hiding(layers) as hidden:

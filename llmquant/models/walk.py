@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 def list_modules(model: PreTrainedModel, prefix: str, blocks: int) -> tuple[ModuleInfo, ...]:
     """List everything in `model` that has parameters, in the model's order.
 
-    Args:
-        model: a causal language model; on meta is enough.
-        prefix: name of the list of decoder blocks, such as "model.layers".
-        blocks: how many there are.
+    `prefix` is the name of the list of decoder blocks, such as "model.layers".
     """
     walk = _Walk(model, prefix, blocks)
     return _with_fused(tuple(info for name, module in model.named_modules() for info in walk.entries(name, module)))

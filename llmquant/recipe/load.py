@@ -32,9 +32,8 @@ _EXPECTED = {
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     """Read a recipe.
 
-    Args:
-        source: name of a preset; path of a YAML or JSON file (a `str` is one if it holds a slash or ends in .yaml, .yml
-            or .json); the content as a mapping; or a recipe, which is returned as it is.
+    `source` is the name of a preset; the path of a YAML or JSON file (a `str` is one if it holds a slash or ends in
+    .yaml, .yml or .json); the content as a mapping; or a recipe, which is returned as it is.
 
     Raises:
         RecipeError: if there is no such recipe, or it is malformed; all mistakes are listed.

@@ -188,9 +188,7 @@ class Plan:
 def make_plan(recipe: Recipe, inventory: Inventory) -> Plan:
     """Decide the fate of every module.
 
-    Args:
-        recipe: its rules are applied in order; the last that matches a module decides, and without one it is kept.
-        inventory: of the model.
+    The last rule that matches a module decides; without one it is kept.
 
     Raises:
         PlanError: with every problem found: rules that match nothing or are overridden everywhere, groups that do not
@@ -278,13 +276,7 @@ def _fallback(rule: Rule, in_features: int) -> Scheme | None:
 
 
 def rows_of(decision: Decision, recipe: Recipe, dtype: torch.dtype) -> Iterator[PlanRow]:
-    """The rows of one module: one, or one for each matrix of a stack that is quantized.
-
-    Args:
-        decision: what becomes of it.
-        recipe: that decided.
-        dtype: of the model.
-    """
+    """The rows of one module: one, or one for each matrix of a stack that is quantized."""
     module, scheme, note = decision.module, decision.scheme, decision.note
     format_ = find(recipe.format)
     rule = NO_RULE if decision.decider is None else rule_label(recipe, decision.decider)

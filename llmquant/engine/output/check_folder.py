@@ -51,8 +51,7 @@ class Verified:
 def verify_folder(source: str | Path) -> Verified:
     """Read every tensor of a quantized folder, and compare it with what llmquant.json says was written.
 
-    Args:
-        source: folder, or hub id.
+    `source` is a folder, or a hub id.
 
     Raises:
         CheckpointError: naming the files and tensors that are missing, foreign, changed, or hold numbers that are none.

@@ -17,11 +17,6 @@ from llmquant.models.edits import Edit, edits_from_bytes, edits_to_bytes
 def write_edits(folder: Path, unit: str, edits: Sequence[Edit]) -> str:
     """Write the edits of one unit and return the sha256 of their file.
 
-    Args:
-        folder: of the run.
-        unit: name of the unit's file.
-        edits: in their order.
-
     Raises:
         OutputError: if they cannot be written.
     """

@@ -38,17 +38,7 @@ def finalize(
 ) -> None:
     """Complete and verify OUT.partial, then give it its name.
 
-    Args:
-        prepared: the model and the plan.
-        source: of the weights, with the edits of transforms.
-        units: all units; each is written.
-        writer: that wrote them.
-        journal: of the run.
-        output: the folder.
-        identity: of the run.
-        calibration: what the statistics were collected on, if any.
-        progress: is told what happens.
-        began: `time.monotonic()` at the start.
+    `began` is `time.monotonic()` at the start of the run.
     """
     folder = output.partial
     copied = small_files(prepared.checkpoint.folder, code=prepared.trust_remote_code)

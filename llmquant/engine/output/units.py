@@ -43,12 +43,6 @@ class Unit:
 def split_into_units(plan: Plan, tensors: Mapping[str, TensorInfo], key_map: KeyMap, blocks_path: str) -> list[Unit]:
     """Deal the tensors of a checkpoint to units.
 
-    Args:
-        plan: what becomes of each module.
-        tensors: all tensors of the checkpoint.
-        key_map: where they go in the model.
-        blocks_path: name of the list of decoder blocks, such as "model.layers".
-
     Raises:
         CheckpointError: if a weight to be quantized is missing, has another shape than the config says, is not a
             tensor of its own, or has tensors beside it that only quantized weights have.

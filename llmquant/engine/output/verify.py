@@ -26,16 +26,8 @@ def verify(
 ) -> dict[str, str]:
     """Compare a written folder with the journal's digests and with the source, tensor by tensor.
 
-    Args:
-        folder: of the result.
-        units: all of them.
-        journal: of the run.
-        source: of the weights, with all edits of transforms: that what stays equals it proves that they were written.
-        format_: of the result.
-        progress: is told what happens.
-
-    Returns:
-        the `hash_bytes` of each tensor, by name.
+    `source` has all edits of transforms: that what stays equals it proves that they were written. Returns the
+    `hash_bytes` of each tensor, by name.
 
     Raises:
         OutputError: naming the first tensor that is not what was meant.

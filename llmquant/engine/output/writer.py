@@ -41,10 +41,8 @@ class UnitWriter:
     def write(self, unit: Unit, results: Mapping[str, tuple[LayerResult, float]], edits: Sequence[Edit] = ()) -> None:
         """Write a unit whose layers have been quantized.
 
-        Args:
-            unit: the unit.
-            results: by module name, each layer's result and the seconds it took.
-            edits: of transforms, that the source has applied already; they reach the disk before what they changed.
+        `results` has each layer's result and the seconds it took. The source has applied `edits` already; they reach
+        the disk before what they changed.
         """
         digest_of_edits = write_edits(self._folder, unit.file, edits) if edits else ""
         quantized, records = {}, {}
