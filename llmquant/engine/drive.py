@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from llmquant.algorithms.tuning.base import BlockCall, TunedLayer
 from llmquant.device import rounding_device
 from llmquant.engine.capture import BlockInputs, capture
 from llmquant.engine.layer import dense_weight, needs_calibration, quantize_layer
-from llmquant.engine.ranks import ALONE, Ranks
+from llmquant.engine.ranks import Ranks
 from llmquant.engine.weights import BlockWeights, Work
 from llmquant.memory import return_free_memory
 from llmquant.models.edits import Edit
@@ -65,7 +65,7 @@ class Setting:
 
     device: torch.device = _CPU
     dtype: torch.dtype = torch.float32
-    ranks: Ranks = ALONE
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 @torch.no_grad()

@@ -5,33 +5,30 @@ from __future__ import annotations
 import copy
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmquant.compat.loading import check_complete, check_fits
 from llmquant.data.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
 from llmquant.device import resolve_device
-from llmquant.engine.drive import Results, Setting, drive, transform_notes
+from llmquant.engine.drive import Setting, drive, transform_notes
 from llmquant.engine.layer import check_statistics
 from llmquant.engine.output.edits import read_edits
 from llmquant.engine.output.finalize import finalize
 from llmquant.engine.output.folder import OutputFolder, is_finished, read_provenance
 from llmquant.engine.output.journal import Journal
+from llmquant.engine.output.sink import FolderSink
 from llmquant.engine.output.units import Unit, contents_of, split_into_units
-from llmquant.engine.output.writer import UnitWriter
 from llmquant.engine.prepare import Prepared, load_tokenizer
 from llmquant.errors import CheckpointError, OutputError
 from llmquant.machine import device_name
 from llmquant.models.checkpoint import Checkpoint
-from llmquant.models.edits import Edit
 from llmquant.progress import Progress
-from llmquant.recipe.plan import MatrixRow
 from llmquant.recipe.schema import canonical_json
 
 _SPACE_MARGIN = 1.02  # headers, config, tokenizer
@@ -91,16 +88,16 @@ def run(
         for note in transform_notes(work):
             progress.note(note)
         contents = contents_of(units, prepared.checkpoint.tensors)
-        format_writer = prepared.plan.format.writer(output.partial, contents, prepared.model.config.to_dict())
-        writer = UnitWriter(output.partial, format_writer, prepared.plan, journal, work.source, progress)
-        done = [unit for unit in units if writer.is_written(unit)]
+        writer = prepared.plan.format.writer(output.partial, contents, prepared.model.config.to_dict())
+        sink = FolderSink(output.partial, units, writer, prepared.plan, journal, work.source, progress)
+        done = [unit for unit in units if unit.file in journal.shards]
         left = sum(unit.work for unit in units) - sum(unit.work for unit in done)
         progress.stage("quantize", len(units), unit="shards", work=left)
         for unit in done:
             progress.step(unit.file, work=0)
         windows = calibration.windows if calibration else None
-        drive(work, windows, _UnitSink(units, writer), setting)
-        finalize(prepared, work.source, units, format_writer, journal, output, identity, calibration, progress, began)
+        drive(work, windows, sink, setting)
+        finalize(prepared, work.source, units, writer, journal, output, identity, calibration, progress, began)
         return RunResult(output.out, read_provenance(output.out))
 
 
@@ -171,18 +168,3 @@ def _check_space(output: OutputFolder, checkpoint: Checkpoint, units: list[Unit]
     copied = sum(checkpoint.tensors[key].bytes for unit in units for key in unit.copied)
     quantized = sum(row.bytes_after for unit in units for row, _ in unit.quantized)
     output.require_space(int((copied + quantized) * _SPACE_MARGIN) - done)
-
-
-class _UnitSink:
-    """Writes what a run makes, and finds what an earlier run wrote."""
-
-    def __init__(self, units: Sequence[Unit], writer: UnitWriter) -> None:
-        self._units, self._writer = {unit.block: unit for unit in units}, writer
-        self.blocks = tuple(self._units)
-
-    def written(self, block: int | None) -> Callable[[MatrixRow], Tensor] | None:
-        unit = self._units[block]
-        return self._writer.reader(unit) if self._writer.is_written(unit) else None
-
-    def emit(self, block: int | None, results: Results, edits: Sequence[Edit]) -> None:
-        self._writer.write(self._units[block], results, edits)

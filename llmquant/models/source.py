@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from llmquant.models.edits import Edit, edited_value, edits_to_bytes, round_to
+from llmquant.models.edits import Edit, edited_value, round_to
 
 
 class Stored(Protocol):
     """What is known of a tensor without reading it."""
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the stored elements."""
-        ...
+    def dtype(self) -> torch.dtype: ...
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
-        ...
-
-    @property
-    def bytes(self) -> int:
-        """Size of the stored elements."""
-        ...
-
-    def on_meta(self) -> Tensor:
-        """A tensor without memory that looks like it."""
-        ...
+    def shape(self) -> Sequence[int]: ...
 
 
 class WeightSource(Protocol):
@@ -49,27 +33,6 @@ class WeightSource(Protocol):
         """One tensor as it is stored; not to be written to."""
         ...
 
-    def fingerprint(self) -> str:
-        """Identity of the content."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class InMemory:
-    """What is known of a tensor that lies in no file of its own; see `Stored`."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        """Size of the elements."""
-        return prod(self.shape) * self.dtype.itemsize
-
-    def on_meta(self) -> Tensor:
-        """A tensor without memory that looks like it."""
-        return torch.empty(self.shape, dtype=self.dtype, device="meta")
-
 
 class Loaded:
     """A model in memory as a source: its state dict, of tied tensors the first."""
@@ -77,20 +40,11 @@ class Loaded:
     def __init__(self, model: nn.Module) -> None:
         owners: dict[int, str] = {}
         state = model.state_dict(keep_vars=True)
-        self._state = {name: tensor for name, tensor in state.items() if owners.setdefault(id(tensor), name) == name}
-        self.tensors = {name: InMemory(tensor.dtype, tuple(tensor.shape)) for name, tensor in self._state.items()}
+        self.tensors = {name: tensor for name, tensor in state.items() if owners.setdefault(id(tensor), name) == name}
 
     def read(self, name: str, /) -> Tensor:
         """The tensor of the model itself."""
-        return self._state[name].detach()
-
-    def fingerprint(self) -> str:
-        """A sha256 over names, dtypes, shapes and all bytes."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._state.items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return self.tensors[name].detach()
 
 
 class Edited:
@@ -130,11 +84,6 @@ class Edited:
         assert value is not None  # it is in `tensors`, so it is there or was created
         return round_to(value, self.tensors[name].dtype, parameter)
 
-    def fingerprint(self) -> str:
-        """That of the source, together with the edits where there are some."""
-        source = self._source.fingerprint()
-        return hashlib.sha256(source.encode() + edits_to_bytes(self.edits)).hexdigest() if self.edits else source
-
     def _original(self, parameter: str) -> Tensor | None:
         key = self._keys.get(parameter, parameter)
         return self._source.read(key).cpu() if key in self._source.tensors else None
@@ -147,4 +96,4 @@ class Edited:
             assert edit.by is not None
             beside = f"{edit.name.rpartition('.')[0]}.weight"
             dtype = self.tensors[self._keys.get(beside, beside)].dtype
-            self.tensors[edit.name] = InMemory(dtype, tuple(edit.by.shape))
+            self.tensors[edit.name] = torch.empty(edit.by.shape, dtype=dtype, device="meta")

@@ -6,7 +6,6 @@ Values are immutable and lists become tuples, so a recipe never changes after it
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections import Counter
@@ -337,11 +336,6 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 def canonical_json(recipe: Recipe) -> str:
     """One line of JSON, the same for equal recipes."""
     return json.dumps(recipe_to_dict(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 of the canonical JSON, in hex."""
-    return hashlib.sha256(canonical_json(recipe).encode()).hexdigest()
 
 
 def _without_none(data: dict[str, Any]) -> dict[str, Any]:

@@ -48,23 +48,6 @@ def summarize(plan: Plan) -> list[SummaryRow]:
     return [_summary_row(rows) for rows in groups.values()]
 
 
-def explain(plan: Plan) -> str:
-    """The plan in sentences: what each rule decided, what stays and why, and the size."""
-    inventory = plan.inventory
-    lines = [f"{inventory.architecture}: {inventory.parameters:,} parameters in {inventory.blocks} blocks."]
-    decided: dict[tuple[str, str, str], list[PlanRow]] = {}
-    for row in plan.rows:
-        decided.setdefault((row.rule, row.scheme.name, row.note), []).append(row)
-    for (rule, scheme, note), rows in decided.items():
-        share = sum(row.module.parameters for row in rows) / inventory.parameters
-        modules = "1 module" if len(rows) == 1 else f"{len(rows)} modules"
-        lines.append(f"{rule}: {modules}, {share:.1%} of the parameters, {scheme}{f' ({note})' if note else ''}.")
-    lines += [f"Warning: {warning}." for warning in plan.warnings]
-    before, after = plan.bytes_before, plan.bytes_after
-    lines.append(f"{before:,} bytes become {after:,}: {plan.bits_per_weight:.3f} bits per weight, everything included.")
-    return "\n".join(lines)
-
-
 def _key(row: PlanRow) -> tuple[object, ...]:
     if row.module.kind == "norm" and row.scheme.is_keep:
         return ("norms", row.rule)

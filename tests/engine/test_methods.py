@@ -14,7 +14,7 @@ import llmquant
 from llmquant.algorithms.transforms import smoothquant
 from llmquant.api import quantize
 from llmquant.engine.output import edits as edits_module
-from llmquant.engine.output import writer as writer_module
+from llmquant.engine.output import sink as sink_module
 from llmquant.engine.output.folder import EDITS
 from llmquant.engine.prepare import prepare
 from llmquant.engine.weights import Work
@@ -117,12 +117,12 @@ def test_damaged_edits(checkpoint: Path, recipe: dict[str, Any], tmp_path: Path,
 def test_verification_sees_a_transform_that_was_not_written(
     checkpoint: Path, recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    init, source = writer_module.UnitWriter.__init__, prepare(checkpoint, load_recipe(recipe)).checkpoint
+    init, source = sink_module.FolderSink.__init__, prepare(checkpoint, load_recipe(recipe)).checkpoint
 
-    def forgetful(self, folder, writer, plan, journal, _edited, progress) -> None:
-        init(self, folder, writer, plan, journal, source, progress)
+    def forgetful(self, folder, units, writer, plan, journal, _edited, progress) -> None:
+        init(self, folder, units, writer, plan, journal, source, progress)
 
-    monkeypatch.setattr(writer_module.UnitWriter, "__init__", forgetful)
+    monkeypatch.setattr(sink_module.FolderSink, "__init__", forgetful)
     with pytest.raises(OutputError, match=r"layernorm\.weight differs from the source"):
         quantize(checkpoint, recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()

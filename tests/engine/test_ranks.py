@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import spawn
 from llmquant.engine.drive import Setting, drive
 from llmquant.engine.in_memory import QuantizedInMemory
 from llmquant.engine.prepare import prepare
-from llmquant.engine.ranks import ALONE, Distributed, Ranks
+from llmquant.engine.ranks import Distributed, Ranks
 from llmquant.recipe.load import load_recipe
 
 
@@ -40,7 +40,7 @@ def one_rank(rank: int, size: int, checkpoint: Path, recipe: dict[str, Any], fol
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_several_processes(checkpoint: Path, gptq_recipe: dict[str, Any], tmp_path: Path, size: int) -> None:
-    alone = quantized(checkpoint, gptq_recipe, ALONE).results
+    alone = quantized(checkpoint, gptq_recipe, Ranks()).results
     spawn(one_rank, (size, checkpoint, gptq_recipe, tmp_path), nprocs=size)
     ranks = [torch.load(tmp_path / str(rank)) for rank in range(size)]
     for name, result in alone.items():

@@ -27,9 +27,7 @@ def contents(source: WeightSource) -> dict[str, Tensor]:
     found = {}
     for key, info in source.tensors.items():
         found[key] = source.read(key)
-        assert (found[key].dtype, tuple(found[key].shape)) == (info.dtype, info.shape)
-        assert info.bytes == found[key].numel() * found[key].element_size()
-        assert (info.on_meta().shape, info.on_meta().dtype) == (found[key].shape, found[key].dtype)
+        assert (found[key].dtype, tuple(found[key].shape)) == (info.dtype, tuple(info.shape))
     return found
 
 
@@ -41,10 +39,6 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def test_memory_and_disk_hold_the_same(folder: Path) -> None:
     model = tiny_model("llama", tie_word_embeddings=True)
     assert_equal(contents(Loaded(model)), contents(Checkpoint.open(folder)))
-    before = Loaded(model).fingerprint()
-    assert Loaded(tiny_model("llama", tie_word_embeddings=True)).fingerprint() == before
-    model.get_parameter(UP).data[0, 0] += 1
-    assert Loaded(model).fingerprint() != before
 
 
 def test_an_edited_checkpoint_reads_as_the_edited_model(folder: Path) -> None:
@@ -61,7 +55,6 @@ def test_an_edited_checkpoint_reads_as_the_edited_model(folder: Path) -> None:
         Edit("set", "model.layers.0.mlp.up_proj.bias", torch.rand(128)),
     ]
     source = Edited(checkpoint, early)
-    assert source.fingerprint() not in (checkpoint.fingerprint(), Edited(checkpoint, early + late).fingerprint())
     assert "lm_head.weight" not in source.tensors
     source.extend(late)
     apply_edits(model, early + late)
@@ -77,7 +70,6 @@ def test_without_edits_a_source_is_itself(folder: Path) -> None:
     checkpoint = Checkpoint.open(folder)
     source = Edited(checkpoint, [Edit("config", UP, value=1)])
     assert_equal(contents(source), contents(checkpoint))
-    assert Edited(checkpoint).fingerprint() == checkpoint.fingerprint()
 
 
 def test_keys_need_not_be_the_names_of_parameters() -> None:
@@ -90,7 +82,7 @@ def test_keys_need_not_be_the_names_of_parameters() -> None:
             self.tensors = {key: self.tensors[name] for key, name in names.items()}
 
         def read(self, name: str, /) -> Tensor:
-            return super().read(names[name])
+            return model.get_parameter(names[name]).detach()
 
     by = torch.rand(128)
     source = Edited(Renamed(), [Edit("scale_out", UP, by), Edit("untie", "copy.weight", value=UP)], names=names)

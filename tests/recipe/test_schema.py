@@ -10,7 +10,7 @@ import pytest
 
 from llmquant.errors import RecipeError
 from llmquant.recipe.load import dump_recipe, load_recipe, preset_names
-from llmquant.recipe.schema import Recipe, canonical_json, recipe_digest, recipe_to_dict
+from llmquant.recipe.schema import Recipe, canonical_json, recipe_to_dict
 
 MIXED = {"dataset": "builtin:mixed"}
 
@@ -25,7 +25,7 @@ def test_a_recipe_without_them_is_what_it_was() -> None:
         '{"description":"","name":"custom","portable":true,"rounding":{"method":"rtn"},'
         '"rules":[{"match":"linear","scheme":"int8"}],"version":1}'
     )
-    assert recipe_digest(recipe) == recipe_digest(recipe_with(transforms=[], tuning=[]))
+    assert canonical_json(recipe) == canonical_json(recipe_with(transforms=[], tuning=[]))
     for name in preset_names():
         assert not {"transforms", "tuning"} & recipe_to_dict(load_recipe(name)).keys()
 
@@ -43,7 +43,7 @@ def test_transforms_and_tuning_are_read_and_written(tmp_path: Path) -> None:
     assert text.index("transforms:") < text.index("rounding:") < text.index("tuning:")
     (tmp_path / "custom.yaml").write_text(text)
     assert load_recipe(tmp_path / "custom.yaml") == recipe
-    assert recipe_digest(recipe) != recipe_digest(recipe_with(calibration=MIXED))
+    assert canonical_json(recipe) != canonical_json(recipe_with(calibration=MIXED))
 
 
 @pytest.mark.parametrize(

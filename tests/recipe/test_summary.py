@@ -10,7 +10,7 @@ from llmquant.models.inventory import Inventory, ModuleInfo
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.naming import collective, collective_names, template
 from llmquant.recipe.plan import make_plan
-from llmquant.recipe.summary import explain, summarize
+from llmquant.recipe.summary import summarize
 
 
 def module(name: str, block: int | None) -> ModuleInfo:
@@ -49,11 +49,3 @@ def test_rows_that_differ_in_shape_stay_apart(llama: Callable[..., Inventory]) -
     merged = Inventory("X", "x", first.dtype, (*first.modules, *other), 1)
     rows = summarize(make_plan(load_recipe("int8"), merged))
     assert len([row for row in rows if row.name.endswith("up_proj")]) == 2
-
-
-def test_explain_tells_rules_fallbacks_and_size(llama: Callable[..., Inventory]) -> None:
-    plan = make_plan(load_recipe("int4-g32"), llama(width=172, tied=True))
-    text = explain(plan)
-    assert "rule 1: linear -> int4-g32: 18 modules" in text
-    assert "int4 (groups of 32 do not divide 172 inputs, so int4)" in text
-    assert f"{plan.bytes_before:,} bytes become {plan.bytes_after:,}" in text

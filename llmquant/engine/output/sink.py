@@ -1,13 +1,13 @@
-"""Writing units: to the disk at once, then into the journal; and reading finished ones back."""
+"""The sink of a run: each unit goes to the disk at once, then into the journal; finished ones are read back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from llmquant.algorithms.rounding.base import LayerResult
+from llmquant.engine.drive import Results
 from llmquant.engine.layer import dense_weight, digest
 from llmquant.engine.output.edits import write_edits
 from llmquant.engine.output.journal import Journal, LayerRecord, ShardRecord
@@ -19,12 +19,13 @@ from llmquant.progress import Progress
 from llmquant.recipe.plan import MatrixRow, Plan
 
 
-class UnitWriter:
-    """Turns units into what the format of a plan makes of them."""
+class FolderSink:
+    """Turns results into what the format of a plan makes of them; a `Sink`, see `engine.drive`."""
 
     def __init__(
         self,
         folder: Path,
+        units: Sequence[Unit],
         writer: Writer,
         plan: Plan,
         journal: Journal,
@@ -33,17 +34,26 @@ class UnitWriter:
     ) -> None:
         self._folder, self._writer, self._plan, self._journal = folder, writer, plan, journal
         self._source, self._progress = source, progress
+        self._units = {unit.block: unit for unit in units}
+        self.blocks = tuple(self._units)
 
-    def is_written(self, unit: Unit) -> bool:
-        """Whether an earlier run finished this unit."""
-        return unit.file in self._journal.shards
+    def written(self, block: int | None) -> Callable[[MatrixRow], Tensor] | None:
+        """Gives the dequantized weights of a unit that an earlier run finished, as their parameters hold them."""
+        unit = self._units[block]
+        if unit.file not in self._journal.shards:
+            return None
+        written, keys = self._writer.written(unit.file), {row.name: key for row, key in unit.quantized}
 
-    def write(self, unit: Unit, results: Mapping[str, tuple[LayerResult, float]], edits: Sequence[Edit] = ()) -> None:
-        """Write a unit whose layers have been quantized.
+        def read(row: MatrixRow) -> Tensor:
+            key = keys[row.name]
+            tensors = {name: written.read(name) for name in self._plan.format.names(key, row.scheme)}
+            return dense_weight(row, written.decode(key.removesuffix(".weight"), tensors, row.scheme))
 
-        `results` has each layer's result and the seconds it took. The source has applied `edits` already; they reach
-        the disk before what they changed.
-        """
+        return read
+
+    def emit(self, block: int | None, results: Results, edits: Sequence[Edit]) -> None:
+        """Write a unit. The source has applied `edits` already; they reach the disk before what they changed."""
+        unit = self._units[block]
         digest_of_edits = write_edits(self._folder, unit.file, edits) if edits else ""
         quantized, records = {}, {}
         for row, key in unit.quantized:
@@ -63,14 +73,3 @@ class UnitWriter:
         for name, record in records.items():
             self._progress.layer(name, record.loss)
         self._progress.step(unit.file, work=unit.work)
-
-    def reader(self, unit: Unit) -> Callable[[MatrixRow], Tensor]:
-        """Gives the dequantized weights of a finished unit, as their parameters hold them."""
-        written, keys = self._writer.written(unit.file), {row.name: key for row, key in unit.quantized}
-
-        def read(row: MatrixRow) -> Tensor:
-            key = keys[row.name]
-            tensors = {name: written.read(name) for name in self._plan.format.names(key, row.scheme)}
-            return dense_weight(row, written.decode(key.removesuffix(".weight"), tensors, row.scheme))
-
-        return read
