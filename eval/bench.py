@@ -22,7 +22,7 @@ from llmquant.eval.metrics.memory import parameter_bytes
 from llmquant.eval.scoring import Progress
 from llmquant.eval.static_decoding import StaticDecoding
 from llmquant.eval.statistics import Spread
-from llmquant.eval.throughput import ThroughputOptions, Timing, ratio, speed, time_once, timed_rounds
+from llmquant.eval.throughput import ThroughputOptions, Timing, speed, speedup, time_once, timed_rounds
 from llmquant.machine import OtherPrograms, machine, versions
 from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used, set_accuracy
 from llmquant.nn.counting import weight_count
@@ -34,71 +34,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A model that takes part. One model may do so in both accuracies, and with both caches.
+    """A model that takes part. One model may do so in both accuracies, and with both caches."""
 
-    Attributes:
-        name: for the report.
-        model: to time.
-        accuracy: of its kernels; None where it has none to choose from.
-        static: whether the cache has a fixed size; on a CUDA device decoding is a CUDA graph then.
-    """
-
-    name: str
+    name: str  # for the report
     model: PreTrainedModel
-    accuracy: Accuracy | None
-    static: bool = False
+    accuracy: Accuracy | None  # of its kernels; None where it has none to choose from
+    static: bool = False  # whether the cache has a fixed size; on a CUDA device decoding is a CUDA graph then
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another program, which times as many tokens in its own way.
-
-    Attributes:
-        name: for the report.
-        parameter_bytes: memory of its weights.
-        run: a prefill and the decode steps after it.
-    """
+    """Another program, which times as many tokens in its own way."""
 
     name: str
     parameter_bytes: int
-    run: Callable[[], Timing]
+    run: Callable[[], Timing]  # a prefill and the decode steps after it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchRow:
-    """What was measured of one contender.
+    """What was measured of one contender."""
 
-    Attributes:
-        name: dtype, scheme, or folder.
-        dtype: in which it computes; empty for another program, which decides that itself.
-        accuracy: "exact" or "fast"; None where the model has no such choice.
-        static: whether the cache had a fixed size, see `Contender`.
-        kernels: packed layers by kernel; none for a dense model, which torch runs.
-        parameter_bytes: memory of weights.
-        prefill: tokens per second.
-        decode: tokens per second.
-        prefill_speedup: over the first row, round by round.
-        decode_speedup: the same.
-    """
-
-    name: str
-    dtype: str
-    accuracy: str | None
-    static: bool
-    kernels: dict[str, int]
-    parameter_bytes: int
-    prefill: Spread
+    name: str  # dtype, scheme, or folder
+    dtype: str  # in which it computes; empty for another program, which decides that itself
+    accuracy: str | None  # "exact" or "fast"; None where the model has no such choice
+    static: bool  # whether the cache had a fixed size, see `Contender`
+    kernels: dict[str, int]  # packed layers by kernel; none for a dense model, which torch runs
+    parameter_bytes: int  # memory of weights
+    prefill: Spread  # tokens per second
     decode: Spread
-    prefill_speedup: Spread
+    prefill_speedup: Spread  # over the first row, round by round
     decode_speedup: Spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
-    """Result of `bench`; the fields are the keys of the JSON file, explained in docs/evaluation.md.
-
-    `others` is the share of all processors that other programs kept busy meanwhile, where the system tells.
-    """
+    """Result of `bench`; the fields are the keys of the JSON file, explained in docs/evaluation.md."""
 
     model: str
     parameters: int
@@ -107,7 +78,7 @@ class BenchReport:
     batch_size: int
     prompt_tokens: int
     decode_tokens: int
-    others: float | None
+    others: float | None  # share of all processors that other programs kept busy meanwhile, where the system tells
     rows: tuple[BenchRow, ...]
 
     def to_json(self) -> str:
@@ -134,14 +105,7 @@ def bench(
     peers: Sequence[Peer] = (),
     progress: Progress | None = None,
 ) -> BenchReport:
-    """Time all contenders.
-
-    Args:
-        name: of the model that all of them are versions of.
-        contenders: the first is what the others are compared with.
-        options: what is timed.
-        peers: other programs that take turns with them.
-        progress: is told of whole seconds, in a stage "speed".
+    """Time all contenders, versions of the model `name`, and peers in turn, and compare them with the first contender.
 
     Raises:
         DataError: if prompt and decode tokens exceed the context of the model, or are not positive.
@@ -204,7 +168,7 @@ def _row(contender: Contender | Peer, rounds: Sequence[Sequence[Timing]], place:
         _choose(contender)
         model, accuracy, static = contender.model, contender.accuracy, contender.static
         dtype, kernels, size = dtype_name(model.dtype), kernels_used(model), parameter_bytes(model)
-    timed = speed(rounds, place)
+    timed, over = speed(rounds, place), speedup(rounds, place, 0)
     return BenchRow(
         name=contender.name,
         dtype=dtype,
@@ -214,6 +178,6 @@ def _row(contender: Contender | Peer, rounds: Sequence[Sequence[Timing]], place:
         parameter_bytes=size,
         prefill=timed.prefill,
         decode=timed.decode,
-        prefill_speedup=ratio(rounds, place, 0, "prefill"),
-        decode_speedup=ratio(rounds, place, 0, "decode"),
+        prefill_speedup=over.prefill,
+        decode_speedup=over.decode,
     )

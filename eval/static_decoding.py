@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llmquant.eval.throughput import ThroughputOptions, Timing, now
+from llmquant.eval.throughput import ThroughputOptions, Timing, now, timing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,20 +22,12 @@ _ROUND_TO = 64  # attention with a mask wants key counts that 8 divides
 
 
 class StaticDecoding:
-    """One model that reads the same tokens again and again.
+    """One model that reads the same `ids` (batch_size, prompt_tokens + decode_tokens) again and again.
 
-    Attributes:
-        logits: (batch_size, 1, vocabulary) of the newest token.
+    The cache is made at once, the graph when it is first called.
     """
 
     def __init__(self, model: PreTrainedModel, ids: Tensor, options: ThroughputOptions) -> None:
-        """Make the cache; the graph is captured when it is first called.
-
-        Args:
-            model: to time.
-            ids: (batch_size, prompt_tokens + decode_tokens) token ids.
-            options: what is timed.
-        """
         from transformers import StaticCache
 
         self._model, self._options, self._ids = model, options, ids.to(model.device)
@@ -43,7 +35,7 @@ class StaticDecoding:
         length = -(-max(ids.shape[1], options.prompt_tokens + _WARM_UP + 1) // _ROUND_TO) * _ROUND_TO
         self._cache: Any = StaticCache(config=model.config, max_cache_len=length)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self.logits: Tensor | None = None
+        self.logits: Tensor | None = None  # (batch_size, 1, vocabulary) of the newest token
 
     def __call__(self) -> Timing:
         """Run one prefill and the decode steps after it, as `throughput.time_once` does."""
@@ -51,17 +43,13 @@ class StaticDecoding:
         if self._graph is None and model.device.type == "cuda":
             self._prefill()
             self._graph = _captured(self._step)
-        start = now(model)
+        start = now(model.device)
         self._prefill()
-        middle = now(model)
+        middle = now(model.device)
         for place in range(options.prompt_tokens, self._ids.shape[1]):
             self._token.copy_(self._ids[:, place : place + 1])
             self._step() if self._graph is None else self._graph.replay()
-        end = now(model)
-        return Timing(
-            options.batch_size * options.prompt_tokens / (middle - start),
-            options.batch_size * options.decode_tokens / (end - middle),
-        )
+        return timing(options, start, middle, now(model.device))
 
     def _prefill(self) -> None:
         self._cache.reset()  # in place: a captured graph knows the addresses

@@ -44,24 +44,16 @@ _PATIENCE = 3  # a crawling machine gets fewer rounds than min_rounds after this
 class ThroughputOptions:
     """What is timed.
 
-    Attributes:
-        prompt_tokens: tokens of the prefill pass.
-        decode_tokens: single-token passes that follow it.
-        batch_size: sequences at once.
-        warmup: untimed rounds.
-        min_rounds: timed rounds at least, unless they take more than three times `seconds`.
-        seconds: no new round starts after this time.
-
     Raises:
         DataError: if one of them is no number that can be.
     """
 
-    prompt_tokens: int = 128
-    decode_tokens: int = 32
-    batch_size: int = 1
-    warmup: int = 1
-    min_rounds: int = 3
-    seconds: float = 20.0
+    prompt_tokens: int = 128  # of the prefill pass
+    decode_tokens: int = 32  # single-token passes that follow it
+    batch_size: int = 1  # sequences at once
+    warmup: int = 1  # untimed rounds
+    min_rounds: int = 3  # timed rounds at least, unless they take more than three times `seconds`
+    seconds: float = 20.0  # no new round starts after this time
 
     def __post_init__(self) -> None:
         least = {"prompt_tokens": 1, "decode_tokens": 1, "batch_size": 1, "warmup": 0, "min_rounds": 1}
@@ -81,7 +73,7 @@ class Timing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Tokens per second, measured in turn with the other model."""
+    """Tokens per second, measured in turn with other models; or such speeds over those of another model."""
 
     prefill: Spread
     decode: Spread
@@ -141,12 +133,7 @@ def measure_throughput(
 ) -> Throughput:
     """Time prefill and decode of the quantized model and of the baseline, in its own dtype and in others.
 
-    Args:
-        baseline: the reference.
-        quantized: the other model.
-        prompt: (tokens,) int64 token ids, at least prompt_tokens + decode_tokens of them.
-        options: what is timed.
-        progress: is told of whole seconds, after each round, in a stage "speed".
+    `prompt` (tokens,) holds int64 token ids, at least prompt_tokens + decode_tokens of them.
 
     Raises:
         DataError: if the prompt is too short.
@@ -185,7 +172,7 @@ def dense_versions(model: PreTrainedModel) -> tuple[dict[str, PreTrainedModel], 
     own = dtype_name(model.dtype)
     if is_packed(model):
         return {f"packed {own}": model}, None
-    others = [dtype for dtype in _FAST[model.device.type == "cuda"] if dtype != model.dtype]
+    others = [dtype for dtype in _FAST[model.device.type != "cpu"] if dtype != model.dtype]
     found, left_out = {own: model}, []
     for dtype in others:
         name = dtype_name(dtype)
@@ -199,9 +186,8 @@ def dense_versions(model: PreTrainedModel) -> tuple[dict[str, PreTrainedModel], 
 
 
 def _dense_speed(rounds: Sequence[Sequence[Timing]], place: int, name: str) -> DenseSpeed:
-    timed = speed(rounds, place)
-    ratios = (ratio(rounds, 1, place, phase) for phase in Timing._fields)
-    return DenseSpeed(name, timed.prefill, timed.decode, *ratios)
+    timed, over = speed(rounds, place), speedup(rounds, 1, place)
+    return DenseSpeed(name, timed.prefill, timed.decode, over.prefill, over.decode)
 
 
 def check_prompt(length: int, options: ThroughputOptions) -> None:
@@ -224,16 +210,9 @@ def timed_rounds(
     options: ThroughputOptions,
     progress: Progress | None = None,
 ) -> list[list[Timing]]:
-    """Let all `runs` take turns, after `options.warmup` rounds that do not count.
+    """Let all `runs`, which use `models`, take turns, after `options.warmup` rounds that do not count.
 
-    Args:
-        models: all models that the runs use.
-        runs: each times one model once, see `time_once`.
-        options: how many rounds.
-        progress: is told as in `measure_throughput`.
-
-    Returns:
-        For each round the results in the order of `runs`.
+    The results are, for each round, in the order of `runs`. `progress` is told of whole seconds in a stage "speed".
     """
     progress = progress or Progress()
     planned, told = round(options.seconds), 0
@@ -260,12 +239,13 @@ def timed_rounds(
 
 def speed(rounds: Sequence[Sequence[Timing]], which: int) -> Speed:
     """Median and quartiles of one of the runs."""
-    return Speed(*(spread([getattr(each[which], phase) for each in rounds]) for phase in Timing._fields))
+    return Speed(*(spread(speeds) for speeds in zip(*(each[which] for each in rounds), strict=True)))
 
 
-def ratio(rounds: Sequence[Sequence[Timing]], which: int, base: int, phase: str) -> Spread:
-    """Speed of one run over that of another, round by round."""
-    return spread([getattr(each[which], phase) / getattr(each[base], phase) for each in rounds])
+def speedup(rounds: Sequence[Sequence[Timing]], which: int, base: int) -> Speed:
+    """Prefill and decode of one run over those of another, round by round."""
+    ratios = [[one / other for one, other in zip(each[which], each[base], strict=True)] for each in rounds]
+    return Speed(*(spread(phase) for phase in zip(*ratios, strict=True)))
 
 
 def _goes_on(done: int, elapsed: float, options: ThroughputOptions) -> bool:
@@ -278,21 +258,23 @@ def time_once(model: PreTrainedModel, ids: Tensor, options: ThroughputOptions) -
     """Run one prefill and the decode steps after it, ids (batch_size, prompt_tokens + decode_tokens)."""
     ids = ids.to(model.device)
     steps = ids[:, options.prompt_tokens :].split(1, dim=1)
-    start = now(model)
+    start = now(model.device)
     # generate, too, asks the prefill for the last position's logits only
     cache = model(input_ids=ids[:, : options.prompt_tokens], use_cache=True, logits_to_keep=1).past_key_values
-    middle = now(model)
+    middle = now(model.device)
     for step in steps:
         cache = model(input_ids=step, past_key_values=cache, use_cache=True).past_key_values
-    end = now(model)
-    return Timing(
-        options.batch_size * options.prompt_tokens / (middle - start),
-        options.batch_size * options.decode_tokens / (end - middle),
-    )
+    return timing(options, start, middle, now(model.device))
 
 
-def now(model: PreTrainedModel) -> float:
-    """The clock, once the device has done all its work."""
-    if model.device.type != "cpu":
-        getattr(torch, model.device.type).synchronize()
+def timing(options: ThroughputOptions, start: float, middle: float, end: float) -> Timing:
+    """Speeds of a prefill until `middle` and of decode steps after it."""
+    prefill, decode = (options.batch_size * tokens for tokens in (options.prompt_tokens, options.decode_tokens))
+    return Timing(prefill / (middle - start), decode / (end - middle))
+
+
+def now(device: torch.device) -> float:
+    """The clock, once a device has done all its work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()

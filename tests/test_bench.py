@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from llmquant.api import quantize
 from llmquant.bench import bench_model, recipe_for
-from llmquant.cli import bench_tune
 from llmquant.cli.main import main
 from llmquant.errors import CheckpointError
-from llmquant.eval import bench as eval_bench
-from llmquant.eval.bench import contenders_of
-from llmquant.eval.static_decoding import StaticDecoding
-from llmquant.eval.throughput import ThroughputOptions, Timing
-from llmquant.hf.load import load
-from llmquant.kernels.gpu import runtime
-from llmquant.kernels.gpu.choose import dispatch, table, tune, tune_gpu
-from llmquant.nn.accuracy import ACCURACIES, set_accuracy
-from llmquant.nn.storage import PackedStorage
+from llmquant.eval.throughput import ThroughputOptions
 from tests.engine.conftest import byte_tokenizer, tiny_llama
 
 QUICK = ThroughputOptions(prompt_tokens=8, decode_tokens=2, warmup=0, min_rounds=2, seconds=0.0)
@@ -64,31 +53,13 @@ def test_a_quantized_model_is_taken_as_it_is(model: Path, quantized: Path) -> No
     assert alone.parameters == report.parameters == tiny_llama().num_parameters()
 
 
-def test_a_static_cache_adds_rows_that_find_the_same_logits(model: Path) -> None:
+def test_a_static_cache_adds_rows(model: Path) -> None:
     report = bench_model(
         model, dtypes=["fp32"], schemes=["int8"], accuracies=["exact"], static_cache=True, options=QUICK
     )
     assert [(row.name, row.static) for row in report.rows] == [
         ("fp32", False), ("int8", False), ("fp32", True), ("int8", True),
     ]  # fmt: skip
-    loaded = load(model)
-    ids = torch.arange(20).view(2, 10) * 3
-    decoding = StaticDecoding(loaded, ids, replace(QUICK, batch_size=2))
-    for _ in range(2):  # the second time the cache begins anew
-        with torch.inference_mode():
-            decoding()
-        torch.testing.assert_close(decoding.logits, loaded(ids).logits[:, -1:])
-
-
-@pytest.mark.gpu
-def test_a_cuda_graph_finds_the_same_logits(model: Path) -> None:
-    loaded = load(model, device_map="cuda")
-    ids = torch.arange(20, device="cuda").view(2, 10) * 3
-    decoding = StaticDecoding(loaded, ids, replace(QUICK, batch_size=2))
-    for _ in range(2):
-        with torch.inference_mode():
-            decoding()
-        torch.testing.assert_close(decoding.logits, loaded(ids).logits[:, -1:], rtol=1e-3, atol=1e-3)
 
 
 def test_models_lie_on_the_device_that_was_asked_for(model: Path, monkeypatch) -> None:
@@ -106,36 +77,6 @@ def test_models_lie_on_the_device_that_was_asked_for(model: Path, monkeypatch) -
     with pytest.raises(CheckpointError, match="enough"):
         bench_model(model, device="cuda:1", options=QUICK)
     assert places == [{"": torch.device("cuda:1")}]
-
-
-def test_another_program_takes_its_turns(model: Path) -> None:
-    peer = eval_bench.Peer("other", 1000, lambda: Timing(8.0, 4.0))
-    loaded = load(model)
-    report = eval_bench.bench("x", contenders_of("fp32", loaded, ["exact"]), QUICK, peers=[peer])
-    mine, other = report.rows
-    assert (other.name, other.parameter_bytes, other.kernels, other.decode.median) == ("other", 1000, {}, 4.0)
-    assert other.decode_speedup.median == pytest.approx(4.0 / mine.decode.median, rel=0.5)
-    assert mine.decode_speedup.median == 1.0
-
-
-def _mode(model: PreTrainedModel) -> str:
-    """What the layers were told, whether their kernels can do it on this machine or not."""
-    (exact,) = {module.exact for module in model.modules() if isinstance(module, PackedStorage)}
-    return "exact" if exact else "fast"
-
-
-def test_modes_are_rows_where_they_differ_and_the_model_keeps_its_own(quantized: Path, monkeypatch) -> None:
-    packed = load(quantized)
-    set_accuracy(packed, "fast")
-    monkeypatch.setattr(eval_bench, "kernels_used", lambda model: {f"kernel, {_mode(model)}": 1})
-    found = contenders_of("x", packed, ["exact", "fast"])
-    assert [each.accuracy for each in found] == ["exact", "fast"]
-    report = eval_bench.bench("x", found, QUICK)
-    assert [list(row.kernels) for row in report.rows] == [["kernel, exact"], ["kernel, fast"]]
-    assert _mode(packed) == "fast"
-    monkeypatch.setattr(eval_bench, "kernels_used", lambda _: {"reference": 1})
-    assert [each.accuracy for each in contenders_of("x", packed, ["exact", "fast"])] == [None]
-    assert [each.accuracy for each in contenders_of("x", tiny_llama(), ["exact", "fast"])] == [None]
 
 
 def test_threads_are_set_and_put_back(model: Path) -> None:
@@ -199,70 +140,3 @@ def test_command_prints_a_table_and_writes_json(model: Path, tmp_path: Path, cap
     assert {row["name"] for row in data["rows"]} == {"bf16", "int8"}
     for word in ("bf16", "int8", "linear_int8", "torch", "prompt of 8 tokens", "decode tok/s"):
         assert word in shown
-
-
-def test_tuning_is_for_every_weight_alone_and_for_those_that_share_their_input(model: Path, quantized: Path) -> None:
-    """A tiny Llama of width 64: queries 64, keys and values 32, MLP 96."""
-    groups = {(64, 64): 2, (32, 64): 2, (128, 64): 2, (96, 64): 2, (192, 64): 2, (64, 96): 3}
-    for kind, accuracy in zip(("w4a16", "w4a8"), ACCURACIES, strict=True):
-        cases = bench_tune.cases_of(quantized, accuracies=[accuracy])
-        assert {(case.n, case.form.in_features): case.form.groups for case in cases} == groups
-        assert {case.kind for case in cases} == {kind}
-        assert {case.form.unit for case in cases} == {32}
-    dense = bench_tune.cases_of(model, ["int4-g32", "int8", "w8a8-dynamic", "int4-g32-asym"])
-    assert {(case.n, case.form.in_features) for case in dense} == set(groups)
-    assert {case.kind for case in dense} == {"w4a16", "w4a8", "w8a16", "w8a8"}
-    assert {case.form.asymmetric for case in dense if case.kind == "w4a16"} == {False, True}
-    assert {case.form.scale_dtype for case in dense} == {next(load(model).parameters()).dtype}
-
-
-@pytest.fixture
-def played_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A GPU on which 16 rows at a time are twice as fast as anything else."""
-
-    def measure(case: tune.Case, m: int, config: tune.Config) -> tune.Timing:
-        if config.warps == 8:
-            raise tune.CannotRun("OutOfResources")
-        return tune.Timing(5.0 if config.block_n == 128 else 10.0, 1e-3)
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(table.VARIABLE, raising=False)
-    monkeypatch.setattr(bench_tune, "_gpu", lambda: torch.device("cuda", 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
-    monkeypatch.setattr(runtime, "arch", lambda _: "sm80")
-    monkeypatch.setattr(runtime, "processors", lambda _: 108)
-    monkeypatch.setattr(tune_gpu, "OnGpu", lambda _: measure)
-
-
-def test_tune_shows_what_it_found_and_keeps_it(quantized: Path, played_gpu: None, tmp_path: Path, capsys) -> None:
-    file = tmp_path / "tune.json"
-    assert main(["bench", "--tune", str(quantized), "--accuracy", "exact", "--json", str(file)]) == 0
-    shown = capsys.readouterr().out
-    for word in ("w4a16 128 x 64, groups of 32", "2.00x", "4 warps", "NVIDIA A100", "OutOfResources", "sm80-108.json"):
-        assert word in shown
-    found = json.loads(file.read_text())["found"]
-    assert len(found) == 6 * len(tune.ROWS)
-    dispatch.forget()
-    chosen = dispatch.choose("sm80", "w4a16", 16, 128, 64, 32, processors=108)
-    (one,) = [one for one in found if one["case"]["n"] == 128 and one["rows"][1] == 16]
-    assert chosen == tune.Config(**one["config"])
-    assert chosen.block_n == 128
-    (run,) = table.read(table.user_file("sm80", 108)).runs
-    assert {"date", "model", "torch", "llmquant", "triton"} <= run.keys()
-    dispatch.forget()
-
-
-def test_tune_without_a_gpu_or_a_weight_is_refused(model: Path, quantized: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["bench", "--tune", str(model)]) == 1
-    assert "torch finds none on this machine" in capsys.readouterr().err
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setenv(runtime.VARIABLE, "reference")
-    assert main(["bench", "--tune", str(model)]) == 1
-    assert "cannot run here: LLMQUANT_GPU_KERNELS=reference" in capsys.readouterr().err
-    monkeypatch.setattr(bench_tune, "_gpu", lambda: torch.device("cuda", 0))
-    assert main(["bench", "--tune", str(quantized), "--schemes", "int8"]) == 1
-    assert "quantized already" in capsys.readouterr().err
-    assert main(["bench", "--tune", str(model), "--schemes", "int4-g16"]) == 1
-    assert "no linear layer that the GPU kernels would run" in capsys.readouterr().err

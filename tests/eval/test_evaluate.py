@@ -12,8 +12,7 @@ import torch
 from rich.console import Console
 
 from llmquant.data.windows import make_windows
-from llmquant.errors import CheckpointError, DataError, LlmquantError, RecipeError
-from llmquant.eval import throughput
+from llmquant.errors import CheckpointError, LlmquantError, RecipeError
 from llmquant.eval.budget import hold
 from llmquant.eval.evaluate import evaluate
 from llmquant.eval.metrics.divergence import Section as Divergence
@@ -26,7 +25,6 @@ from llmquant.eval.metrics.worst import Section as Worst
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
 from llmquant.eval.table import render_table
-from llmquant.eval.throughput import ThroughputOptions, Timing, measure_throughput
 from llmquant.machine import machine, versions
 from tests.eval.conftest import compare, pair_of
 
@@ -56,59 +54,6 @@ def test_worst_tokens_are_decoded_in_context(report: EvalReport, text) -> None:
         begin = token.window * 39 + token.position - 1
         assert token.token == (text + "\n\n")[begin]
         assert (text + "\n\n")[:begin].endswith(token.context)
-
-
-def test_throughput_alternates_the_models(baseline, perturbed, monkeypatch) -> None:
-    order: list[str] = []
-    models = [copy.deepcopy(model) for model in (baseline, perturbed)]
-    hooks = [
-        model.register_forward_pre_hook(lambda *_, name=name: order.append(name))
-        for model, name in zip(models, "AB", strict=True)
-    ]
-    monkeypatch.setattr(throughput, "dense_versions", lambda model: ({"float32": model}, None))
-    options = ThroughputOptions(prompt_tokens=8, decode_tokens=2, warmup=0, min_rounds=4, seconds=2.0)
-    found = measure_throughput(models[0], models[1], torch.arange(10), options)
-    for hook in hooks:
-        hook.remove()
-    rounds = ["".join(order[i : i + 6]) for i in range(0, len(order), 6)]
-    assert rounds[:4] == ["AAABBB", "BBBAAA", "AAABBB", "BBBAAA"]
-    assert found.protocol.prefill_speedup.runs == len(rounds)
-    with pytest.raises(DataError, match="needs 10 tokens"):
-        measure_throughput(models[0], models[1], torch.arange(9), options)
-
-
-def test_speed_is_against_the_own_dtype_and_the_fastest(baseline, perturbed, monkeypatch) -> None:
-    """Fixed times for each model: the ratios and names follow from them."""
-    seconds = {"float32": (1.0, 8.0), "bfloat16": (2.0, 4.0), "quantized": (0.5, 2.0)}
-
-    def time_once(model, ids, options) -> Timing:
-        name = "quantized" if model is perturbed else str(model.dtype).removeprefix("torch.")
-        return Timing(*(1 / each for each in seconds[name]))
-
-    monkeypatch.setattr(throughput, "time_once", time_once)
-    options = ThroughputOptions(prompt_tokens=8, decode_tokens=2, seconds=0.0)
-    protocol = measure_throughput(baseline, perturbed, torch.arange(10), options).protocol
-    assert [each.dtype for each in protocol.dense] == ["float32", "bfloat16"]
-    assert (protocol.fastest_prefill, protocol.fastest_decode) == ("float32", "bfloat16")
-    assert (protocol.prefill_speedup.median, protocol.decode_speedup.median) == (2.0, 4.0)
-    assert (protocol.dense[1].prefill_speedup.median, protocol.dense[1].decode_speedup.median) == (4.0, 2.0)
-    assert baseline.dtype == torch.float32
-
-
-def test_a_dense_dtype_that_does_not_fit_is_named(baseline, monkeypatch) -> None:
-    monkeypatch.setattr(throughput, "free_bytes", lambda _: 100)
-    versions_of, note = throughput.dense_versions(baseline)
-    assert list(versions_of) == ["float32"]
-    assert "bfloat16" in (note or "")
-
-
-def test_decode_uses_the_cache(baseline) -> None:
-    seen: list[torch.Size] = []
-    model = copy.deepcopy(baseline)
-    model.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True)
-    options = ThroughputOptions(prompt_tokens=8, decode_tokens=2, batch_size=3, warmup=0, min_rounds=1, seconds=0.0)
-    measure_throughput(model, model, torch.arange(10), options)
-    assert seen[:3] == [torch.Size([3, 8]), torch.Size([3, 1]), torch.Size([3, 1])]
 
 
 def test_budget(report: EvalReport) -> None:
@@ -251,21 +196,3 @@ def test_known_perplexity_of_a_trained_model(shared_data: Path) -> None:
     )
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert compare(model, model, windows).perplexity.baseline.value == pytest.approx(4.255, abs=0.002)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"seconds": float("nan")},
-        {"seconds": float("inf")},
-        {"seconds": -1.0},
-        {"prompt_tokens": 0},
-        {"decode_tokens": 0},
-        {"batch_size": -1},
-        {"warmup": -1},
-        {"min_rounds": 0},
-    ],
-)
-def test_a_speed_test_has_numbers_that_can_be(options: dict) -> None:
-    with pytest.raises(DataError, match="the speed test cannot"):
-        ThroughputOptions(**options)
