@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmquant.eval.lines import number
 from llmquant.eval.markup import Markup, element, join, svg
 from llmquant.eval.statistics import Estimate
+from llmquant.words import number
 
 _WIDTH, _HEIGHT = 1040, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 18, 46

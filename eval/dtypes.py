@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from llmquant.memory import available_bytes
+from llmquant.memory import free_bytes
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.storage import PackedStorage
 from llmquant.words import dtype_name
@@ -27,13 +27,6 @@ if TYPE_CHECKING:
 Wanted = Literal["auto", "checkpoint"]
 
 _SPARE = 0.85  # share of the free memory that the wider weights may take; the rest is for activations
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device: what the system or the container has left; None where nothing tells."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return available_bytes()
 
 
 def widening_bytes(model: nn.Module) -> int:

@@ -1,29 +1,15 @@
-"""Numbers as people read them, for the page, the table and the sentence that sums a report up."""
+"""Estimates and spreads as people read them, and the sentence that sums a report up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from llmquant.eval.metrics import metrics
 from llmquant.eval.statistics import Estimate, Spread
-from llmquant.words import bytes_text as bytes_text
+from llmquant.words import number
 
 if TYPE_CHECKING:
     from llmquant.eval.result import EvalReport
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Significant digits, without an exponent between 0.0001 and a million."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return "0"
-    if not 1e-4 <= abs(value) < 1e6:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
-    text = f"{value:#.{digits}g}"
-    return f"{value:.0f}" if "e" in text or text.endswith(".") else text
 
 
 def interval(estimate: Estimate, digits: int = 3) -> str:
@@ -54,11 +40,6 @@ def _digits(ratio: float) -> int:
     return 0 if size >= 1 else 1 if size >= 0.01 else 2 if size >= 0.001 or size == 0 else 3
 
 
-def percent(value: float, digits: int = 1) -> str:
-    """A share as a percentage."""
-    return f"{100 * value:.{digits}f} %"
-
-
 def change(ratio: Estimate) -> str:
     """A ratio as a signed percentage with its interval, such as "+2.1 % [+1.9, +2.4]"."""
     text, digits = signed_percent(ratio.value), _digits(ratio.value)
@@ -85,11 +66,6 @@ def speedup(ratio: Spread) -> tuple[str, str]:
         return f"{ratio.median:.2f}x", "equal"
     kind = "slower" if ratio.q75 < 1 else "faster" if ratio.q25 > 1 else "equal"
     return f"{ratio.median:.2f}x ({ratio.q25:.2f}–{ratio.q75:.2f})", kind
-
-
-def kernels_text(kernels: Mapping[str, int]) -> str:
-    """Kernels with their number of layers, such as "linear_int4: avx512vnni, exact (28 layers)"."""
-    return "; ".join(f"{name} ({count} layer{'' if count == 1 else 's'})" for name, count in kernels.items())
 
 
 def accuracy_text(mode: str | None) -> str:

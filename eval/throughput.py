@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from llmquant.errors import DataError
-from llmquant.eval.dtypes import free_bytes
 from llmquant.eval.scoring import evaluating
 from llmquant.eval.statistics import Spread, spread
 from llmquant.machine import device_name
+from llmquant.memory import free_bytes
 from llmquant.nn.accuracy import accuracy_of, kernels_used
 from llmquant.nn.counting import is_packed, weight_count
 from llmquant.progress import Progress

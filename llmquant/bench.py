@@ -18,10 +18,10 @@ from llmquant.device import resolve_device
 from llmquant.engine.prepare import plan_only
 from llmquant.errors import CheckpointError, DataError, RecipeError
 from llmquant.eval.bench import BenchReport, Contender, bench, contenders_of
-from llmquant.eval.dtypes import free_bytes
 from llmquant.eval.throughput import ThroughputOptions
 from llmquant.hf.load import load
 from llmquant.hf.recipe import RecipeConfig
+from llmquant.memory import free_bytes
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.progress import Progress
 from llmquant.recipe.load import load_recipe

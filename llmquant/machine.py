@@ -1,4 +1,4 @@
-"""Facts about the machine and the software that belong beside a number. No host or user names."""
+"""Facts about the machine and the software. No host or user names; what a system does not tell is None."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,6 +16,32 @@ VERSIONED = ("llmquant", "torch", "transformers")  # what decides the numbers of
 NOT_INSTALLED = "not installed"
 BUSY = 0.15  # share of the processors that other programs take, from which on timings say little
 _STAT = Path("/proc/stat")
+_QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
+_QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threads:
+    """Threads and the cores they can have.
+
+    Attributes:
+        torch: threads of torch, which the kernels use.
+        logical: processors that this process may run on.
+        physical: cores among them, where known (two hyperthreads share one).
+        quota: processors that a container grants, where it limits them.
+    """
+
+    torch: int
+    logical: int
+    physical: int | None
+    quota: float | None
+
+    @property
+    def useful(self) -> int:
+        """Threads that can run at the same time without sharing a core."""
+        cores = self.physical or self.logical
+        return max(1, min(cores, int(self.quota))) if self.quota else cores
 
 
 def versions(packages: Sequence[str] = VERSIONED) -> dict[str, str]:
@@ -81,3 +108,30 @@ def cpu_name() -> str:
 def device_name(device: torch.device) -> str:
     """Name of a torch device: the GPU's own name, or the device type."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def threads() -> Threads:
+    """Count threads and cores."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = {_text(Path(_SIBLINGS.format(number))) for number in usable}
+    return Threads(
+        torch=torch.get_num_threads(),
+        logical=len(usable),
+        physical=None if None in siblings else len(siblings),
+        quota=_quota(),
+    )
+
+
+def _quota() -> float | None:
+    """Processors that the control group grants."""
+    words = (_text(_QUOTA_V2) or " ".join(_text(path) or "" for path in _QUOTA_V1)).split()
+    if len(words) != 2 or not all(word.isdigit() for word in words):  # "max", -1 or nothing: no limit
+        return None
+    return int(words[0]) / int(words[1])
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:  # other systems, and containers that hide it
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 _PREFIXES = ("B", "kB", "MB", "GB", "TB")
 # Everything that moves the cursor, colors, rings or reverses the direction of text; not the line feed of our messages.
@@ -20,6 +20,24 @@ def bytes_text(count: int | None) -> str:
     while value >= 999.5 and place + 1 < len(_PREFIXES):
         value, place = value / 1000, place + 1
     return f"{value:.3g} {_PREFIXES[place]}" if place else f"{count} B"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Significant digits, without an exponent between 0.0001 and a million."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    text = f"{value:#.{digits}g}"
+    return f"{value:.0f}" if "e" in text or text.endswith(".") else text
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return f"{100 * value:.{digits}f} %"
 
 
 def dtype_name(dtype: object) -> str:
@@ -74,3 +92,8 @@ def shown(value: object) -> str:
         return reprlib.repr(value)
     except ValueError:  # a number of more than 4,300 digits
         return f"<{type(value).__name__} that is too long to show>"
+
+
+def kernels_text(kernels: Mapping[str, int]) -> str:
+    """Kernels with their number of layers, such as "linear_int4: avx512vnni, exact (28 layers)"."""
+    return "; ".join(f"{name} ({count} layer{'' if count == 1 else 's'})" for name, count in kernels.items())

@@ -1,8 +1,9 @@
-"""How much memory is left: the system's or the container's, whichever is less."""
+"""How much memory is left (the system's or the container's, whichever is less), and how much a call takes."""
 
 from pathlib import Path
 
 import pytest
+import torch
 
 from llmquant import memory
 
@@ -33,3 +34,19 @@ def test_the_least_of_what_is_known(
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "_CGROUPS", ((tmp_path / "limit", tmp_path / "used"),))
     assert memory.available_bytes() == left
+
+
+def test_free_memory_is_known_here() -> None:
+    free = memory.free_bytes(torch.device("cpu"))
+    if not Path("/proc/meminfo").is_file():
+        pytest.skip("only Linux tells")
+    assert free is not None
+    assert free > 2**20
+
+
+def test_peak_memory_of_a_call() -> None:
+    peak = memory.peak_rss_of(lambda: bytes(bytearray(b"x" * (64 << 20)))[:3])
+    assert peak.result == b"xxx"
+    if peak.rise_bytes is None:
+        pytest.skip(peak.note)
+    assert (64 << 20) <= peak.rise_bytes < (256 << 20)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import CheckpointError
-from llmquant.eval.lines import bytes_text, percent
 from llmquant.eval.markup import Markup, element, join, svg, table
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Panel
+from llmquant.words import bytes_text, percent
 
 if TYPE_CHECKING:
     from llmquant.eval.pair import Pair

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmquant.eval.charts import Point, kl_histogram_chart, tradeoff_chart
-from llmquant.eval.lines import accuracy_text, number, percent, plus_minus, short_note
+from llmquant.eval.lines import accuracy_text, plus_minus, short_note
 from llmquant.eval.markup import Markup, element
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import NOTHING, Cell, Column, Panel
@@ -19,6 +19,7 @@ from llmquant.eval.metrics.memory import Section as Memory
 from llmquant.eval.metrics.noise_floor import Section as NoiseFloor
 from llmquant.eval.scoring import TokenScores
 from llmquant.eval.statistics import Estimate, Floats, cluster_bootstrap, cluster_share, cluster_sums
+from llmquant.words import number, percent
 
 if TYPE_CHECKING:
     from llmquant.eval.pair import Pair

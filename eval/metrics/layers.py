@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmquant.eval.lines import number
 from llmquant.eval.markup import Markup, element, folded, join, svg
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Panel
+from llmquant.words import number
 
 if TYPE_CHECKING:
     from llmquant.eval.pair import Pair

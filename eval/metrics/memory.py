@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from llmquant.errors import CheckpointError, RecipeError
-from llmquant.eval.lines import bytes_text, number
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Cell, Column
 from llmquant.eval.scoring import score_window
-from llmquant.memory import return_free_memory
+from llmquant.memory import peak_rss_of
 from llmquant.nn.counting import weight_count
+from llmquant.words import bytes_text, number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from llmquant.eval.pair import Facts, Pair
     from llmquant.eval.result import EvalReport
-
-Result = TypeVar("Result")
-
-_STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-
 
 PLACE = 10
 LIMITS = {"bits_per_weight": ("bits", "quantized.bits_per_weight")}
@@ -162,42 +155,6 @@ def parameter_bytes(model: torch.nn.Module) -> int:
         # By where a tensor begins: prepared weights share a storage that is larger than all of them.
         sizes[tensor.data_ptr(), tensor.device] = tensor.nbytes
     return sum(sizes.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Peak(Generic[Result]):
-    """What a call returned, and the rise of the process's peak resident memory while it ran (None: cannot be told)."""
-
-    result: Result
-    rise_bytes: int | None
-    note: str
-
-
-def peak_rss_of(work: Callable[[], Result]) -> Peak[Result]:
-    """Run `work` and measure how far resident memory rises above its level before.
-
-    Linux only: VmHWM of /proc/self/status, reset through /proc/self/clear_refs. Where the reset is not permitted the
-    process's peak so far may hide the rise, and none is reported.
-    """
-    gc.collect()
-    return_free_memory()  # work that reuses freed heap would be measured as free of cost
-    if not _STATUS.is_file():
-        return Peak(work(), None, "peak memory is measured on Linux only")
-    try:
-        _CLEAR_REFS.write_text("5")  # 5 resets the peak resident set size, see proc_pid_clear_refs(5)
-    except OSError:
-        return Peak(work(), None, f"the peak counter cannot be reset here; process peak {status_bytes('VmHWM')} bytes")
-    before = status_bytes("VmRSS")
-    result = work()
-    return Peak(result, max(0, status_bytes("VmHWM") - before), "rise of the peak resident set (VmHWM) over its start")
-
-
-def status_bytes(key: str) -> int:
-    """A memory figure of this process from /proc/self/status, such as VmRSS or VmHWM (Linux only)."""
-    for line in _STATUS.read_text(encoding="utf-8").splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(key)
 
 
 def measure_memory(model: PreTrainedModel, work: Callable[[], object]) -> tuple[int | None, str]:

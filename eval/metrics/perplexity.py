@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
-from llmquant.eval.lines import change, interval, number, signed_percent
+from llmquant.eval.lines import change, interval, signed_percent
 from llmquant.eval.markup import element, join
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Cell, Column
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.noise_floor import Section as NoiseFloor
 from llmquant.eval.statistics import MIN_WINDOWS, Estimate, Floats, cluster_bootstrap, cluster_sums, exponential
+from llmquant.words import number
 
 if TYPE_CHECKING:
     from llmquant.eval.pair import Pair

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from llmquant.eval.lines import accuracy_text, kernels_text, speed_text, speedup
+from llmquant.eval.lines import accuracy_text, speed_text, speedup
 from llmquant.eval.markup import Markup, element, join
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import NOTHING, Cell, Column
 from llmquant.eval.throughput import Speed, SpeedProtocol, ThroughputOptions, check_prompt, measure_throughput
-from llmquant.words import printable
+from llmquant.words import kernels_text, printable
 
 if TYPE_CHECKING:
     from llmquant.eval.pair import Facts, Pair

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmquant.data.windows import Windows
-from llmquant.eval.lines import number, percent
 from llmquant.eval.markup import Markup, element, folded, table
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Panel
 from llmquant.eval.scoring import TokenScores
+from llmquant.words import number, percent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

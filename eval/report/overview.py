@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmquant.eval.lines import number
 from llmquant.eval.markup import Markup, element, join
 from llmquant.eval.metrics import metrics
 from llmquant.eval.metrics.base import Cell, Column
 from llmquant.eval.result import BudgetVerdict, EvalReport
 from llmquant.eval.table import columns_of
 from llmquant.limits import limits
+from llmquant.words import number
 
 
 def overview_table(reports: Sequence[EvalReport]) -> Markup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
-from llmquant.eval.lines import number, verdict_line
+from llmquant.eval.lines import verdict_line
 from llmquant.eval.markup import Markup, element, folded, join
 from llmquant.eval.metrics import metrics
 from llmquant.eval.metrics.base import Panel
@@ -13,6 +13,7 @@ from llmquant.eval.metrics.speed import kernels_line
 from llmquant.eval.report.overview import footnotes, overview_table
 from llmquant.eval.result import EvalReport
 from llmquant.eval.table import check_comparable
+from llmquant.words import number
 
 
 def render_page(reports: Sequence[EvalReport]) -> str:

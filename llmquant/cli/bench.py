@@ -1,4 +1,4 @@
-"""`llmquant bench`."""
+"""`llmquant bench`: a row for each contender."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.cli import arguments
+from llmquant.words import bytes_text, escaped, kernels_text, number
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llmquant.eval.bench import BenchReport, BenchRow
+    from llmquant.eval.statistics import Spread
     from llmquant.nn.accuracy import Accuracy
 
 
@@ -51,7 +54,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.tune:
         return _tune(args, console)
     from llmquant.bench import bench_model
-    from llmquant.cli.bench_view import print_bench
     from llmquant.cli.display import RunDisplay
     from llmquant.eval.throughput import ThroughputOptions
 
@@ -71,8 +73,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _tune(args: argparse.Namespace, console: Console) -> int:
-    from llmquant.cli.bench_tune import tune_model
-    from llmquant.cli.bench_view import print_tuned
+    from llmquant.cli.bench_tune import print_tuned, tune_model
     from llmquant.cli.display import RunDisplay
 
     with RunDisplay(console, quiet=args.quiet) as display:
@@ -88,3 +89,64 @@ def _tune(args: argparse.Namespace, console: Console) -> int:
 
 def _accuracies(args: argparse.Namespace) -> Sequence[Accuracy]:
     return ("exact", "fast") if args.accuracy == "both" else (args.accuracy,)
+
+
+def print_bench(console: Console, report: BenchReport) -> None:
+    """A row for each contender, then how it was measured."""
+    from llmquant.cli.tables import plain_table
+    from llmquant.machine import BUSY
+
+    console.print(
+        f"[bold]{escaped(report.model)}[/], {number(report.parameters / 1e6)} M weights, on {_place(report)}",
+        highlight=False,
+    )
+    table = plain_table(
+        "weights", "computes in", "accuracy", ">memory", ">prefill tok/s", ">decode tok/s", "kernels", fold="kernels"
+    )
+    for place, row in enumerate(report.rows):
+        table.add_row(
+            f"[bold]{escaped(row.name)}[/]" + ", static cache" * row.static,
+            escaped(row.dtype) or "–",
+            row.accuracy or "–",
+            bytes_text(row.parameter_bytes),
+            _cell(row.prefill, row.prefill_speedup if place else None),
+            _cell(row.decode, row.decode_speedup if place else None),
+            _kernels(row),
+        )
+    console.print(table)
+    first = report.rows[0]
+    rounds = f"{first.decode.runs} round{'' if first.decode.runs == 1 else 's'}"
+    compared = f", and the ratio to {escaped(first.name)} round by round" if len(report.rows) > 1 else ""
+    console.print(
+        f"[dim]batch {report.batch_size}, prompt of {report.prompt_tokens} tokens, then {report.decode_tokens} one by "
+        f"one; {rounds}, each with all rows in turn; median, (quartiles){compared}[/]",
+        highlight=False,
+    )
+    if report.others is not None and report.others > BUSY:
+        console.print(
+            f"[bold yellow]warning:[/] other programs kept {report.others:.0%} of the processors busy; the ratios hold "
+            "better than the speeds\n  [bold]do:[/] run it again when the machine is quiet",
+            highlight=False,
+        )
+
+
+def _place(report: BenchReport) -> str:
+    cpu, threads, device = (report.machine[name] for name in ("cpu", "threads", "device"))
+    return f"{escaped(cpu)}, {threads} thread{'' if threads == 1 else 's'}" if device == "cpu" else escaped(str(device))
+
+
+def _kernels(row: BenchRow) -> str:
+    """The accuracy has a column of its own."""
+    kernels = {name.removesuffix(f", {row.accuracy}"): count for name, count in row.kernels.items()}
+    return escaped(kernels_text(kernels)) or "torch"
+
+
+def _cell(speed: Spread, against_first: Spread | None) -> str:
+    from llmquant.eval.lines import quartiles, speedup
+
+    spread_of = quartiles(speed)
+    text = number(speed.median) + (f" [dim]({spread_of})[/]" if spread_of else "")
+    if against_first is None:
+        return text
+    ratio, kind = speedup(against_first)
+    return f"{text}\n[{'red' if kind == 'slower' else 'dim'}]{ratio}[/]"

@@ -9,18 +9,22 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
+from itertools import groupby
 from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from rich.console import Console
 
 from llmquant.bench import DEFAULT_SCHEMES, recipe_for
+from llmquant.cli.tables import plain_table
 from llmquant.engine.prepare import plan_only
 from llmquant.errors import LlmquantError, RecipeError
 from llmquant.formats.compressed_tensors.config import schemes_of
 from llmquant.kernels.gpu import runtime
 from llmquant.kernels.gpu.choose import tune
+from llmquant.kernels.gpu.choose.config import DENSE, Config
 from llmquant.kernels.gpu.weight import DTYPES as SCALE_DTYPES
 from llmquant.kernels.gpu.weight import TILE_K, Format
 from llmquant.machine import versions
@@ -28,6 +32,7 @@ from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import build_skeleton, load_config, take_inventory
 from llmquant.progress import Progress
 from llmquant.spec import KEEP, Scheme
+from llmquant.words import escaped, number
 
 if TYPE_CHECKING:
     from llmquant.models.inventory import ModuleInfo
@@ -139,3 +144,39 @@ def _cases_of_weight(
     else:
         kinds = [{"exact": "w4a16", "fast": "w4a8"}[accuracy] for accuracy in accuracies]
     yield from (tune.Case(kind, form, n) for kind in kinds)
+
+
+def print_tuned(console: Console, report: tune.TuneReport) -> None:
+    """A row for each weight and number of rows: what ran before, what will, and what that gains."""
+    table = plain_table("kernel, weight", ">rows", ">µs before", ">µs now", ">gain", "configuration now")
+    for case, found in groupby(report.found, key=lambda one: one.case):
+        kind, n, k, unit = case.key
+        label = f"[bold]{kind}[/] {n} x {k}{f', groups of {unit}' if unit else ''}"
+        for one in found:
+            before, now = number(one.us_untuned), number(one.us)
+            table.add_row(label, str(one.rows[1]), before, now, _gain(one), _config(one.config))
+            label = ""
+    console.print(table)
+    refused = sum((Counter(one.refused) for one in report.found), Counter())
+    reasons = "; ".join(f"{count} {reason}" for reason, count in refused.most_common())
+    console.print(
+        f"[dim]{escaped(report.gpu)}; median of CUDA graphs over weights that no cache holds; gains below 2 % are not "
+        f"taken{f'; refused: {escaped(reasons)}' if reasons else ''}[/]\nused from now on: {escaped(str(report.file))}",
+        highlight=False,
+    )
+
+
+def _gain(one: tune.Tuned) -> str:
+    if one.us is None or one.us_untuned is None:
+        return "–"
+    return f"{one.us_untuned / one.us:.2f}x" if one.config != one.untuned else "[dim]as it was[/]"
+
+
+def _config(config: Config | None) -> str:
+    if config is None:
+        return "[bold red]nothing ran[/]"
+    if config == DENSE:
+        return "dense weight, library"
+    split = f", {config.split_k} parts of k" if config.split_k > 1 else ""
+    pdl = ", pdl" if config.pdl else ""
+    return f"{config.block_m} x {config.block_n}{split}, {config.warps} warps, {config.stages} stages{pdl}"

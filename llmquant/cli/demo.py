@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.cli import arguments
+from llmquant.cli.evaluate import print_reports
 from llmquant.words import escaped
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ def demo(out: Path, page: Path, console: Console) -> list[EvalReport]:
     """
     from llmquant.api import evaluate, quantize
     from llmquant.cli.display import RunDisplay
-    from llmquant.cli.reports import print_reports
     from llmquant.eval.report import render_page
 
     with as_file(files("llmquant") / "demo_model") as model:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.cli import arguments
 from llmquant.limits import limits
+from llmquant.words import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from llmquant.eval.result import EvalReport
 
 OVER_BUDGET = 3  # exit status; not 2, which argparse uses for a wrong command line
 
@@ -59,7 +63,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     arguments.check_targets(args.json, args.report)
     from llmquant.api import evaluate
     from llmquant.cli.display import RunDisplay
-    from llmquant.cli.reports import print_reports
     from llmquant.eval.report import render_page
 
     with RunDisplay(console, quiet=args.quiet) as display:
@@ -76,3 +79,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
         args.report.write_text(render_page([report]), encoding="utf-8")
     print_reports(console, [report])
     return 0 if report.budget_passed else OVER_BUDGET
+
+
+def print_reports(console: Console, reports: Sequence[EvalReport]) -> None:
+    """Evaluations side by side, and a line on each."""
+    from llmquant.eval.lines import verdict_line
+    from llmquant.eval.table import render_table
+
+    console.print(render_table(reports))
+    for report in reports:
+        console.print(f"[bold]{escaped(report.name)}[/]: {escaped(verdict_line(report))}", highlight=False)

@@ -1,4 +1,4 @@
-"""`llmquant plan`."""
+"""`llmquant plan`: what each module would become, as a table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.cli import arguments
+from llmquant.words import bytes_text, dtype_name, escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+    from llmquant.recipe.plan import Plan
+
+_WIDE = 100  # columns
 
 
 def add(commands: arguments.Commands) -> None:
@@ -27,10 +33,76 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Plan, write, show."""
     arguments.check_targets(args.json)
     from llmquant.api import plan
-    from llmquant.cli.plan_view import print_plan
 
     result = plan(args.model, args.recipe, trust_remote_code=args.trust_remote_code)
     if args.json:
         args.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     print_plan(console, result, full=args.full)
     return 0
+
+
+def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
+    """Print what each module becomes, by which rule, what it costs, what runs it, and who can load the result.
+
+    `full` has a line for each module; otherwise equal modules of many blocks share one.
+    """
+    import torch
+
+    from llmquant.kernels.backend import kernel_on
+
+    inventory = plan.inventory
+    console.print(
+        f"[bold]{escaped(inventory.architecture)}[/]  {inventory.parameters:,} parameters, {inventory.blocks} blocks, "
+        f"{dtype_name(inventory.dtype)}"
+    )
+    console.print(_table(plan, full=full, wide=console.width >= _WIDE))
+    console.print(
+        f"[bold]{bytes_text(plan.bytes_before)} -> {bytes_text(plan.bytes_after)}[/], "
+        f"{plan.bits_per_weight:.3f} bits per weight over everything"
+    )
+    for warning in plan.warnings:
+        console.print(f"[bold yellow]warning[/]  {escaped(warning)}", highlight=False)
+    console.print(f"\nrecipe [bold]{escaped(plan.recipe.name)}[/]")
+    for number, rule in enumerate(plan.recipe.rules, 1):
+        console.print(f"  {number}  {escaped(str(rule))}", highlight=False)
+    for note in dict.fromkeys(row.note for row in plan.rows if row.note):
+        console.print(f"  [yellow]note[/]  {escaped(note)}", highlight=False)
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        console.print(f"\nkernels on this machine's {'GPU' if device == 'cuda' else 'CPU'}")
+        for scheme in dict.fromkeys(row.scheme for row in plan.quantized):
+            console.print(f"  {scheme}  {escaped(kernel_on(scheme, device))}", highlight=False)
+    console.print("\nwho loads the result")
+    for reader, verdict in plan.format.readers(plan).items():
+        mark = "[green]yes[/]" if verdict.ok else "[red]no [/]"
+        console.print(f"  {mark}  {reader:<13} {escaped(verdict.note)}", highlight=False)
+
+
+def _table(plan: Plan, *, full: bool, wide: bool) -> Table:
+    """A narrow terminal gets no rounding and no bytes before, so that the names stay in one piece."""
+    from llmquant.cli.tables import plain_table
+    from llmquant.recipe.plan import NO_RULE
+    from llmquant.recipe.summary import summarize
+
+    heads = ["module", "shape", "scheme", "rounding", ">rule", ">before", ">after", ">bits"]
+    if full:
+        lines = [
+            (row, row.module.name, 1, row.module.shape, row.rounding.method if row.rounding else "")
+            for row in plan.rows
+        ]
+    else:
+        lines = [(row, row.name, row.count, row.shape, row.rounding) for row in summarize(plan)]
+    shown = heads if wide else [head for head in heads if head not in ("rounding", ">before")]
+    table = plain_table(*shown, fold="module")
+    for row, name, count, shape, rounding in lines:
+        cells = (
+            escaped(name),
+            (f"{count} x " if count > 1 else "") + "x".join(map(str, shape)),
+            "[dim]keep[/]" if row.scheme.is_keep else f"[bold]{row.scheme}[/]",
+            rounding,
+            "-" if row.rule == NO_RULE else row.rule.split(":")[0].removeprefix("rule "),
+            bytes_text(row.bytes_before),
+            bytes_text(row.bytes_after),
+            f"{row.bits_per_weight:.2f}" if row.bits_per_weight else "tied",
+        )
+        table.add_row(*(cell for head, cell in zip(heads, cells, strict=True) if head in shown))
+    return table

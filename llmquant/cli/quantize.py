@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmquant.cli import arguments
+from llmquant.words import bytes_text, duration, escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+    from llmquant.engine.run import RunResult
+
+_WORST_LAYERS = 5
 
 
 def add(commands: arguments.Commands) -> None:
@@ -31,7 +37,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Quantize and show what came out."""
     from llmquant.api import quantize
     from llmquant.cli.display import RunDisplay
-    from llmquant.cli.reports import print_result
 
     with RunDisplay(console, quiet=args.quiet) as display:
         result = quantize(
@@ -41,3 +46,30 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )  # fmt: skip
     print_result(console, result)
     return 0
+
+
+def print_result(console: Console, result: RunResult) -> None:
+    """The end of a run: where it is, how large, which layers lost most, and what was unusual."""
+    facts = result.provenance
+    plan = facts["plan"]
+    console.print(
+        f"[bold green]{escaped(result.folder)}[/]  {bytes_text(plan['bytes_before'])} -> "
+        f"{bytes_text(plan['bytes_after'])}, {plan['bits_per_weight']:.2f} bits per weight; "
+        f"{facts['verified_tensors']} tensors verified; "
+        f"in {duration(facts['seconds'])}, peak memory {bytes_text(facts['peak_memory_bytes'])}",
+        soft_wrap=not console.is_terminal,
+    )
+    if facts["layers"]:
+        console.print(_worst_layers(facts["layers"]))
+    for name, count in facts["counters"].items():
+        console.print(f"[yellow]note:[/] {escaped(name.replace('_', ' '))}: {count}")
+
+
+def _worst_layers(layers: dict[str, dict[str, Any]]) -> Table:
+    from llmquant.cli.tables import plain_table
+
+    title = "Layers with the largest error"
+    table = plain_table("layer", "scheme", "rounding", ">error", fold="layer", title=title, title_justify="left")
+    for name, layer in sorted(layers.items(), key=lambda item: -item[1]["loss"])[:_WORST_LAYERS]:
+        table.add_row(escaped(name), escaped(layer["scheme"]), escaped(layer["method"]), f"{layer['loss']:.3%}")
+    return table

@@ -21,18 +21,15 @@ def add(commands: arguments.Commands) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """List them, or print one."""
-    from rich.table import Table
-
+    from llmquant.cli.tables import plain_table
     from llmquant.recipe.presets import preset_description, preset_names, preset_text
     from llmquant.words import escaped
 
     if args.name:
         sys.stdout.write(preset_text(args.name))
         return 0
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("recipe", style="bold", no_wrap=True)
-    table.add_column("what it does")
+    table = plain_table("recipe", "what it does", fold="what it does")
     for name in preset_names():
-        table.add_row(escaped(name), escaped(preset_description(name)))
+        table.add_row(f"[bold]{escaped(name)}[/]", escaped(preset_description(name)))
     console.print(table)
     return 0

@@ -1,6 +1,6 @@
 """What this machine has, how fast its memory is, what decode speed follows from that, and what could be better.
 
-`diagnose` collects the facts, `advice` draws conclusions from them, `view` prints both.
+`diagnose` collects the facts, `advice` draws conclusions from them.
 """
 
 from __future__ import annotations

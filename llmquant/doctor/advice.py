@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmquant.doctor.bandwidth import Bandwidth
-from llmquant.doctor.facts import Gpu, Gpus, Kernels, Memory, Threads
+from llmquant.doctor.facts import Gpu, Gpus, Kernels
 from llmquant.kernels.cpu.native import ISA_VARIABLE, KERNELS_VARIABLE
 from llmquant.kernels.gpu import runtime
 from llmquant.kernels.gpu.choose import table
-from llmquant.machine import BUSY, NOT_INSTALLED
+from llmquant.machine import BUSY, NOT_INSTALLED, Threads
+from llmquant.memory import Memory
 
 
 @dataclass(frozen=True, slots=True)

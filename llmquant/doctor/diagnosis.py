@@ -7,8 +7,9 @@ from typing import Any
 
 from llmquant.doctor.advice import Advice, advise
 from llmquant.doctor.bandwidth import Bandwidth, measure_bandwidth
-from llmquant.doctor.facts import Gpus, Kernels, Memory, Threads, gpus, kernels, memory, threads
-from llmquant.machine import VERSIONED, cpu_name, system_name, versions
+from llmquant.doctor.facts import Gpus, Kernels, gpus, kernels
+from llmquant.machine import VERSIONED, Threads, cpu_name, system_name, threads, versions
+from llmquant.memory import Memory, memory
 from llmquant.spec import Scheme
 
 SIZES = (1e9, 3e9, 8e9)

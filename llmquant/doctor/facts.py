@@ -1,9 +1,8 @@
-"""Facts about processor, threads, memory and GPU that decide the speed. What a system does not tell is None."""
+"""Our kernels on this machine: the C++ library, and what runs on each GPU."""
 
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +13,7 @@ from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu.native import ISA_VARIABLE, KERNELS_VARIABLE
 from llmquant.kernels.gpu import runtime
 from llmquant.kernels.gpu.choose import table
-from llmquant.memory import available_bytes
 
-_QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
-_QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_MEMINFO = Path("/proc/meminfo")
 _NVIDIA = Path("/proc/driver/nvidia/version")
 
 
@@ -45,38 +38,6 @@ class Kernels:
     isa_override: str | None
     kernels_override: str | None
     problem: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Threads:
-    """Threads and the cores they can have.
-
-    Attributes:
-        torch: threads of torch, which the kernels use.
-        logical: processors that this process may run on.
-        physical: cores among them, where known (two hyperthreads share one).
-        quota: processors that a container grants, where it limits them.
-    """
-
-    torch: int
-    logical: int
-    physical: int | None
-    quota: float | None
-
-    @property
-    def useful(self) -> int:
-        """Threads that can run at the same time without sharing a core."""
-        cores = self.physical or self.logical
-        return max(1, min(cores, int(self.quota))) if self.quota else cores
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """Bytes of main memory, and the system's setting for huge pages ("always", "madvise" or "never")."""
-
-    total: int | None
-    available: int | None
-    huge_pages: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,37 +96,6 @@ def kernels() -> Kernels:
     )  # fmt: skip
 
 
-def threads() -> Threads:
-    """Count threads and cores."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    siblings = {_text(Path(_SIBLINGS.format(number))) for number in usable}
-    return Threads(
-        torch=torch.get_num_threads(),
-        logical=len(usable),
-        physical=None if None in siblings else len(siblings),
-        quota=_quota(),
-    )
-
-
-def _quota() -> float | None:
-    """Processors that the control group grants."""
-    words = (_text(_QUOTA_V2) or " ".join(_text(path) or "" for path in _QUOTA_V1)).split()
-    if len(words) != 2 or not all(word.isdigit() for word in words):  # "max", -1 or nothing: no limit
-        return None
-    return int(words[0]) / int(words[1])
-
-
-def memory() -> Memory:
-    """Read sizes and the huge page setting (Linux)."""
-    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text(_MEMINFO) or "", re.MULTILINE))
-    chosen = re.search(r"\[(\w+)\]", _text(_HUGE_PAGES) or "")
-    return Memory(
-        total=int(found["MemTotal"]) * 1024 if "MemTotal" in found else None,
-        available=available_bytes(),
-        huge_pages=chosen[1] if chosen else None,
-    )
-
-
 def gpus() -> Gpus:
     """Ask torch for GPUs; a mistake in the environment or in a table becomes `problem`."""
     devices, problem = [], None
@@ -199,10 +129,3 @@ def _table(arch: str, processors: int) -> str | None:
         if file.is_file() and table.read(file).entries:
             return source
     return None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:  # other systems, and containers that hide it
-        return None

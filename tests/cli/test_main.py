@@ -257,7 +257,7 @@ def test_results_are_on_disk_before_they_are_shown(model, tmp_path, monkeypatch)
     def fail(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llmquant.cli.plan_view.print_plan", fail)
+    monkeypatch.setattr("llmquant.cli.plan.print_plan", fail)
     file = tmp_path / "plan.json"
     assert main(["plan", str(model), "-r", "int8", "--json", str(file)]) == 130
     assert json.loads(file.read_text())["rows"]

@@ -115,14 +115,6 @@ def test_float32_is_chosen_where_it_fits(model: Path, monkeypatch: pytest.Monkey
         check_noise_floor(*pair)
 
 
-def test_free_memory_is_known_here() -> None:
-    free = dtypes.free_bytes(torch.device("cpu"))
-    if not Path("/proc/meminfo").is_file():
-        pytest.skip("only Linux tells")
-    assert free is not None
-    assert free > 2**20
-
-
 def test_noise_floor_has_both_sides_on_the_same_windows(model: Path, windows: Windows, tmp_path: Path) -> None:
     """16-bit KL of an 8-bit model is its own plus what rounding adds on either side."""
     baseline = llmquant.load(model)

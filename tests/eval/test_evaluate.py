@@ -17,7 +17,7 @@ from llmquant.eval.budget import hold
 from llmquant.eval.evaluate import evaluate
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.memory import Section as Memory
-from llmquant.eval.metrics.memory import checkpoint_size, parameter_bytes, peak_rss_of
+from llmquant.eval.metrics.memory import checkpoint_size, parameter_bytes
 from llmquant.eval.metrics.noise_floor import Section as NoiseFloor
 from llmquant.eval.metrics.perplexity import Section as Perplexity
 from llmquant.eval.metrics.speed import Section as Speed
@@ -130,14 +130,6 @@ def test_shared_memory_counts_once() -> None:
     assert parameter_bytes(model) == 800
     model["b"].weight = model["a"].weight
     assert parameter_bytes(model) == 400
-
-
-def test_peak_memory_of_a_call() -> None:
-    peak = peak_rss_of(lambda: bytes(bytearray(b"x" * (64 << 20)))[:3])
-    assert peak.result == b"xxx"
-    if peak.rise_bytes is None:
-        pytest.skip(peak.note)
-    assert (64 << 20) <= peak.rise_bytes < (256 << 20)
 
 
 def test_a_few_windows_give_no_interval_anywhere(baseline, perturbed, tokenizer, text) -> None:

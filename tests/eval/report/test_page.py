@@ -12,7 +12,7 @@ from rich.console import Console
 
 from llmquant.errors import DataError
 from llmquant.eval.charts import Point, tradeoff_chart
-from llmquant.eval.lines import bytes_text, change, number, percent, speedup, verdict_line
+from llmquant.eval.lines import change, speedup, verdict_line
 from llmquant.eval.markup import element
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.layers import loss_heatmap
@@ -25,7 +25,7 @@ from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
 from llmquant.eval.statistics import Estimate, Spread
 from llmquant.eval.table import render_table
-from llmquant.words import printable
+from llmquant.words import bytes_text, number, percent, printable
 from tests.eval.conftest import change as changed
 
 VOID = {"meta"}

@@ -14,18 +14,19 @@ import pytest
 import torch
 from rich.console import Console
 
-from llmquant.cli.doctor_view import print_diagnosis
+from llmquant.cli.doctor import print_diagnosis
 from llmquant.cli.main import main
 from llmquant.doctor import bandwidth, diagnosis, facts
 from llmquant.doctor.advice import Advice, advise
 from llmquant.doctor.bandwidth import Bandwidth
 from llmquant.doctor.diagnosis import Diagnosis, diagnose, expected
-from llmquant.doctor.facts import Gpu, Gpus, Kernels, Memory, Threads
+from llmquant.doctor.facts import Gpu, Gpus, Kernels
 from llmquant.kernels.cpu import native
 from llmquant.kernels.gpu import runtime
 from llmquant.kernels.gpu.choose import table
 from llmquant.kernels.gpu.choose.config import Config
-from llmquant.machine import NOT_INSTALLED
+from llmquant.machine import NOT_INSTALLED, Threads
+from llmquant.memory import Memory
 
 KERNELS = Kernels(
     library="libllmquant_cpu.so", interface=1, in_use="avx512", available=("scalar", "avx2", "avx512"),
@@ -130,24 +131,6 @@ def test_a_wrong_instruction_set_is_a_problem_not_a_crash(monkeypatch: pytest.Mo
     assert found.isa_override == "avx9"
     assert found.problem is not None
     assert "avx9" in found.problem
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({"v2": "150000 100000"}, 1.5),
-        ({"v2": "max 100000"}, None),
-        ({"quota": "-1", "period": "100000"}, None),
-        ({"quota": "200000", "period": "100000"}, 2.0),
-        ({}, None),
-    ],
-)
-def test_quota_of_a_container(tmp_path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], quota) -> None:
-    for name, text in files.items():
-        (tmp_path / name).write_text(text + "\n", encoding="ascii")
-    monkeypatch.setattr(facts, "_QUOTA_V2", tmp_path / "v2")
-    monkeypatch.setattr(facts, "_QUOTA_V1", (tmp_path / "quota", tmp_path / "period"))
-    assert facts.threads().quota == quota
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from llmquant.api import plan
 from llmquant.cli.main import main
-from llmquant.cli.plan_view import print_plan
+from llmquant.cli.plan import print_plan
 from tests.engine.conftest import tiny_llama
 
 

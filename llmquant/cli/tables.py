@@ -1,0 +1,22 @@
+"""Tables as every verb prints them: no box, dim heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+
+def plain_table(*heads: str, fold: str | None = None, **more: Any) -> Table:
+    """A table with these columns.
+
+    Args:
+        heads: of the columns; ">" in front of one sets it to the right.
+        fold: the column that is broken where the terminal is narrow; the others are in one piece.
+        more: keywords of `Table`.
+    """
+    table = Table(box=None, header_style="dim", pad_edge=False, **more)
+    for head in heads:
+        side = "right" if head.startswith(">") else "left"
+        table.add_column(head.removeprefix(">"), justify=side, overflow="fold", no_wrap=head != fold)
+    return table
