@@ -57,10 +57,7 @@ class Sink(Protocol):
 class Setting:
     """Where a drive computes.
 
-    Attributes:
-        device: of the block that is worked on, its inputs, statistics and rounding.
-        dtype: of the weights and inputs there.
-        ranks: the processes that share the calibration windows.
+    On `device`, in `dtype`, lie the block that is worked on, its inputs, statistics and rounding.
     """
 
     device: torch.device = _CPU

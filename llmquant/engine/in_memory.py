@@ -46,9 +46,8 @@ def quantize_loaded(
 class QuantizedInMemory:
     """What a model in memory became.
 
-    Attributes:
-        results: of each matrix by the name of its row, on the CPU.
-        edits: of transforms, which change what is not quantized too.
+    `results` has what each matrix became, by the name of its row, on the CPU; `edits` those of transforms, which change
+    what is not quantized too.
     """
 
     def __init__(self, blocks: Sequence[int | None]) -> None:

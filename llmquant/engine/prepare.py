@@ -38,11 +38,7 @@ class Prepared:
     """A model and a recipe that fit each other.
 
     Attributes:
-        source: what the user named.
-        checkpoint: its tensors.
         model: skeleton on the meta device.
-        plan: what becomes of each module.
-        key_map: where each tensor goes in the model.
         trust_remote_code: whether code that comes with the checkpoint may run, and goes with the result.
     """
 

@@ -38,9 +38,7 @@ _SPACE_MARGIN = 1.02  # headers, config, tokenizer
 class RunResult:
     """A finished run.
 
-    Attributes:
-        folder: the result.
-        provenance: the content of its llmquant.json.
+    `provenance` is the content of its llmquant.json.
     """
 
     folder: Path

@@ -26,7 +26,6 @@ class Work:
 
     Attributes:
         model: without weights (on meta), in the dtype that calibration computes in; it borrows those of one block.
-        plan: what becomes of each module.
         source: of the weights; transforms edit it block by block.
         names: the parameter that each key of the source holds.
         converted: whether the source is a checkpoint, whose tensors transformers renames and merges when it loads them.

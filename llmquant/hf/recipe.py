@@ -72,11 +72,7 @@ class RecipeConfig(QuantizationConfigMixin):
     """
 
     def __init__(
-        self,
-        recipe: str | Path | Mapping[str, Any] | Recipe,
-        *,
-        tokenizer: Any = None,
-        device: str = "auto",
+        self, recipe: str | Path | Mapping[str, Any] | Recipe, *, tokenizer: Any = None, device: str = "auto"
     ) -> None:
         add_quantizer(METHOD, RecipeQuantizer)
         self.quant_method = METHOD  # pyright: ignore[reportAttributeAccessIssue]  # an enum of transformers' own
@@ -93,7 +89,6 @@ class RecipeQuantizer(OnLoadQuantizer):
     """Plans on the meta-device model, then quantizes each tensor as it is read, or all of them after loading.
 
     Attributes:
-        plan: made before any weight is read.
         counters: what happened to weights on the way, summed over layers.
         error: the first that a weight caused.
     """

@@ -22,12 +22,11 @@ from llmquant.errors import CheckpointError
 from llmquant.files import check_name, open_plain, read_json
 from llmquant.models.config_file import NAME as CONFIG
 from llmquant.models.config_file import ConfigFile
-from llmquant.models.hub import PICKLES, locate, pickle_refusal
+from llmquant.models.hub import PICKLES, locate, pickle_refusal, refuse_adapter
 from llmquant.models.safetensors_header import TensorInfo, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
 # Files up to this size are hashed whole by `Checkpoint.fingerprint`; of larger ones, samples.
 HASHED_WHOLE = 64 << 20
 FILE_SAMPLE = 1 << 20
@@ -39,9 +38,6 @@ class Checkpoint:
     """The tensors of a model folder. Make one with `Checkpoint.open`.
 
     Attributes:
-        folder: the local folder.
-        tensors: every tensor by name.
-        total_bytes: sum of the tensors' sizes.
         config: what config.json said when the checkpoint was opened; None where there is none.
     """
 
@@ -63,7 +59,7 @@ class Checkpoint:
             CheckpointError: names the file and what is wrong with it.
         """
         folder = locate(source, revision=revision, code=code)
-        _refuse_adapter(folder)
+        refuse_adapter(folder)
         config = ConfigFile.read(folder / CONFIG) if (folder / CONFIG).exists() else None
         if config and not allow_quantized:
             refuse_quantized(folder, config.data.get("quantization_config"))
@@ -135,17 +131,6 @@ class Checkpoint:
             for begin, length in samples + [(begin, TENSOR_SAMPLE) for begin in inside]:
                 stream.seek(begin)
                 digest.update(stream.read(length))
-
-
-def _refuse_adapter(folder: Path) -> None:
-    if not (folder / ADAPTER).exists():
-        return
-    base = read_json(folder / ADAPTER).get("base_model_name_or_path")
-    raise CheckpointError(
-        f"{folder}: is an adapter ({ADAPTER}) of {reprlib.repr(base)}, not a whole model. Merge the two with the peft "
-        "package: AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(new_folder), and "
-        f"give the new folder; if this folder holds merged weights already, remove {ADAPTER}"
-    )
 
 
 def refuse_quantized(source: str | Path, config: object) -> None:

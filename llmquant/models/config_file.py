@@ -26,13 +26,7 @@ _CODE = ("attn_implementation", "_attn_implementation", "experts_implementation"
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """One reading of a config.json.
-
-    Attributes:
-        file: where it lay.
-        text: all of it.
-        data: what it says.
-    """
+    """One reading of a config.json."""
 
     file: Path
     text: bytes

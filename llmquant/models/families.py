@@ -53,9 +53,6 @@ class Fusing:
     with `norm` optional. Anything else (scaled residuals, norms after a part, other activations) cannot.
 
     Attributes:
-        norm: class of the RMS norms.
-        attention: class of the attention module.
-        mlp: class of the feed-forward module.
         head_norms: whether queries and keys are normalized per head, by `q_norm` and `k_norm`.
         window: who holds `sliding_window`: "attention", "config" or nobody.
     """

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
+import reprlib
 from pathlib import Path
 
 from llmquant.compat.border import first_line
 from llmquant.errors import CheckpointError
-from llmquant.files import check_name
+from llmquant.files import check_name, read_json
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # No pickle ever; "consolidated*" repeats all weights of some models under other names; subfolders hold other formats.
@@ -16,7 +16,7 @@ FETCHED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.mo
 CODE = "*.py"
 NOT_FETCHED = ["*/*", "consolidated*"]
 _CONFIG = ["config.json"]
-_ADAPTER, _GGUF = "adapter_config.json", ".gguf"
+ADAPTER, _GGUF = "adapter_config.json", ".gguf"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _FILES = (*PICKLES, _GGUF, ".safetensors", ".json")  # no model on the hub has a name that ends so
 
@@ -60,22 +60,28 @@ def check_kind(path: Path) -> None:
         raise _not_a_folder(path)
     if not path.is_dir():
         return
-    if (path / _ADAPTER).is_file() and not any(path.glob("model*.safetensors*")):
-        raise CheckpointError(
-            f"{path}: is an adapter ({_ADAPTER}), not a model{_base_of(path)}. Merge the two and use the folder that "
-            "this writes: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(new_folder)"
-        )
+    if (path / ADAPTER).is_file() and not any(path.glob("model*.safetensors*")):
+        refuse_adapter(path)
     found = sorted(path.glob(f"*{_GGUF}"))
     if found and not any(path.glob("*.safetensors")):
         raise _gguf_refusal(found[0])
 
 
-def _base_of(adapter: Path) -> str:
-    try:
-        base = json.loads((adapter / _ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return ""
-    return f"; it changes {base!r}" if isinstance(base, str) else ""
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder that holds an adapter, whatever lies beside it.
+
+    Raises:
+        CheckpointError: if it does, with the way forward.
+    """
+    file = folder / ADAPTER
+    if not file.is_file():
+        return
+    base = read_json(file).get("base_model_name_or_path")
+    raise CheckpointError(
+        f"{folder}: is an adapter ({ADAPTER}) of {reprlib.repr(base)}, not a whole model. Merge the two with the peft "
+        "package: AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(new_folder), and "
+        f"give the new folder; if this folder holds merged weights already, remove {ADAPTER}"
+    )
 
 
 def _gguf_refusal(file: Path) -> CheckpointError:

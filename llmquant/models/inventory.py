@@ -33,10 +33,8 @@ class Matrix:
     """One weight (out_features, in_features), however its module holds it: plans, sizes and methods see this alone.
 
     Attributes:
-        module: name of the module that owns it.
         key: name of the parameter that holds it.
         index: which of the matrices in a 3-D parameter it is, such as an expert; None where all of it is.
-        shape: (out_features, in_features).
         turned: the parameter holds it as (in_features, out_features), as GPT-2's Conv1D does.
         block: index of its decoder block, None outside.
         tied_to: name of the module that owns the weight, or None.
@@ -151,11 +149,7 @@ class Inventory:
     """All modules of a model, in the model's order.
 
     Attributes:
-        architecture: class name, e.g. "LlamaForCausalLM".
-        model_type: the config's model type, e.g. "llama".
         dtype: in which the checkpoint stores its weights, and llmquant its scales.
-        modules: every parameter of the model belongs to exactly one.
-        blocks: number of decoder blocks.
         head_sizes: of attention; several where they differ by layer, none where the config does not say.
         recast: the buffer that model code replaces by one of another dtype while it runs; "" where it does not.
         untried: why it is not known whether model code reads weights that could be packed; "" where it is known.

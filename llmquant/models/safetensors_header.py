@@ -49,13 +49,7 @@ MAX_DIMENSIONS = 64
 class TensorInfo:
     """Where one tensor lies.
 
-    Attributes:
-        name: as in the file.
-        dtype: of the stored elements.
-        shape: of the tensor.
-        file: the safetensors file that holds it.
-        begin: absolute offset of its first byte in `file`.
-        end: absolute offset behind its last byte.
+    `begin` and `end` are the offsets in the file of its first byte, and behind its last.
     """
 
     name: str

@@ -71,11 +71,7 @@ def config_from(file: ConfigFile, *, trust_remote_code: bool = False) -> PreTrai
             f"cannot read the configuration of {source}: {file.file.name} names no model_type; wanted the config.json "
             "of a model"
         )
-    with (
-        foreign(f"cannot read the configuration of {source}"),
-        remote_code_of(source),
-        TemporaryDirectory() as copy,
-    ):
+    with foreign(f"cannot read the configuration of {source}"), remote_code_of(source), TemporaryDirectory() as copy:
         (Path(copy) / CONFIG).write_bytes(file.text)
         with_code = trust_remote_code and "auto_map" in file.data
         config = AutoConfig.from_pretrained(source if with_code else copy, trust_remote_code=trust_remote_code)

@@ -319,25 +319,8 @@ class _Watch(TorchFunctionMode):
 
 
 # Behind these nothing is what a linear layer computed.
-_PRODUCTS = frozenset(
-    {
-        "linear",
-        "matmul",
-        "__matmul__",
-        "mm",
-        "bmm",
-        "addmm",
-        "baddbmm",
-        "einsum",
-        "conv1d",
-        "scaled_dot_product_attention",
-    }
-)
-_ANSWERS: dict[str, Any] = {
-    "__bool__": False,
-    "__contains__": False,
-    "item": 1,
-    "__int__": 1,
-    "__index__": 1,
-    "__float__": 1.0,
-}
+_PRODUCTS = {
+    "linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv1d",
+    "scaled_dot_product_attention",
+}  # fmt: skip
+_ANSWERS = {"__bool__": False, "__contains__": False, "item": 1, "__int__": 1, "__index__": 1, "__float__": 1.0}

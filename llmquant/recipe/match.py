@@ -26,14 +26,7 @@ MAX_LENGTH = 1000
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One entry of a rule's `match`.
-
-    Attributes:
-        text: as the user wrote it.
-        kind: how it is read.
-        glob: compiled, for globs only.
-        regex: compiled, for expressions only.
-    """
+    """One entry of a rule's `match`."""
 
     text: str
     kind: Literal["set", "name", "glob", "regex"]

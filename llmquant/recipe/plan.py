@@ -29,10 +29,7 @@ class PlanRow:
     """The fate of one module; of one that is quantized, a `MatrixRow`.
 
     Attributes:
-        module: what it is.
         scheme: what its weight becomes; `KEEP` for modules that stay as they are. A tied weight has its owner's.
-        rule: the rule that decided, or "no rule".
-        rounding: how codes are chosen; None for kept modules.
         bytes_before: in the model's dtype; 0 for tied weights, which their owner counts.
         bytes_after: of all tensors written for it, bias included.
         note: what deserves a look, such as a fallback to another group size; "" mostly.
@@ -80,8 +77,6 @@ class MatrixRow(PlanRow):
     """The fate of a weight that is quantized; of a stack of experts there is one for each.
 
     Attributes:
-        rounding: how codes are chosen.
-        matrix: the weight.
         payload: bytes of codes, scales and zero points.
         scale_dtype: in which scales are stored.
         dense_dtype: in which readers multiply scales and codes.

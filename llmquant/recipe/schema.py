@@ -201,9 +201,7 @@ class Calibration(_Model):
             (the sources of the running Python), a .txt, .jsonl or .json file, or "hub:<name>".
         split: of a hub data set; None means its training split.
         column: of a hub data set or a JSON file.
-        samples: number of windows.
         length: tokens in a window.
-        seed: draws the windows.
     """
 
     dataset: str = Field(default="builtin:mixed", min_length=1)
@@ -255,15 +253,10 @@ class Recipe(_Model):
     """A recipe.
 
     Attributes:
-        version: of this schema.
-        name: short, for reports.
-        description: a sentence for people.
         rules: ordered; the last that matches a module decides.
         transforms: what rewrites each block before it is rounded, in this order.
-        rounding: for all rules that have no rounding of their own.
         tuning: what improves each block after it was rounded, in this order.
         calibration: needed by methods that look at what a block is called with.
-        budget: limits that must be met.
         format: how the result is stored, a module of `llmquant.formats`.
         portable: whether other readers must be able to load the result; False allows layers that only llmquant reads.
     """

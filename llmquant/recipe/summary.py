@@ -13,18 +13,11 @@ from llmquant.spec import Scheme
 class SummaryRow:
     """Modules of a plan that differ only in their block.
 
+    Bytes are those of all of them together.
+
     Attributes:
         name: "model.layers.{0..79}.mlp.down_proj"; "norms" for all kept norms together.
-        count: number of modules.
-        kind: as in `ModuleInfo`.
         shape: of one module's weight; empty where shapes differ.
-        scheme: what the weights become.
-        rule: the rule that decided, or "no rule".
-        rounding: method name; "" for kept modules.
-        bytes_before: of all of them.
-        bytes_after: of all of them.
-        bits_per_weight: of their weights.
-        note: as in `PlanRow`.
     """
 
     name: str

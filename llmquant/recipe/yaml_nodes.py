@@ -43,9 +43,7 @@ for _class in (RecipeLoader, RecipeDumper):
 class Document:
     """The content of a YAML file.
 
-    Attributes:
-        data: dicts, lists, strings, numbers, booleans and None.
-        lines: path of a key or list item -> its line, from 1.
+    `lines` has the line, from 1, of each key or list item by its path.
     """
 
     data: Any

@@ -126,7 +126,7 @@ def file_of(name: str) -> Callable[[Path], Path]:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (adapter, r"adapter.*changes 'org/base'.*merge_and_unload"),
+        (adapter, r"adapter.*of 'org/base'.*merge_and_unload"),
         (gguf, r"model-Q4_K_M.gguf: is a GGUF file.*16-bit.*gguf_file='model-Q4_K_M.gguf'"),
         (file_of("model.gguf"), "is a GGUF file"),
         (file_of("model.safetensors"), "give its folder"),
