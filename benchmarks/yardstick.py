@@ -66,8 +66,8 @@ def linears_by(model: nn.Module, function: Any) -> Iterator[None]:
 
 def in_float32(layer: PackedStorage, x: Tensor) -> Tensor:
     """A layer by its definition, without rounding before the end."""
-    packed, scale, zero = layer.packed()
-    weight = dequantize(packed, scale.detach().float(), zero, layer.scheme.bits, layer.in_features, torch.float32)
+    stored = layer.packed()
+    weight = dequantize(*stored._replace(scale=stored.scale.detach().float()), torch.float32)
     bias = None if layer.bias is None else layer.bias.float()
     return functional.linear(x.float(), weight, bias).to(x.dtype)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,11 +21,8 @@ from llmquant.kernels.cpu import ops as cpu_ops
 from llmquant.kernels.cpu import weight as cpu_weight
 from llmquant.kernels.gpu import launch, ops, runtime  # noqa: F401 - ops registers what torch.ops finds
 from llmquant.kernels.gpu import weight as gpu_weight
-from llmquant.kernels.product import Product
+from llmquant.kernels.product import PackedWeight, Product
 from llmquant.spec import Scheme
-
-#: The checkpoint's tensors of a weight: packed, scale, zero point.
-Stored: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 
 _GROUP = 32  # what groups have to be a multiple of, on both kinds of device
 
@@ -35,8 +31,8 @@ class Kernels(ABC):
     """The kernels of one prepared weight. Weights whose `Kernels` are equal can share one fused call."""
 
     @abstractmethod
-    def restore(self, weight: Tensor, out_features: int) -> Stored:
-        """The checkpoint's tensors, bit for bit."""
+    def restore(self, weight: Tensor, out_features: int) -> PackedWeight:
+        """The weight as the checkpoint stores it, bit for bit."""
 
     @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, exact: bool) -> Tensor:
@@ -63,7 +59,7 @@ class Kernels(ABC):
 class CpuKernels(Kernels):
     """The C++ kernels; the bytes say everything about themselves."""
 
-    def restore(self, weight: Tensor, out_features: int) -> Stored:  # noqa: ARG002 - the bytes know
+    def restore(self, weight: Tensor, out_features: int) -> PackedWeight:  # noqa: ARG002 - the bytes know
         return cpu_weight.restore(weight)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, exact: bool) -> Tensor:
@@ -95,7 +91,7 @@ class GpuKernels(Kernels):
 
     form: tuple[int, ...]
 
-    def restore(self, weight: Tensor, out_features: int) -> Stored:
+    def restore(self, weight: Tensor, out_features: int) -> PackedWeight:
         return gpu_weight.restore(weight, gpu_weight.Format.read(self.form), out_features)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, exact: bool) -> Tensor:
@@ -124,23 +120,18 @@ _CPU = CpuKernels()
 _gpu = cache(GpuKernels)
 
 
-def prepare(
-    packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_features: int
-) -> tuple[Tensor, Kernels] | str:
-    """Bring a weight into the layout of the kernels of the device it lies on.
-
-    The tensors are those of kernels/ops/dequantize.py; they are not changed.
+def prepare(weight: PackedWeight) -> tuple[Tensor, Kernels] | str:
+    """Bring a weight into the layout of the kernels of the device it lies on; its tensors are not changed.
 
     Returns:
         the prepared weight, (bytes,) uint8, and what runs it; or the reason why nothing can, in words.
     """
-    described: Any = packed, scale, zero, bits, in_features
-    if not on_gpu_kernels(packed.device):
-        return cpu_weight.why_not(*described) or (cpu_weight.prepare(*described), _CPU)
-    if reason := runtime.why_off(packed.device) or gpu_weight.why_not(*described):
+    device = weight.packed.device
+    if not on_gpu_kernels(device):
+        return cpu_weight.why_not(weight) or (cpu_weight.prepare(weight), _CPU)
+    if reason := runtime.why_off(device) or gpu_weight.why_not(weight):
         return reason
-    form = gpu_weight.Format.of(scale, zero, bits, in_features).numbers()
-    return gpu_weight.prepare(*described), _gpu(tuple(form))
+    return gpu_weight.prepare(weight), _gpu(tuple(gpu_weight.Format.of(weight).numbers()))
 
 
 def on_gpu_kernels(device: torch.device) -> bool:

@@ -1,6 +1,6 @@
 """`x @ weight.T + bias` with a prepared weight on the CPU: the op `llmquant::cpu_linear`, and its relatives.
 
-The weight is a tensor of bytes made by cpu_weight.prepare. What is computed is what linear_int.py defines, with two
+The weight is a tensor of bytes made by cpu/weight.py. What is computed is what linear_int.py defines, with two
 differences: the weight `scale * (code - zero)` is not rounded to the dtype of the scales, and `x` is quantized in
 blocks of 128, 64 or 32 inputs (the largest that divides the weight's group), each with its own scale, in one of two
 accuracies:
@@ -284,8 +284,7 @@ def _fake_fused(x: Tensor, *asked: Any, **named: Any) -> list[Tensor]:
 
 
 def _dense(weight: Tensor, _out_features: int, _in_features: int, dtype: torch.dtype) -> Tensor:
-    has = header(weight)
-    return dequantize(*restore(weight), has.bits, has.in_features, dtype)
+    return dequantize(*restore(weight), dtype)
 
 
 def _dense_saved(saved: Sequence[Tensor], _: Any, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

@@ -1,12 +1,7 @@
 """The kernel layout of packed weights on the CPU: made when a model is loaded, and turned back without loss.
 
-A prepared weight is one tensor of bytes; cpu/src/weight.h describes it. It replaces the checkpoint's tensors, which are
-
-    packed  (out_features, ceil(in_features * bits / 32)) int32
-    scale   (out_features, groups), or (1,) per tensor; float32, bfloat16 or float16
-    zero    (ceil(out_features * bits / 32), groups) int32, or (1,) int8 per tensor; None for symmetric weights
-
-Weights of 2 and 3 bits take 4 bits in memory, and run as 4-bit weights.
+A prepared weight is one tensor of bytes; cpu/src/weight.h describes it. It replaces the tensors of a `PackedWeight`
+whose scales are float32, bfloat16 or float16. Weights of 2 and 3 bits take 4 bits in memory, and run as 4-bit weights.
 """
 
 from __future__ import annotations
@@ -19,7 +14,7 @@ from torch import Tensor
 
 from llmquant.errors import LlmquantError
 from llmquant.kernels.cpu import native
-from llmquant.kernels.ops.dequantize import check_weight, plain_zeros
+from llmquant.kernels.product import PackedWeight
 from llmquant.numerics.pack import pack_zeros, packed_words
 
 _HEADER = struct.Struct("=IiiiqqqiI")
@@ -53,73 +48,51 @@ class Header:
     asymmetric: bool
 
 
-def why_not(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_features: int) -> str | None:
-    """Why the C++ kernels cannot run a weight, in words for a report; None if they can.
-
-    Args:
-        packed: as in the module docstring, like `scale` and `zero`.
-        scale: its scales.
-        zero: its zeros.
-        bits: 2, 3, 4 or 8.
-        in_features: columns.
-    """
-    check_weight(packed, scale, zero, bits, in_features)
+def why_not(weight: PackedWeight) -> str | None:
+    """Why the C++ kernels cannot run a weight, in words for a report; None if they can."""
+    weight.check()
     if not native.wanted():
         return "the C++ kernels are off" if native.library() is not None else "the C++ kernels are not installed"
-    if any(tensor is not None and tensor.device.type != "cpu" for tensor in (packed, scale, zero)):
-        return f"the weight is on {packed.device.type}"
-    if scale.dtype not in native.FLOATS:
-        return f"scales of {scale.dtype}"
-    if in_features == 0:
+    if any(tensor is not None and tensor.device.type != "cpu" for tensor in weight[:3]):
+        return f"the weight is on {weight.packed.device.type}"
+    if weight.scale.dtype not in native.FLOATS:
+        return f"scales of {weight.scale.dtype}"
+    if weight.in_features == 0:
         return "no inputs"
-    # One scale for all outputs is told from one scale per output by its shape.
-    if scale.numel() == 1 and packed.shape[0] > 1 and (scale.ndim != 1 or (zero is not None and zero.ndim != 1)):
-        return f"one scale of shape {list(scale.shape)}, not [1]"
-    if _block(in_features, scale.shape[-1]) is None:
-        return f"groups of {in_features // scale.shape[-1]}, not a multiple of 32"
-    return None
+    if reason := weight.why_unclear():
+        return reason
+    return None if _block(weight) else f"groups of {weight.group}, not a multiple of 32"
 
 
-def _block(in_features: int, groups: int) -> int | None:
-    if groups == 1:
+def _block(weight: PackedWeight) -> int | None:
+    if weight.scale.shape[-1] == 1:
         return BLOCKS[0]
-    return next((block for block in BLOCKS if in_features // groups % block == 0), None)
+    return next((block for block in BLOCKS if weight.group % block == 0), None)
 
 
-def prepare(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_features: int) -> Tensor:
-    """Bring a weight into the kernel layout.
-
-    Args:
-        packed: as in the module docstring, like `scale` and `zero`; not changed.
-        scale: its scales.
-        zero: its zeros.
-        bits: 2, 3, 4 or 8.
-        in_features: columns.
-
-    Returns:
-        (bytes,) uint8; in huge pages where it is large and the system has them.
+def prepare(weight: PackedWeight) -> Tensor:
+    """Bring a weight into the kernel layout: (bytes,) uint8, in huge pages where it is large and the system has them.
 
     Raises:
         LlmquantError: for a weight that `why_not` refuses.
         OutOfMemoryError: if there is no memory for it.
     """
-    if reason := why_not(packed, scale, zero, bits, in_features):
+    if reason := why_not(weight):
         raise LlmquantError(f"the weight cannot run on the C++ kernels: {reason}; use the reference")
-    rows, groups = packed.shape[0], scale.shape[-1]
-    zeros = plain_zeros(zero, bits, rows)
-    packed, scale = packed.detach().contiguous(), scale.detach().contiguous()
+    rows, cols, bits, zeros = weight.out_features, weight.in_features, weight.bits, weight.zeros()
+    packed, scale = weight.packed.detach().contiguous(), weight.scale.detach().contiguous()
     zeros = None if zeros is None else zeros.contiguous()
-    block, kind = _block(in_features, groups), native.FLOATS[scale.dtype]
+    block, kind = _block(weight), native.FLOATS[scale.dtype]
     library = native.require()
-    weight = native.huge_pages(library.llmquant_weight_bytes(rows, in_features, bits, block, kind, zeros is not None))
+    prepared = native.huge_pages(library.llmquant_weight_bytes(rows, cols, bits, block, kind, zeros is not None))
     status = library.llmquant_pack_weight(
-        weight.data_ptr(),
+        prepared.data_ptr(),
         packed.data_ptr(),
         scale.data_ptr(),
         None if zeros is None else zeros.data_ptr(),
         rows,
-        in_features,
-        groups,
+        cols,
+        scale.shape[-1],
         bits,
         block,
         kind,
@@ -127,7 +100,7 @@ def prepare(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_fe
         scale.ndim == 1,
     )
     native.check(status, native.isa())
-    return weight
+    return prepared
 
 
 def header(weight: Tensor) -> Header:
@@ -151,8 +124,8 @@ def header(weight: Tensor) -> Header:
     return Header(bits, block, _DTYPES[kind], rows, cols, groups, bool(per_tensor), bool(zeros))
 
 
-def restore(weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The checkpoint's tensors of a prepared weight, bit for bit: packed, scale, zero.
+def restore(weight: Tensor) -> PackedWeight:
+    """A prepared weight as the checkpoint stores it, bit for bit.
 
     Raises:
         LlmquantError: if it is no prepared weight.
@@ -166,7 +139,8 @@ def restore(weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         weight.data_ptr(), packed.data_ptr(), scale.data_ptr(), None if zeros is None else zeros.data_ptr()
     )
     native.check(status, native.isa())
-    return packed, scale, zeros if zeros is None or has.per_tensor else pack_zeros(zeros, has.bits)
+    zero = zeros if zeros is None or has.per_tensor else pack_zeros(zeros, has.bits)
+    return PackedWeight(packed, scale, zero, has.bits, has.in_features)
 
 
 def select_rows(weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from llmquant.errors import LlmquantError
-from llmquant.kernels.ops.dequantize import check_weight, plain_zeros
+from llmquant.kernels.product import PackedWeight
 from llmquant.numerics.pack import pack, pack_zeros, unpack
 from llmquant.numerics.quantized import QuantizedTensor
 
@@ -68,10 +68,11 @@ class Format:
     asymmetric: bool
 
     @classmethod
-    def of(cls, scale: Tensor, zero: Tensor | None, bits: int, in_features: int) -> Format:
+    def of(cls, weight: PackedWeight) -> Format:
         """The format of a checkpoint's weight."""
         # One output of one group is the same thing either way; the shape tells which to give back.
-        return cls(bits, in_features, scale.shape[-1], DTYPES.index(scale.dtype), scale.ndim == 1, zero is not None)
+        _, scale, zero, bits, cols = weight
+        return cls(bits, cols, scale.shape[-1], DTYPES.index(scale.dtype), scale.ndim == 1, zero is not None)
 
     def numbers(self) -> list[int]:
         """As an op takes it; `Format.read` turns them back."""
@@ -138,52 +139,30 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGNED) * _ALIGNED
 
 
-def why_not(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_features: int) -> str | None:
-    """Why the kernels cannot run a weight, in words for a report; None if they can. Where it lies does not matter.
-
-    Args:
-        packed: codes, scales and zeros as in llmquant.kernels.ops.dequantize.
-        scale: its scales.
-        zero: its zeros.
-        bits: 2, 3, 4 or 8.
-        in_features: columns.
-    """
-    check_weight(packed, scale, zero, bits, in_features)
-    if scale.dtype not in DTYPES:
-        return f"scales of {scale.dtype}"
-    if in_features == 0 or packed.shape[0] == 0:
-        return "no inputs" if packed.shape[0] else "no outputs"
-    # One scale for all outputs is told from one scale per output by its shape.
-    if scale.numel() == 1 and packed.shape[0] > 1 and (scale.ndim != 1 or (zero is not None and zero.ndim != 1)):
-        return f"one scale of shape {list(scale.shape)}, not [1]"
-    group = in_features // scale.shape[-1]
-    if scale.shape[-1] > 1 and gcd(group, TILE_K) < 32:
-        return f"groups of {group}, not a multiple of 32"
-    return None
+def why_not(weight: PackedWeight) -> str | None:
+    """Why the kernels cannot run a weight, in words for a report; None if they can. Where it lies does not matter."""
+    weight.check()
+    if weight.scale.dtype not in DTYPES:
+        return f"scales of {weight.scale.dtype}"
+    if weight.in_features == 0 or weight.out_features == 0:
+        return "no inputs" if weight.out_features else "no outputs"
+    if weight.scale.shape[-1] > 1 and gcd(weight.group, TILE_K) < 32:
+        return f"groups of {weight.group}, not a multiple of 32"
+    return weight.why_unclear()
 
 
-def prepare(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_features: int) -> Tensor:
-    """Bring a weight into the kernel layout, where it lies.
-
-    Args:
-        packed: codes, scales and zeros as in llmquant.kernels.ops.dequantize; not changed.
-        scale: its scales.
-        zero: its zeros.
-        bits: 2, 3, 4 or 8.
-        in_features: columns.
-
-    Returns:
-        (bytes,) uint8; its format is `Format.of(scale, zero, bits, in_features)`.
+def prepare(weight: PackedWeight) -> Tensor:
+    """Bring a weight into the kernel layout, where it lies: (bytes,) uint8 of `Format.of(weight)`.
 
     Raises:
         LlmquantError: for a weight that `why_not` refuses.
     """
-    if reason := why_not(packed, scale, zero, bits, in_features):
+    if reason := why_not(weight):
         raise LlmquantError(f"the weight cannot run on the GPU kernels: {reason}; use the reference")
-    has = Format.of(scale, zero, bits, in_features)
-    out_features = packed.shape[0]
-    weight = torch.zeros(has.offsets(out_features)[2], dtype=torch.uint8, device=packed.device)
-    codes, scales, zeros = views(weight, has, out_features)
+    packed, scale, _, bits, in_features = weight
+    has, out_features = Format.of(weight), weight.out_features
+    prepared = torch.zeros(has.offsets(out_features)[2], dtype=torch.uint8, device=packed.device)
+    codes, scales, zeros = views(prepared, has, out_features)
     step = _tiles_at_once(has)
     for first in range(0, -(-out_features // TILE_N), step):
         rows = slice(first * TILE_N, (first + step) * TILE_N)
@@ -191,17 +170,12 @@ def prepare(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_fe
         codes[first : first + words.shape[0]] = words
     _spread(scales, scale.detach().reshape(1, 1) if scale.ndim == 1 else scale.detach(), has, out_features)
     if zeros is not None:
-        _spread(zeros, plain_zeros(zero, bits, out_features), has, out_features)
-    return weight
+        _spread(zeros, weight.zeros(), has, out_features)
+    return prepared
 
 
-def restore(weight: Tensor, has: Format, out_features: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The checkpoint's tensors of a prepared weight, bit for bit: packed, scale, zero.
-
-    Args:
-        weight: prepared.
-        has: its format.
-        out_features: its outputs.
+def restore(weight: Tensor, has: Format, out_features: int) -> PackedWeight:
+    """A prepared weight as the checkpoint stores it, bit for bit.
 
     Raises:
         LlmquantError: if the weight has another size.
@@ -212,11 +186,10 @@ def restore(weight: Tensor, has: Format, out_features: int) -> tuple[Tensor, Ten
         pack(_from_words(codes[first : first + step], has)[: out_features - first * TILE_N], has.bits)
         for first in range(0, -(-out_features // TILE_N), step)
     ]
-    scale = _gather(scales, has, out_features)
-    if zeros is None:
-        return torch.cat(parts), scale, None
-    zero = _gather(zeros, has, out_features)
-    return torch.cat(parts), scale, zero if has.per_tensor else pack_zeros(zero, has.bits)
+    zero = None if zeros is None else _gather(zeros, has, out_features)
+    if zero is not None and not has.per_tensor:
+        zero = pack_zeros(zero, has.bits)
+    return PackedWeight(torch.cat(parts), _gather(scales, has, out_features), zero, has.bits, has.in_features)
 
 
 def rows_of(weight: Tensor, has: Format, out_features: int, chosen: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
     embedding_int(Tensor ids, Tensor packed, Tensor scale, Tensor? zero, int bits, SymInt in_features, ScalarType dtype)
         -> Tensor
 
-`ids` are integers of any shape, the result (*ids.shape, in_features) of `dtype`; the weight's tensors are those of a
-compressed-tensors file, described in dequantize.py. Only the rows that are asked for are touched, so a token costs the
-same whatever the vocabulary. The values are bit for bit those of `dequantize` followed by a lookup.
+`ids` are integers of any shape, the result (*ids.shape, in_features) of `dtype`; the weight is a `PackedWeight`. Only
+the rows that are asked for are touched, so a token costs the same whatever the vocabulary. The values are bit for bit
+those of `dequantize` followed by a lookup.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from llmquant.kernels.ops.dequantize import UnpackRows, check_weight, unpack_rows
+from llmquant.kernels.ops.dequantize import UnpackRows, unpack_rows
 from llmquant.kernels.ops.frozen import define
+from llmquant.kernels.product import PackedWeight
 
 
 def embedding_by(
@@ -61,7 +62,7 @@ def _rows_of_grid(rows: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -
 def _check(ids: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, in_features: int) -> None:
     integers = (torch.int64, torch.int32)
     torch._check(ids.dtype in integers, lambda: f"ids are int64 or int32, got {ids.dtype} {list(ids.shape)}")
-    check_weight(packed, scale, zero, bits, in_features)
+    PackedWeight(packed, scale, zero, bits, in_features).check()
 
 
 def _fake(

@@ -2,8 +2,8 @@
 
     linear_int4(Tensor x, Tensor packed, Tensor scale, Tensor? zero=None, Tensor? bias=None) -> Tensor
 
-`x` is (..., in_features), the result (..., out_features) in the dtype of `x`; the weight's tensors are those of a
-compressed-tensors file, described in dequantize.py.
+`x` is (..., in_features), the result (..., out_features) in the dtype of `x`; the weight is a
+`PackedWeight` with the bits of the op.
 
 The definition is the reference below: dequantize in the dtype of the scales, cast to that of `x`, then
 `torch.nn.functional.linear`. It gives the bits of the dense layer, and needs the memory of one dense weight while it
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llmquant.kernels.ops.dequantize import check_weight, dequantize, dequantize_reference
+from llmquant.kernels.ops.dequantize import dequantize, dequantize_reference
 from llmquant.kernels.ops.frozen import define, register_gradient
+from llmquant.kernels.product import PackedWeight
 from llmquant.spec import BITS
 
 
@@ -57,7 +58,7 @@ def _fake(
     bits: int, x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
     _check_bias(x, packed, bias)
-    check_weight(packed, scale, zero, bits, x.shape[-1])
+    PackedWeight(packed, scale, zero, bits, x.shape[-1]).check()
     return x.new_empty((*x.shape[:-1], packed.shape[0]))
 
 

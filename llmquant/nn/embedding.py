@@ -95,8 +95,8 @@ class PackedEmbedding(PackedStorage):
         if head is not None and head.weight_prepared is not None and head.kernels is not None:
             rows = head.kernels.rows(ids, head.weight_prepared, self.num_embeddings, width, self.rows_like.dtype)
         else:
-            packed, scale, zero = self.stored()
-            rows = OP(ids, packed, scale, zero, self.scheme.bits, width, scale.dtype)
+            weight = self.packed()
+            rows = OP(ids, *weight, weight.scale.dtype)
         return rows if self.embed_scale is None else rows * torch.tensor(self.embed_scale).to(rows.dtype)
 
     def share_with(self, head: PackedLinear) -> None:

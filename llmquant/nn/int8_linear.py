@@ -18,11 +18,12 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from llmquant.kernels.backend import Stored, is_plain, on_gpu_kernels, w8a8_name
+from llmquant.kernels.backend import is_plain, on_gpu_kernels, w8a8_name
 from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu import ops as cpu_ops
 from llmquant.kernels.ops.linear_w8a8 import OP
-from llmquant.nn.storage import PackedStorage, frozen
+from llmquant.kernels.product import PackedWeight
+from llmquant.nn.storage import PackedStorage, Stored, frozen
 from llmquant.numerics.pack import pack, unpack
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
@@ -126,9 +127,9 @@ class Int8Linear(PackedStorage):
         restored = super()._restored()
         return restored | {"weight": unpack(restored["weight"], 8, self.in_features)}
 
-    def _as_packed(self, stored: Stored) -> Stored:
+    def _as_packed(self, stored: Stored) -> PackedWeight:
         weight, scale, _ = stored
-        return pack(weight.detach(), 8), scale, None
+        return PackedWeight(pack(weight.detach(), 8), scale, None, 8, self.in_features)
 
     def kernel_name(self) -> str:
         """What runs this layer now, such as "linear_w8a8: avx512vnni"."""

@@ -19,18 +19,21 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from llmquant.kernels.backend import Kernels, Stored, prepare
+from llmquant.kernels.backend import Kernels, prepare
 from llmquant.kernels.ops.dequantize import dequantize
+from llmquant.kernels.product import PackedWeight
 from llmquant.nn.lent import Lent, same_bytes
 from llmquant.numerics.pack import pack, pack_zeros, packed_words, unpack, unpack_zeros
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
 
+#: The checkpoint's tensors of a layer: packed, scale, zero point.
+Stored: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 STORED = ("weight_packed", "weight_scale", "weight_zero_point")
 
 
@@ -136,7 +139,7 @@ class PackedStorage(nn.Module):
         """
         if self.weight_prepared is not None:
             return True
-        prepared = self._why_stay() or prepare(*self.packed(), self.scheme.bits, self.in_features)
+        prepared = self._why_stay() or prepare(self.packed())
         if isinstance(prepared, str):
             self.unprepared = prepared
             return False
@@ -169,13 +172,13 @@ class PackedStorage(nn.Module):
         found = self._lend(self.names, by_name=False)
         return found[self.names[0]], found[self.names[1]], found.get(self.names[2])
 
-    def packed(self) -> Stored:
-        """The weight as the integer ops take it, whatever the checkpoint's tensors are: packed, scale, zero point."""
+    def packed(self) -> PackedWeight:
+        """The weight as the integer ops take it, whatever the checkpoint's tensors are."""
         return self._as_packed(self.stored())
 
-    def _as_packed(self, stored: Stored) -> Stored:
+    def _as_packed(self, stored: Stored) -> PackedWeight:
         """As `packed`, of given tensors."""
-        return stored
+        return PackedWeight(*stored, self.scheme.bits, self.in_features)
 
     def _why_stay(self) -> str | None:
         """Why the kernels shall read the checkpoint's tensors as they are, in words; None if it is theirs to say."""
@@ -187,7 +190,7 @@ class PackedStorage(nn.Module):
         assert self.kernels is not None
         with torch.inference_mode(False):  # tensors of inference mode do not tell that they were changed
             restored = self.kernels.restore(self.weight_prepared, self.out_features)
-        return {name: tensor for name, tensor in zip(self.names, restored, strict=True) if tensor is not None}
+        return {name: tensor for name, tensor in zip(self.names, restored[:3], strict=True) if tensor is not None}
 
     def _lend(self, names: Sequence[str], *, by_name: bool) -> dict[str, Tensor]:
         """Hand out tensors of a prepared layer, and watch them from now on; those that it has."""
@@ -227,7 +230,7 @@ class PackedStorage(nn.Module):
             self.lent = still or None
 
     def _prepare_again(self, stored: Stored) -> None:
-        prepared = prepare(*self._as_packed(stored), self.scheme.bits, self.in_features)
+        prepared = prepare(self._as_packed(stored))
         if isinstance(prepared, str):
             self._keep(stored)
             self.unprepared = prepared
@@ -291,19 +294,19 @@ class PackedStorage(nn.Module):
 
     def quantized(self) -> QuantizedTensor:
         """The weight unpacked: codes (out_features, in_features) with scales and zeros as in `numerics`."""
-        packed, scale, zero = self.packed()
-        codes = unpack(packed.detach(), self.scheme.bits, self.in_features)
+        packed, scale, zero, bits, in_features = self.packed()
+        codes = unpack(packed.detach(), bits, in_features)
         shape = self.scheme.scale_shape(self.out_features, self.in_features)
         scales, zeros = scale.detach().reshape(shape), None
         if zero is not None:
             per_tensor = self.scheme.granularity == "tensor"
-            zeros = zero.reshape(shape) if per_tensor else unpack_zeros(zero, self.scheme.bits, self.out_features)
+            zeros = zero.reshape(shape) if per_tensor else unpack_zeros(zero, bits, self.out_features)
         return QuantizedTensor(codes, scales, zeros)
 
     def dequantize(self) -> Tensor:
         """The dense weight (out_features, in_features) in the dtype of the scales."""
-        packed, scale, zero = self.packed()
-        return dequantize(packed, scale.detach(), zero, self.scheme.bits, self.in_features, scale.dtype)
+        weight = self.packed()
+        return dequantize(*weight._replace(scale=weight.scale.detach()), weight.scale.dtype)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows of the layer."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmquant.kernels.product import PackedWeight
 from llmquant.numerics.pack import pack, pack_zeros
 from llmquant.spec import Scheme
 
@@ -24,6 +25,11 @@ class Packed:
     codes: Tensor
     scales: Tensor
     zeros: Tensor | None
+
+    @property
+    def stored(self) -> PackedWeight:
+        """As kernels take it."""
+        return PackedWeight(self.packed, self.scale, self.zero, self.scheme.bits, self.codes.shape[1])
 
     def weight64(self) -> Tensor:
         """The weight by a loop over its elements, products rounded to the dtype of the scales once, in float64."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llmquant.kernels.ops.linear_w8a8 import quantize_tokens
+from llmquant.kernels.product import PackedWeight
 from llmquant.numerics.pack import pack, pack_zeros, unpack, unpack_zeros
 from llmquant.spec import Scheme
 
@@ -37,9 +38,9 @@ class Weight:
     zero: Tensor | None  # packed
 
     @property
-    def stored(self) -> tuple[Tensor, Tensor, Tensor | None, int, int]:
-        """(packed, scale, zero, bits, inputs), as most functions take them."""
-        return self.packed, self.scale, self.zero, self.scheme.bits, self.shape.k
+    def stored(self) -> PackedWeight:
+        """As most functions take it."""
+        return PackedWeight(self.packed, self.scale, self.zero, self.scheme.bits, self.shape.k)
 
     @property
     def nbytes(self) -> int:

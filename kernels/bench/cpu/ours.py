@@ -21,9 +21,9 @@ class Ours(Kernel):
 
     def prepare(self, weight: Weight) -> tuple[Tensor, int]:
         """(the weight in the layout of the kernels, outputs)."""
-        if reason := cpu_weight.why_not(*weight.stored):
+        if reason := cpu_weight.why_not(weight.stored):
             raise ValueError(reason)
-        return cpu_weight.prepare(*weight.stored), weight.shape.n
+        return cpu_weight.prepare(weight.stored), weight.shape.n
 
     def call(self, x: Tensor, prepared: tuple[Tensor, int]) -> Tensor:
         """The product."""

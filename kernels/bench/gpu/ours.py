@@ -23,7 +23,7 @@ class Ours(Kernel):
 
     def prepare(self, weight: Weight) -> tuple[Any, ...]:
         """(prepared weight, n, numbers of its format)."""
-        return prepare(*weight.stored), weight.shape.n, Format.of(*weight.stored[1:]).numbers()
+        return prepare(weight.stored), weight.shape.n, Format.of(weight.stored).numbers()
 
     def call(self, x: Tensor, prepared: Any) -> Tensor:
         """The product."""

@@ -20,6 +20,7 @@ from llmquant.kernels.gpu.choose.tune import CannotRun, Case, Timing
 from llmquant.kernels.gpu.weight import prepare
 from llmquant.kernels.ops import linear_w8a8
 from llmquant.kernels.ops.dequantize import dequantize
+from llmquant.kernels.product import PackedWeight
 from llmquant.numerics.pack import pack_zeros, packed_words
 
 _REPLAYS, _WARM_UP = 20, 3
@@ -134,15 +135,15 @@ def _packed(case: Case, device: torch.device) -> _Subject:
         half = 1 << (form.bits - 1)
         zero = torch.randint(-half, half, shape, dtype=torch.int8, device=device)
         zero = zero if form.per_tensor else pack_zeros(zero, form.bits)
-    dense = dequantize(packed, scale, zero, form.bits, form.in_features, torch.float32)
+    stored = PackedWeight(packed, scale, zero, form.bits, form.in_features)
+    dense = dequantize(*stored, torch.float32)
     numbers, exact = form.numbers(), case.kind != "w4a8"
 
     def call(x: Tensor, weight: Tensor, config: Config) -> Tensor:
         return launch.linear(x, weight, None, case.n, numbers, exact, config=config)
 
-    weight = prepare(packed, scale, zero, form.bits, form.in_features)
     dtype = torch.bfloat16 if form.scale_dtype == torch.float32 else form.scale_dtype
-    return _Subject(weight, call, lambda x: functional.linear(x.float(), dense), dtype)
+    return _Subject(prepare(stored), call, lambda x: functional.linear(x.float(), dense), dtype)
 
 
 def _int8(case: Case, device: torch.device) -> _Subject:

@@ -27,13 +27,14 @@ import torch
 from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu import ops as cpu_ops
 from llmquant.kernels.cpu import weight as cpu_weight
+from llmquant.kernels.product import PackedWeight
 from llmquant.numerics.pack import pack
 torch.manual_seed(0)
 digest = hashlib.sha256()
 for bits, cols, groups in ((4, 192, 3), (8, 300, 1), (3, 256, 2)):
     codes = torch.randint(-(1 << bits - 1), 1 << bits - 1, (70, cols), dtype=torch.int8)
     packed, scale = pack(codes, bits), torch.randn(70, groups)
-    weight = cpu_weight.prepare(packed, scale, None, bits, cols)
+    weight = cpu_weight.prepare(PackedWeight(packed, scale, None, bits, cols))
     for dtype in native.FLOATS:
         x = torch.randn(7, cols).to(dtype)
         dense = native.unpack_rows(packed, scale, None, bits=bits, in_features=cols, dtype=dtype)

@@ -20,10 +20,10 @@ from llmquant.errors import OutOfMemoryError
 from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu import ops as cpu_ops
 from llmquant.kernels.cpu import weight as cpu_weight
-from llmquant.kernels.product import Product
+from llmquant.kernels.product import PackedWeight, Product
 torch.set_num_threads(1)
 cols = 1 << 22
-weight = cpu_weight.prepare(torch.zeros(1, cols // 8, dtype=torch.int32), torch.ones(1, 1), None, 4, cols)
+weight = cpu_weight.prepare(PackedWeight(torch.zeros(1, cols // 8, dtype=torch.int32), torch.ones(1, 1), None, 4, cols))
 x = torch.ones(4, cols)
 before = resource.getrlimit(resource.RLIMIT_AS)
 pages = int(open("/proc/self/statm").read().split()[0])

@@ -14,7 +14,7 @@ from torch.nn import functional
 from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu import ops as cpu_ops
 from llmquant.kernels.cpu import weight as cpu_weight
-from llmquant.kernels.product import Product
+from llmquant.kernels.product import PackedWeight, Product
 from llmquant.numerics.pack import pack, pack_zeros
 from llmquant.spec import BITS
 
@@ -35,9 +35,9 @@ def make(bits: int, rows: int, cols: int, group: int, dtype=torch.float32, asymm
     weight = codes.double()
     if zeros is not None:
         weight -= zeros.double().repeat_interleave(group, 1)
-    return cpu_weight.prepare(pack(codes, bits), scale, zero, bits, cols), weight * scale.double().repeat_interleave(
-        group, 1
-    )
+    return cpu_weight.prepare(
+        PackedWeight(pack(codes, bits), scale, zero, bits, cols)
+    ), weight * scale.double().repeat_interleave(group, 1)
 
 
 def bound(x: Tensor, weight: Tensor, block: int, exact: bool) -> Tensor:
@@ -206,7 +206,7 @@ def test_fused(dtype, rows) -> None:
 
 def test_silu_over_its_range() -> None:
     # One input through two weights of 1 shows the function itself.
-    one = cpu_weight.prepare(pack(torch.ones(1, 1, dtype=torch.int8), 8), torch.ones(1, 1), None, 8, 1)
+    one = cpu_weight.prepare(PackedWeight(pack(torch.ones(1, 1, dtype=torch.int8), 8), torch.ones(1, 1), None, 8, 1))
     x = torch.linspace(-110, 110, 4001)[:, None]
     (got,) = cpu_ops.linear_fused(x, Product([one, one], [], [1, 1], True, silu=True))
     # A single input is its block's largest, so it is quantized to the last bit; the exponential multiplies that by x.

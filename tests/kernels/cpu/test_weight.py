@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from llmquant.errors import LlmquantError
 from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu import weight as cpu_weight
+from llmquant.kernels.product import PackedWeight
 from llmquant.numerics.pack import pack, pack_zeros
 from llmquant.spec import BITS
 
@@ -45,8 +46,8 @@ def test_restores_every_bit(bits, rows, blocks, group, tail, dtype, asymmetric, 
     zeros = torch.randint(-(1 << (bits - 1)), 1 << (bits - 1), shape, dtype=torch.int8) if asymmetric else None
     stored_zero = zeros if zeros is None or per_tensor else pack_zeros(zeros, bits)
     packed = pack(codes, bits)
-    prepared = cpu_weight.prepare(packed, scale, stored_zero, bits, cols)
-    again, scale_again, zero_again = cpu_weight.restore(prepared)
+    prepared = cpu_weight.prepare(PackedWeight(packed, scale, stored_zero, bits, cols))
+    again, scale_again, zero_again, *_ = cpu_weight.restore(prepared)
     assert torch.equal(packed, again)
     assert scale_again.dtype == dtype
     assert scale_again.shape == scale.shape
@@ -57,14 +58,14 @@ def test_restores_every_bit(bits, rows, blocks, group, tail, dtype, asymmetric, 
 
 def test_header(make_packed: Callable) -> None:
     p = make_packed("int3-g64-asym", 7, 192, torch.bfloat16)
-    has = cpu_weight.header(cpu_weight.prepare(p.packed, p.scale, p.zero, 3, 192))
+    has = cpu_weight.header(cpu_weight.prepare(p.stored))
     assert has == cpu_weight.Header(3, 64, torch.bfloat16, 7, 192, 3, False, True)
 
 
 def test_rows_are_those_of_the_checkpoint(make_packed: Callable) -> None:
     for scheme in ("int8", "int4-g32-asym", "int3-g64"):
         p = make_packed(scheme, 45, 128, torch.float16)
-        prepared = cpu_weight.prepare(p.packed, p.scale, p.zero, p.scheme.bits, 128)
+        prepared = cpu_weight.prepare(p.stored)
         ids = torch.tensor([[44, 0], [31, 44]])
         rows = torch.ops.llmquant.cpu_embedding.default(ids, prepared, 128, torch.float16)
         dense = torch.ops.llmquant.dequantize_int.default(p.packed, p.scale, p.zero, p.scheme.bits, 128, torch.float16)
@@ -75,19 +76,19 @@ def test_rows_are_those_of_the_checkpoint(make_packed: Callable) -> None:
 
 def test_what_cannot_be_prepared(make_packed: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     p = make_packed("int4-g8", 5, 24)
-    assert cpu_weight.why_not(p.packed, p.scale, p.zero, 4, 24) == "groups of 8, not a multiple of 32"
+    assert cpu_weight.why_not(p.stored) == "groups of 8, not a multiple of 32"
     with pytest.raises(LlmquantError, match="groups of 8, not a multiple of 32"):
-        cpu_weight.prepare(p.packed, p.scale, p.zero, 4, 24)
+        cpu_weight.prepare(p.stored)
     p = make_packed("int4", 5, 24, torch.float64)
-    assert cpu_weight.why_not(p.packed, p.scale, p.zero, 4, 24) == "scales of torch.float64"
+    assert cpu_weight.why_not(p.stored) == "scales of torch.float64"
     p = make_packed("int4", 5, 24)
     meta = p.packed.to("meta"), p.scale.to("meta")
-    assert cpu_weight.why_not(*meta, None, 4, 24) == "the weight is on meta"
-    assert cpu_weight.why_not(p.packed, p.scale, p.zero, 4, 24) is None
+    assert cpu_weight.why_not(PackedWeight(*meta, None, 4, 24)) == "the weight is on meta"
+    assert cpu_weight.why_not(p.stored) is None
     one = torch.ones(1, 1)
-    assert cpu_weight.why_not(p.packed, one, None, 4, 24) == "one scale of shape [1, 1], not [1]"
+    assert cpu_weight.why_not(PackedWeight(p.packed, one, None, 4, 24)) == "one scale of shape [1, 1], not [1]"
     monkeypatch.setattr(native, "wanted", lambda: False)
-    assert cpu_weight.why_not(p.packed, p.scale, p.zero, 4, 24) == "the C++ kernels are off"
+    assert cpu_weight.why_not(p.stored) == "the C++ kernels are off"
 
 
 def test_other_bytes_are_refused(make_packed: Callable) -> None:
@@ -95,7 +96,7 @@ def test_other_bytes_are_refused(make_packed: Callable) -> None:
         with pytest.raises(LlmquantError, match="prepared weight"):
             cpu_weight.restore(wrong)
     p = make_packed("int4", 5, 24)
-    prepared = cpu_weight.prepare(p.packed, p.scale, p.zero, 4, 24)
+    prepared = cpu_weight.prepare(p.stored)
     broken = prepared.clone()
     broken[8:12] = torch.tensor([0, 16, 0, 0])  # a block of 4096
     empty = torch.empty(0, dtype=torch.uint8)

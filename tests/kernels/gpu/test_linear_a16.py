@@ -15,7 +15,7 @@ from llmquant.kernels.gpu import launch, launch_a16, launch_dense, ops, weight  
 from llmquant.kernels.gpu.choose.config import DENSE, Config
 from llmquant.kernels.gpu.weight import Format
 from llmquant.kernels.ops.dequantize import dequantize
-from llmquant.kernels.product import Product
+from llmquant.kernels.product import PackedWeight, Product
 
 SMALL = Config(16, 64)
 BOUND = 2e-6  # before the cast
@@ -31,8 +31,8 @@ class Weight:
         codes, scale = packed.packed.to(device), packed.scale.to(device)
         zero = None if packed.zero is None else packed.zero.to(device)
         self.stored: tuple[Tensor, Tensor, Tensor | None] = codes, scale, zero
-        self.prepared = weight.prepare(codes, scale, zero, scheme.bits, self.k)
-        self.form = Format.of(scale, zero, scheme.bits, self.k).numbers()
+        stored = PackedWeight(codes, scale, zero, scheme.bits, self.k)
+        self.prepared, self.form = weight.prepare(stored), Format.of(stored).numbers()
         groups = packed.scales.shape[1]
         codes = packed.codes.double().view(self.n, groups, -1)
         if packed.zeros is not None:

@@ -20,7 +20,7 @@ from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.triton import linear_a8
 from llmquant.kernels.gpu.weight import Format
 from llmquant.kernels.ops.linear_w8a8 import OP, linear_reference
-from llmquant.kernels.product import Product
+from llmquant.kernels.product import PackedWeight, Product
 
 SMALL = Config(16, 64)
 BOUND = 2e-6  # of the definition, before the cast
@@ -34,8 +34,8 @@ class Weight:
     def __init__(self, packed, device: str) -> None:
         scheme, (self.n, self.k) = packed.scheme, packed.codes.shape
         scale, zero = packed.scale.to(device), None if packed.zero is None else packed.zero.to(device)
-        self.prepared = weight.prepare(packed.packed.to(device), scale, zero, scheme.bits, self.k)
-        self.has = Format.of(scale, zero, scheme.bits, self.k)
+        stored = PackedWeight(packed.packed.to(device), scale, zero, scheme.bits, self.k)
+        self.prepared, self.has = weight.prepare(stored), Format.of(stored)
         self.form = self.has.numbers()
         groups = packed.scales.shape[1]
         codes = packed.codes.double().view(self.n, groups, -1)

@@ -12,6 +12,7 @@ from llmquant.kernels.gpu import activations, weight
 from llmquant.kernels.gpu.choose.config import Config
 from llmquant.kernels.gpu.weight import Format
 from llmquant.kernels.ops.linear_w8a8 import quantize_tokens
+from llmquant.kernels.product import PackedWeight
 from llmquant.numerics.pack import pack
 
 FLOATS = [torch.float16, torch.float32]  # the interpreter rounds to bfloat16 wrongly
@@ -86,8 +87,8 @@ def test_the_order_is_that_of_the_words_of_a_weight(device: str) -> None:
     """Every code of a prepared weight, taken as an operand, meets the code of x that it belongs to."""
     codes = torch.randint(-8, 8, (64, 256), dtype=torch.int8)
     scale = torch.ones(64, 1)
-    prepared = weight.prepare(pack(codes, 4), scale, None, 4, 256)
-    words = weight.views(prepared, Format.of(scale, None, 4, 256), 64)[0][0]  # (tiles_k, 64, q, s)
+    stored = PackedWeight(pack(codes, 4), scale, None, 4, 256)
+    words = weight.views(weight.prepare(stored), Format.of(stored), 64)[0][0]  # (tiles_k, 64, q, s)
     x = torch.arange(256).remainder(128)[None].float()  # 127 is the largest: codes are x
     x[:, 128:] -= 127  # -127 .. 0
     found, steps, _ = activations.quantized_blocks(x.to(device), format_of(128, 256), CONFIG)

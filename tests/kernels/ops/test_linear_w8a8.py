@@ -14,6 +14,7 @@ from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu import ops as cpu_ops
 from llmquant.kernels.cpu import weight as cpu_weight
 from llmquant.kernels.ops.linear_w8a8 import OP, quantize_tokens
+from llmquant.kernels.product import PackedWeight
 from llmquant.numerics.pack import pack
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -65,7 +66,7 @@ def test_against_float64(shape, rows, dtypes, static, bias, seed) -> None:
     wanted = naive(x, codes, scale, added, input_scale)
     results = [OP(x, codes, scale, added, input_scale)]
     if native.library() is not None:
-        prepared = cpu_weight.prepare(pack(codes, 8), scale, None, 8, shape[1])
+        prepared = cpu_weight.prepare(PackedWeight(pack(codes, 8), scale, None, 8, shape[1]))
         for name in native.supported():
             results.append(cpu_ops.linear_w8a8(x, prepared, added, shape[0], input_scale, instructions=name))
     sums = codes.double().abs().sum(1) * scale.double()[:, 0] * (x.double().abs().amax(-1, keepdim=True) + 1e-7)
@@ -99,7 +100,7 @@ def test_codes_and_forward_of_compressed_tensors(dtype: torch.dtype, static: boo
     # A weight of ones on the diagonal lets the C++ kernels show their codes.
     matrix, ones = torch.eye(200, dtype=torch.int8), torch.ones(200, 1, dtype=dtype)
     if native.library() is not None:
-        prepared = cpu_weight.prepare(pack(matrix, 8), ones, None, 8, 200)
+        prepared = cpu_weight.prepare(PackedWeight(pack(matrix, 8), ones, None, 8, 200))
         shown = cpu_ops.linear_w8a8(x, prepared, None, 200, scales if static else None)
         assert torch.equal(shown, fake_quantize(x, scales, zeros, args))
     # Its forward rounds the quantized inputs, the weight and the result to dtype: each by half an ulp.
@@ -114,7 +115,7 @@ def test_codes_and_forward_of_compressed_tensors(dtype: torch.dtype, static: boo
 @needs_cpp
 def test_bad_numbers_show_and_spare_the_other_rows() -> None:
     codes, scale = weight(7, 300)
-    prepared = cpu_weight.prepare(pack(codes, 8), scale, None, 8, 300)
+    prepared = cpu_weight.prepare(PackedWeight(pack(codes, 8), scale, None, 8, 300))
     x = torch.randn(4, 300)
     x[1, 299], x[2, 3] = torch.nan, -torch.inf
     for scales in (None, torch.tensor([0.1])):
@@ -130,7 +131,7 @@ def test_bad_numbers_show_and_spare_the_other_rows() -> None:
 @needs_cpp
 def test_ops_gradient_compiled_autocast() -> None:
     codes, scale = weight(64, 160)
-    prepared = cpu_weight.prepare(pack(codes, 8), scale, None, 8, 160)
+    prepared = cpu_weight.prepare(PackedWeight(pack(codes, 8), scale, None, 8, 160))
     x, bias = torch.randn(2, 3, 160, requires_grad=True), torch.randn(64, requires_grad=True)
     given = torch.tensor([0.05])
     cpu = torch.ops.llmquant.cpu_linear_w8a8.default
@@ -154,7 +155,7 @@ def test_ops_gradient_compiled_autocast() -> None:
 @needs_cpp
 def test_shapes_that_do_not_fit_are_refused() -> None:
     codes, scale = weight(8, 64)
-    prepared = cpu_weight.prepare(pack(codes, 8), scale, None, 8, 64)
+    prepared = cpu_weight.prepare(PackedWeight(pack(codes, 8), scale, None, 8, 64))
     with pytest.raises(RuntimeError, match=r"x is \[\.\.\., 64\]"):
         OP(torch.randn(2, 32), codes, scale)
     with pytest.raises(RuntimeError, match="int8"):
