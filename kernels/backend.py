@@ -83,13 +83,9 @@ class CpuKernels(Kernels):
 
 @dataclass(frozen=True)
 class GpuKernels(Kernels):
-    """The Triton kernels.
+    """The Triton kernels."""
 
-    Attributes:
-        form: how the weight lies in its bytes: `Format.numbers()` of kernels/gpu/weight.py.
-    """
-
-    form: tuple[int, ...]
+    form: tuple[int, ...]  # how the weight lies in its bytes: `Format.numbers()` of kernels/gpu/weight.py
 
     def restore(self, weight: Tensor, out_features: int) -> PackedWeight:
         return gpu_weight.restore(weight, gpu_weight.Format.read(self.form), out_features)
@@ -173,12 +169,7 @@ def _unpack_name(device: torch.device | str) -> str:
 
 
 def w8a8_name(prepared: bool, device: torch.device | str = "cpu") -> str:
-    """What runs a W8A8 layer, such as "linear_w8a8: avx512vnni" or "linear_w8a8: sm90 triton".
-
-    Args:
-        prepared: whether its weight is prepared for the CPU kernels.
-        device: where it lies.
-    """
+    """What runs a W8A8 layer, prepared for the CPU kernels or not, such as "linear_w8a8: avx512vnni"."""
     if prepared:
         return f"linear_w8a8: {native.isa()}"
     reason = runtime.why_off(device)

@@ -145,10 +145,7 @@ def wanted() -> bool:
 def stream_read_gbs(threads: int, seconds: float = 0.4, size: int = 256 << 20) -> float:
     """Measured bandwidth of reading memory in order, the best of several reads, in 10^9 bytes per second.
 
-    Args:
-        threads: torch threads to read with.
-        seconds: how long to measure, at least.
-        size: bytes of the buffer; larger than all caches.
+    `size` bytes, larger than all caches, are read by `threads` torch threads for at least so many `seconds`.
 
     Raises:
         LlmquantError: without the C++ library.
@@ -263,15 +260,9 @@ def unpack_rows(
 
     Args:
         packed: (out_features, ceil(in_features * bits / 32)) int32, packed as `numerics.pack.pack` does.
-        scales: (out_features, groups), or (1, 1) for one scale per tensor; float32, bfloat16 or float16.
+        scales: (out_features, groups), or (1, 1) for one scale per tensor; one of `FLOATS`, like `dtype`.
         zeros: like scales but int8, in code units; None for symmetric weights.
-        bits: 2, 3, 4 or 8.
-        in_features: columns; a multiple of groups.
-        dtype: of the result; float32, bfloat16 or float16.
         instructions: one of `supported()`; None for `isa()`.
-
-    Returns:
-        (out_features, in_features) of `dtype`.
 
     Raises:
         LlmquantError: if there is no library, or it does not have `instructions`.

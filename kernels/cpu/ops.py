@@ -74,13 +74,9 @@ def linear(
     Args:
         x: (..., in_features) float32, bfloat16 or float16, on the CPU.
         weight: prepared.
-        bias: (out_features,) in the dtype of `x`.
-        out_features: those of the weight.
+        bias: (out_features,) in the dtype of `x`, as the result is.
         exact: 16-bit activations; else 8-bit.
         instructions: one of `native.supported()`; None for `native.isa()`.
-
-    Returns:
-        (..., out_features) in the dtype of `x`.
 
     Raises:
         LlmquantError: if the weight is no prepared one of (out_features, in_features).
@@ -152,12 +148,7 @@ def _entry(instructions: str | None) -> tuple[Any, int]:
 def linear_fused(x: Tensor, product: Product) -> list[Tensor]:
     """What the op `cpu_linear_fused` runs: several weights on one input, with what comes before and after them.
 
-    Args:
-        x: (..., in_features) float32, bfloat16 or float16, on the CPU.
-        product: of up to four weights with groups of one block size.
-
-    Returns:
-        (..., out_features) for each weight, or one with `silu`, in the dtype of `x`.
+    There are up to four weights with groups of one block size; `x` and results are as those of `linear`.
 
     Raises:
         LlmquantError: if the weights are no prepared ones, or cannot share their input.
@@ -221,16 +212,7 @@ def _fits(x: Tensor, product: Product) -> bool:
 
 
 def embedding(ids: Tensor, weight: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:
-    """What the op `cpu_embedding` runs: rows of a prepared weight, dequantized as linear_int.py does.
-
-    Args:
-        ids: (...) integers.
-        weight: prepared, (vocabulary, in_features).
-        in_features: columns.
-        dtype: of the result.
-
-    Returns:
-        (..., in_features) of `dtype`.
+    """What the op `cpu_embedding` runs: rows of a prepared weight, as kernels/ops/embedding_int.py defines it.
 
     Raises:
         IndexError: if an id is outside the vocabulary.

@@ -25,26 +25,15 @@ BLOCKS = (128, 64, 32)  # inputs that share a scale and one quantization of the 
 
 @dataclass(frozen=True)
 class Header:
-    """What a prepared weight holds.
+    """What a prepared weight holds."""
 
-    Attributes:
-        bits: of the checkpoint's codes.
-        block: inputs per block.
-        dtype: of the scales.
-        out_features: rows.
-        in_features: columns.
-        groups: scales per row in the checkpoint.
-        per_tensor: the checkpoint has one scale for all rows.
-        asymmetric: there are zeros.
-    """
-
-    bits: int
-    block: int
-    dtype: torch.dtype
+    bits: int  # of the checkpoint's codes
+    block: int  # inputs per block
+    dtype: torch.dtype  # of the scales
     out_features: int
     in_features: int
-    groups: int
-    per_tensor: bool
+    groups: int  # scales per row in the checkpoint
+    per_tensor: bool  # the checkpoint has one scale for all rows
     asymmetric: bool
 
 
@@ -144,11 +133,7 @@ def restore(weight: Tensor) -> PackedWeight:
 
 
 def select_rows(weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Some rows of a prepared weight in the checkpoint's layout, with zeros not packed: packed, scale, zeros int8.
-
-    Args:
-        weight: prepared.
-        rows: (count,) int64.
+    """Rows (count,) int64 of a prepared weight in the checkpoint's layout, with zeros not packed: packed, scale, zeros.
 
     Raises:
         IndexError: if a row does not exist.

@@ -16,17 +16,12 @@ _LONGEST = 32768  # inputs of a row that a program quantizes at once: 32 for eac
 
 
 def quantized_blocks(x: Tensor, has: Format, config: Config) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize x for W4A8.
-
-    Args:
-        x: (m, in_features) bfloat16, float16 or float32; inputs are contiguous.
-        has: format of the weights: a block is its unit, or 128 inputs, whichever is smaller.
-        config: of the product.
+    """Quantize x (m, in_features), whose inputs are contiguous, for W4A8 with weights and a configuration.
 
     Returns:
         codes (rows, inputs) int8, steps (blocks, rows) float32, and sums (blocks, rows) int32, anything if the weights
         have no zeros; as quantize.quantize_blocks writes them. Rows are m, up to a multiple of block_m, inputs up to
-        one of 128.
+        one of 128. A block is the unit of the weights, or 128 inputs, whichever is smaller.
     """
     from llmquant.kernels.gpu.triton.quantize import quantize_blocks
 
@@ -44,14 +39,7 @@ def quantized_blocks(x: Tensor, has: Format, config: Config) -> tuple[Tensor, Te
 
 @lru_cache(maxsize=1024)
 def constants_blocks(has: Format, many: bool, pdl: bool, where: Target) -> dict[str, Any]:
-    """The compile-time arguments and options of quantize_blocks.
-
-    Args:
-        has: format of the weights.
-        many: whether there are many rows, and not a few.
-        pdl: as in Config.
-        where: `target()`.
-    """
+    """The compile-time arguments and options of quantize_blocks, for many rows or a few."""
     # Several rows at a time, so that their steps, which are neighbours, are written together.
     rows, tiles = (8, 2) if many else (1, 8)
     config = Config(0, 0, stages=1, pdl=pdl)
@@ -66,12 +54,7 @@ def constants_blocks(has: Format, many: bool, pdl: bool, where: Target) -> dict[
 
 
 def quantized_rows(x: Tensor, input_scale: Tensor | None, config: Config) -> tuple[Tensor, Tensor]:
-    """Quantize x for W8A8.
-
-    Args:
-        x: (m, in_features) bfloat16, float16 or float32; inputs are contiguous.
-        input_scale: (1,) of all rows; None if each has its own.
-        config: of the product.
+    """Quantize x (m, in_features), whose inputs are contiguous, for W8A8; `input_scale` (1,) is of all rows.
 
     Returns:
         codes (rows, inputs) int8 and steps (rows,) float32, as quantize.quantize_rows writes them. Rows are m, up to a
@@ -90,15 +73,7 @@ def quantized_rows(x: Tensor, input_scale: Tensor | None, config: Config) -> tup
 
 @lru_cache(maxsize=1024)
 def constants_rows(in_features: int, dtype: torch.dtype, static: bool, pdl: bool, where: Target) -> dict[str, Any]:
-    """The compile-time arguments and options of quantize_rows.
-
-    Args:
-        in_features: inputs.
-        dtype: of x.
-        static: whether the scale is given.
-        pdl: as in Config.
-        where: `target()`.
-    """
+    """The compile-time arguments and options of quantize_rows; `static` if the scale is given."""
     block = min(1 << max(in_features - 1, TILE_K - 1).bit_length(), _LONGEST)
     warps = min(max(block // 512, 1), 16 if where.hip else 32)  # at most 1024 threads
     config = Config(0, 0, warps=warps, stages=1, pdl=pdl)

@@ -14,15 +14,10 @@ from llmquant.kernels.product import Product
 
 
 class Target(NamedTuple):
-    """What decides how kernels are compiled, beside their arguments: a key of whatever keeps such decisions.
-
-    Attributes:
-        interpreting: by the interpreter, and not at all.
-        hip: for AMD.
-    """
+    """What decides how kernels are compiled, beside their arguments: a key of whatever keeps such decisions."""
 
     interpreting: bool
-    hip: bool
+    hip: bool  # AMD
 
     @property
     def asm(self) -> bool:
@@ -35,18 +30,14 @@ class Target(NamedTuple):
 
 
 def target() -> Target:
-    """That of this process."""
     return Target(runtime.interpreting(), torch.version.hip is not None)
 
 
 def options(config: Config, where: Target, *, fused: bool = True) -> dict[str, Any]:
     """How Triton shall compile a launch.
 
-    Args:
-        config: of the launch.
-        where: `target()`.
-        fused: whether a multiply and an add may become one; not in what has the bits of a definition, which a fused
-            multiply-add would round once less.
+    `fused` says whether a multiply and an add may become one: not in what has the bits of a definition, which a fused
+    multiply-add would round once less.
     """
     chosen: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
     if where.interpreting:
@@ -64,7 +55,6 @@ class Parts(NamedTuple):
 
 
 def parts_of(product: Product) -> Parts:
-    """Those of a product."""
     return Parts(len(product.weights), product.silu, bool(product.biases), product.residual is not None)
 
 
@@ -88,7 +78,6 @@ def constants(has: Format, config: Config, parts: Parts, where: Target) -> dict[
 
 @cache
 def triton_dtype(dtype: torch.dtype) -> Any:
-    """Triton's name of a dtype."""
     import triton.language as tl
 
-    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+    return getattr(tl, str(dtype).removeprefix("torch."))

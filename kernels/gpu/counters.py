@@ -40,7 +40,7 @@ class Counters:
         zeros: Callable[[int, int], Tensor],
         reserve: int = _RESERVE,
     ) -> None:
-        """Make a set.
+        """Make a set; the functions are torch's, but in tests.
 
         Args:
             capturing: whether the current stream is being captured.
@@ -59,15 +59,7 @@ class Counters:
         self._lock = Lock()
 
     def get(self, device: torch.device, count: int) -> Tensor:
-        """Counters for one launch, on the current stream of a device.
-
-        Args:
-            device: a GPU; or the CPU, for the interpreter.
-            count: how many; at least one.
-
-        Returns:
-            (at least count,) int32, zeros when the launch begins.
-        """
+        """Counters for one launch, on the current stream of a device: (at least count,) int32, zeros when it begins."""
         if device.type == "cpu":
             return torch.zeros(count, dtype=torch.int32)
         index = torch.cuda.current_device() if device.index is None else device.index

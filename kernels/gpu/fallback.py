@@ -17,8 +17,7 @@ _lock = Lock()
 def note_fallback(reason: str) -> None:
     """Count a call that did not run as it should have.
 
-    Args:
-        reason: in words, without anything that differs from call to call: it is what is counted.
+    The reason, in words, has nothing that differs from call to call: it is what is counted.
     """
     with _lock:
         _counts[reason] += 1

@@ -35,24 +35,7 @@ def linear(
     config: Config | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """`x @ weight.T + bias`.
-
-    Args:
-        x: (..., in_features) bfloat16, float16 or float32.
-        weight: prepared (weight.py), where x lies.
-        bias: (out_features,) in the dtype of x.
-        out_features: those of the weight.
-        form: its format, as `Format.numbers()`.
-        exact: 16-bit activations; else 8-bit, for weights of at most 4 bits.
-        config: how to cut the work; None for what dispatch.py chooses.
-        out_dtype: of the result; None for that of x.
-
-    Returns:
-        (..., out_features).
-
-    Raises:
-        RuntimeError: if shapes, dtypes or devices do not fit.
-    """
+    """`x @ weight.T + bias`, as `linear_fused` of one weight; `form` is `Format.numbers()`."""
     product = Product([weight], [] if bias is None else [bias], [out_features], exact, form=form)
     return linear_fused(x, product, config=config, out_dtype=out_dtype)[0]
 
@@ -63,8 +46,8 @@ def linear_fused(
     """Several weights on one input in one launch, with what comes before and after them.
 
     Args:
-        x: (..., in_features) bfloat16, float16 or float32.
-        product: of up to three weights of one format.
+        x: (..., in_features) bfloat16, float16 or float32, where the weights lie.
+        product: of up to three weights of one format; `exact` off quantizes x to 8 bits for at most 4 bits of weights.
         config: how to cut the work; None for what dispatch.py chooses.
         out_dtype: of the result; None for that of x.
 

@@ -16,16 +16,9 @@ from llmquant.kernels.product import Product
 
 
 def linear_a16(x: Tensor, product: Product, *, config: Config, out_dtype: torch.dtype) -> list[Tensor]:
-    """Prepared weights times x as it is.
+    """Prepared weights times x (m, in_features) as it is; its inputs are contiguous, and there are rows.
 
-    Args:
-        x: (m, in_features) bfloat16, float16 or float32; inputs are contiguous, and there are rows.
-        product: checked by the caller, its norm applied; the residual is (m, out_features).
-        config: how to cut the work.
-        out_dtype: of the result.
-
-    Returns:
-        one (m, out_features) for each weight; with `silu` one for both.
+    The product is checked by the caller, its norm applied, and its residual (m, out_features).
     """
     from llmquant.kernels.gpu.triton.linear_a16 import linear_a16 as kernel
 
@@ -44,13 +37,7 @@ def linear_a16(x: Tensor, product: Product, *, config: Config, out_dtype: torch.
 
 
 @lru_cache(maxsize=4096)
-def _compile_time(
-    has: Format,
-    config: Config,
-    dtype: torch.dtype,
-    parts: Parts,
-    where: Target,
-) -> dict[str, Any]:
+def _compile_time(has: Format, config: Config, dtype: torch.dtype, parts: Parts, where: Target) -> dict[str, Any]:
     """Everything that the compiler sees; kept, since each call of a layer asks."""
     return {
         **constants(has, config, parts, where),

@@ -26,14 +26,8 @@ def linear_w4a8(
     inputs is 5.4e-3, 5.9e-3 and 6.5e-3 for blocks of 32, 64 and 128; with every 97th input 30 times as large it is
     1.2e-2, 1.7e-2 and 2.3e-2. A block with NaN or infinity makes its row NaN.
 
-    Args:
-        x: (m, in_features) bfloat16, float16 or float32; inputs are contiguous.
-        product: checked by the caller, its norm applied; the residual is (m, out_features).
-        config: how to cut the work; None for what dispatch.py chooses.
-        out_dtype: of the result; None for that of x.
-
-    Returns:
-        one (m, out_features) for each weight; with `silu` one for both.
+    The inputs of x (m, in_features) are contiguous; the product is checked by the caller, its norm applied, and its
+    residual (m, out_features).
     """
     from llmquant.kernels.gpu.triton.linear_a8 import linear_w4a8 as kernel
 
@@ -70,18 +64,9 @@ def linear_w8a8(
     *,
     config: Config | None = None,
 ) -> Tensor:
-    """The op `llmquant::linear_w8a8`, with the bits of its reference (llmquant.kernels.ops.linear_w8a8).
+    """The op `llmquant::linear_w8a8`, with the bits of its reference and its arguments (kernels/ops/linear_w8a8.py).
 
-    Args:
-        x: (..., in_features) bfloat16, float16 or float32.
-        weight: (out_features, in_features) int8.
-        scale: (out_features, 1) float.
-        bias: (out_features,) in the dtype of x.
-        input_scale: (1,) of all rows; None if each has its own.
-        config: how to cut the work; None for what dispatch.py chooses.
-
-    Returns:
-        (..., out_features) in the dtype of x.
+    `config` says how to cut the work; dispatch.py chooses where it is None.
     """
     from llmquant.kernels.gpu.triton.linear_a8 import linear_w8a8 as kernel
 

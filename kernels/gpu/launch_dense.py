@@ -18,15 +18,8 @@ _BYTES = 64 << 20  # of a dense piece of a weight
 def linear_dense(x: Tensor, product: Product, out_dtype: torch.dtype) -> list[Tensor]:
     """Multiply with dense weights, made piece by piece so that a piece stays small.
 
-    Until the results are cast to `out_dtype`, everything is rounded to the dtype of x.
-
-    Args:
-        x: (m, in_features).
-        product: checked by the caller, its norm applied; the residual is (m, out_features).
-        out_dtype: of the results.
-
-    Returns:
-        one (m, out_features) for each weight; with `silu` one for both.
+    Until the results are cast to `out_dtype`, everything is rounded to the dtype of x (m, in_features). The product is
+    checked by the caller, its norm applied, and its residual (m, out_features).
     """
     weights, biases, out_features, _, _, _, residual, silu, form = product
     has = Format.read(form)
@@ -48,18 +41,9 @@ def linear_dense(x: Tensor, product: Product, out_dtype: torch.dtype) -> list[Te
 def dense(
     weight: Tensor, has: Format, out_features: int, dtype: torch.dtype, first: int = 0, count: int | None = None
 ) -> Tensor:
-    """Rows of the dense weight: the bits that llmquant.kernels.ops.dequantize gives for the checkpoint's tensors.
+    """Rows of the dense weight (count, in_features): the bits that the definition gives for the checkpoint's tensors.
 
-    Args:
-        weight: prepared.
-        has: its format.
-        out_features: its outputs.
-        dtype: of the result.
-        first: row to begin with, a multiple of 64.
-        count: of rows; None for all.
-
-    Returns:
-        (count, in_features).
+    `first` is a multiple of 64; a `count` of None takes all rows from there.
     """
     from llmquant.kernels.gpu.triton.dense import dequantize_tile
 

@@ -36,17 +36,7 @@ from llmquant.kernels.product import ASKED, Product
 
 
 def embedding(ids: Tensor, weight: Tensor, out_features: int, form: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Rows of a prepared weight, dequantized as linear_int.py does.
-
-    Args:
-        ids: (...) integers.
-        weight: prepared, (out_features, in_features).
-        out_features: the vocabulary.
-        form: its format.
-        dtype: of the result.
-
-    Returns:
-        (..., in_features) of `dtype`.
+    """Rows of a prepared weight, dequantized as embedding_int.py does: (*ids.shape, in_features) of `dtype`.
 
     Raises:
         RuntimeError: if an id is outside the vocabulary; on a GPU it is an assertion there, as in torch's embedding.

@@ -33,9 +33,6 @@ def interpreting() -> bool:
 def why_off(device: torch.device | str) -> str | None:
     """Why the kernels cannot run on a device, in words for a report; None if they can.
 
-    Args:
-        device: where the weights lie.
-
     Raises:
         LlmquantError: as `interpreting`.
     """

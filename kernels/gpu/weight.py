@@ -28,7 +28,7 @@ Everything here is plain torch and runs where the weight lies.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property, lru_cache
 from math import gcd
 
@@ -49,22 +49,13 @@ _CHUNK = 1 << 25  # codes that are brought into order at once: bounds the memory
 
 @dataclass(frozen=True)
 class Format:
-    """How a prepared weight lies in its bytes; everything that the bytes do not say themselves.
+    """How a prepared weight lies in its bytes; everything that the bytes do not say themselves."""
 
-    Attributes:
-        bits: of the checkpoint's codes: 2, 3, 4 or 8.
-        in_features: inputs.
-        groups: scales per output in the checkpoint.
-        scale_type: index of the dtype of the scales in `DTYPES`.
-        per_tensor: whether the checkpoint has one scale for all outputs.
-        asymmetric: whether there are zeros.
-    """
-
-    bits: int
+    bits: int  # of the checkpoint's codes
     in_features: int
-    groups: int
-    scale_type: int
-    per_tensor: bool
+    groups: int  # scales per output in the checkpoint
+    scale_type: int  # index of their dtype in DTYPES
+    per_tensor: bool  # one scale for all outputs in the checkpoint
     asymmetric: bool
 
     @classmethod
@@ -76,7 +67,7 @@ class Format:
 
     def numbers(self) -> list[int]:
         """As an op takes it; `Format.read` turns them back."""
-        return [self.bits, self.in_features, self.groups, self.scale_type, int(self.per_tensor), int(self.asymmetric)]
+        return [int(number) for number in astuple(self)]
 
     @staticmethod
     def read(numbers: Sequence[int]) -> Format:
@@ -108,12 +99,10 @@ class Format:
 
     @property
     def tiles_k(self) -> int:
-        """Tiles along the inputs."""
         return -(-self.in_features // TILE_K)
 
     @property
     def scale_dtype(self) -> torch.dtype:
-        """Of the scales."""
         return DTYPES[self.scale_type]
 
     def rows(self, out_features: int) -> int:
@@ -193,17 +182,7 @@ def restore(weight: Tensor, has: Format, out_features: int) -> PackedWeight:
 
 
 def rows_of(weight: Tensor, has: Format, out_features: int, chosen: Tensor) -> Tensor:
-    """Some rows of the dense weight, rounded to the dtype of the scales as the definition says.
-
-    Args:
-        weight: prepared.
-        has: its format.
-        out_features: its outputs.
-        chosen: (count,) int64 numbers of rows.
-
-    Returns:
-        (count, in_features) in the dtype of the scales.
-    """
+    """The rows `chosen` (count,) int64 of the dense weight: (count, in_features), in the dtype of the scales."""
     codes, scales, zeros = views(weight, has, out_features)
     words = codes[chosen // TILE_N, :, chosen % TILE_N].unsqueeze(2)
     pair = chosen // 16 * 16 + chosen % 8 * 2 + chosen % 16 // 8

@@ -18,19 +18,12 @@ Grid = tuple[int, int, int]
 
 
 class Work(NamedTuple):
-    """A launch of a kernel of prepared weights.
-
-    Attributes:
-        grid: of programs.
-        tensors: weights, biases, residual, results, room for partial sums, counters: as the kernels take them.
-        sizes: outputs of each weight, likewise.
-        outs: the results alone.
-    """
+    """A launch of a kernel of prepared weights, whose arguments are in the kernels' order."""
 
     grid: Grid
-    tensors: list[Tensor]
-    sizes: list[int]
-    outs: list[Tensor]
+    tensors: list[Tensor]  # weights, biases, residual, results, room for partial sums, counters
+    sizes: list[int]  # outputs of each weight
+    outs: list[Tensor]  # the results alone
 
 
 def question(kind: str, device: torch.device, m: int, n: int, k: int, unit: int) -> dict[str, Any]:
@@ -40,14 +33,7 @@ def question(kind: str, device: torch.device, m: int, n: int, k: int, unit: int)
 
 
 def share_work(x: Tensor, product: Product, config: Config, out_dtype: torch.dtype) -> Work:
-    """Allocate results, and name every argument three times: what there is less of is a stand-in that nobody reads.
-
-    Args:
-        x: (m, in_features).
-        product: of up to three weights; the residual is (m, out_features).
-        config: of the launch.
-        out_dtype: of the results.
-    """
+    """Allocate results, and name every argument three times: what there is less of is a stand-in that nobody reads."""
     weights, biases, out_features, _, _, _, residual, silu, _ = product
     outs = product.empty(x, out_dtype)
     results = len(outs)
@@ -69,12 +55,7 @@ def split_work(
 ) -> tuple[Grid, Tensor, Tensor]:
     """The grid of a launch, and what split-K needs: room for partial sums, and counters that are zero.
 
-    Args:
-        x: (m, in_features).
-        config: of the launch.
-        out_features: of each weight.
-        silu: whether two weights share their blocks.
-        dtype: of the sums.
+    With `silu` two weights share their blocks; the sums are of `dtype`.
     """
     if silu:
         tiles = -(-out_features[0] // (config.block_n // 2))

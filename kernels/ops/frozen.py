@@ -19,15 +19,7 @@ Dense = Callable[[Sequence[Tensor], Sequence[Any], tuple[int, int], torch.dtype]
 def register_gradient(
     name: str, dense: Dense, *, bias: int, weight: slice = slice(1, 2), library: torch.library.Library
 ) -> None:
-    """Give an op its gradient.
-
-    Args:
-        name: of the op, whose first argument is x (..., in_features).
-        dense: makes the weight.
-        bias: which argument is the bias.
-        weight: which ones are the tensors of the weight.
-        library: that defined the op.
-    """
+    """Give an op its gradient: its first argument is x (..., in_features), `bias` and `weight` say which those are."""
 
     def set_up(ctx: Any, inputs: tuple, output: Tensor) -> None:  # noqa: ARG001 - torch passes it by name
         if any(ctx.needs_input_grad[weight]):
@@ -60,14 +52,8 @@ def define(
 ) -> Any:
     """Define an op, and return it.
 
-    Made with torch.library.Library and not custom_op, which costs several times as much per call.
-
-    Args:
-        library: of llmquant.
-        signature: in torch's language of schemas.
-        function: what it runs.
-        fake: what it does to shapes and dtypes.
-        keys: where `function` runs: everywhere, or on these devices.
+    Made with torch.library.Library and not custom_op, which costs several times as much per call. `fake` is what it
+    does to shapes and dtypes; `function` runs everywhere, or on the devices of `keys`.
     """
     name = signature.partition("(")[0]
     library.define(signature, tags=torch.Tag.pt2_compliant_tag)

@@ -23,19 +23,7 @@ _chosen: dict[tuple[str, str, int, int, int, int, int], Config] = {}
 
 
 def choose(arch: str, kind: str, m: int, n: int, k: int, unit: int, *, processors: int) -> Config:
-    """The configuration for a product on a GPU.
-
-    Args:
-        arch: such as "sm90".
-        kind: "w4a16", "w8a16", "w4a32", "w8a32", "w4a8" or "w8a8": bits of the codes and of the activations.
-        m: rows of activations.
-        n: outputs, of all weights of a launch together.
-        k: inputs.
-        unit: inputs per scale, 0 for all.
-        processors: multiprocessors of the GPU.
-
-    Returns:
-        It, or `DENSE`.
+    """The configuration for a product on a GPU, or `DENSE`; arguments as of `estimate.candidates`.
 
     Raises:
         LlmquantError: if a table is damaged, or the one that `LLMQUANT_GPU_TABLE` names is missing.
@@ -48,7 +36,7 @@ def choose(arch: str, kind: str, m: int, n: int, k: int, unit: int, *, processor
 
 
 def give_up(arch: str, kind: str, m: int, n: int, k: int, unit: int, *, processors: int, instead: Config) -> None:
-    """Choose something else from now on, because what was chosen does not compile or fit; arguments as of `choose`."""
+    """Choose something else from now on, because what was chosen does not compile or fit."""
     _chosen[arch, kind, (m - 1).bit_length(), n, k, unit, processors] = instead
 
 

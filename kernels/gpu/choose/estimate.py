@@ -148,8 +148,7 @@ def candidates(arch: str, kind: str, m: int, n: int, k: int, unit: int, processo
         unit: inputs per scale, 0 for all.
         processors: multiprocessors.
 
-    Returns:
-        The list; with `DENSE` as its first entry where a dense weight should win, and as its last where it could.
+    `DENSE` is the first where a dense weight should win, and the last where it could.
     """
     product = Product(card_of(arch), kind, m, n, k, unit, processors)
     timed = [(nanoseconds(config, product, resident), config) for config, resident in _configs(product)]

@@ -63,28 +63,19 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A file of entries.
-
-    Attributes:
-        arch: such as "sm90".
-        processors: multiprocessors of the GPU; None for every GPU of the architecture.
-        gpu: its name; None if nothing was measured.
-        runs: what measured the entries.
-        entries: the first that fits counts.
-    """
+    """A file of entries."""
 
     arch: str
-    processors: int | None = None
-    gpu: str | None = None
+    processors: int | None = None  # every GPU of the architecture
+    gpu: str | None = None  # nothing was measured
     runs: tuple[dict[str, Any], ...] = ()
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[Entry, ...] = ()  # the first that fits counts
 
     def find(self, kind: str, m: int, n: int, k: int, unit: int) -> Config | None:
         """The configuration for a product, or None if there is no entry for it."""
         return next((entry.config for entry in self.entries if entry.fits(kind, m, n, k, unit)), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The table as plain data for JSON."""
         return {"version": VERSION} | asdict(self) | {"entries": [_entry_to_dict(entry) for entry in self.entries]}
 
 

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +21,7 @@ from llmquant.kernels.gpu.choose import dispatch, estimate, table
 from llmquant.kernels.gpu.choose.config import DENSE, Config
 from llmquant.kernels.gpu.weight import Format
 from llmquant.progress import Progress
+from llmquant.turns import take_turns
 
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 #: Relative error in Frobenius norm that a result may have; a result in bf16 has 1.7e-3, one from a dense weight 2.2e-3,
@@ -37,17 +39,11 @@ class CannotRun(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A weight to tune for.
+    """A weight to tune for."""
 
-    Attributes:
-        kind: "w4a16", "w8a16", "w4a8" or "w8a8".
-        form: how it lies in memory.
-        n: outputs; of all weights together, where a launch has several.
-    """
-
-    kind: str
+    kind: str  # w4a16, w8a16, w4a8 or w8a8
     form: Format
-    n: int
+    n: int  # outputs; of all weights together, where a launch has several
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -65,40 +61,24 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What was found for a case and a number of rows.
-
-    Attributes:
-        case: the weight.
-        rows: the least and the most that it holds for; the most is what was measured.
-        config: the fastest; None if nothing ran.
-        us: microseconds of a call with it.
-        untuned: what would run without a table.
-        us_untuned: microseconds with that; None if it did not run.
-        refused: how many candidates did not run, or computed something wrong, by reason.
-    """
+    """What was found for a case and a number of rows."""
 
     case: Case
-    rows: tuple[int, int]
-    config: Config | None
-    us: float | None
-    untuned: Config
-    us_untuned: float | None
-    refused: dict[str, int] = field(default_factory=dict)
+    rows: tuple[int, int]  # the least and the most that it holds for; the most is what was measured
+    config: Config | None  # the fastest; None if nothing ran
+    us: float | None  # of a call with it
+    untuned: Config  # what would run without a table
+    us_untuned: float | None  # None if that did not run
+    refused: dict[str, int] = field(default_factory=dict)  # candidates that did not run or were wrong, by reason
 
 
 @dataclass(frozen=True, slots=True)
 class TuneReport:
-    """What was found on a GPU.
-
-    Attributes:
-        gpu: its name.
-        file: the table that holds it from now on.
-        found: one for each weight and number of rows.
-    """
+    """What was found on a GPU."""
 
     gpu: str
-    file: Path
-    found: tuple[Tuned, ...]
+    file: Path  # the table that holds it from now on
+    found: tuple[Tuned, ...]  # one for each weight and number of rows
 
     def to_json(self) -> str:
         """The report as JSON text; a configuration is null where nothing ran, and zeros for a dense weight."""
@@ -121,8 +101,7 @@ def tune(
 
     Args:
         cases: the weights; those of one key are tuned once.
-        arch: of the GPU.
-        processors: of the GPU.
+        arch: of the GPU, which has so many `processors`.
         measure: one call; raises `CannotRun`.
         rows: numbers of rows to measure, ascending powers of two; each also stands for those down to the one before.
         progress: is told of each weight and number of rows.
@@ -145,7 +124,9 @@ def _tune_one(case: Case, rows: tuple[int, int], arch: str, processors: int, mea
     configs = estimate.candidates(arch, case.kind, m, *case.key[1:], processors)
     times: dict[Config, list[float]] = {}
 
-    def run(config: Config) -> None:
+    def run(config: Config, again: bool = True) -> None:
+        if again and config not in times:
+            return
         try:
             timing = measure(case, m, config)
         except CannotRun as error:
@@ -158,17 +139,14 @@ def _tune_one(case: Case, rows: tuple[int, int], arch: str, processors: int, mea
             times.pop(config, None)
 
     for config in configs:
-        run(config)
+        run(config, again=False)
     best = sorted(times, key=lambda config: times[config])[:_FINALISTS]
     overlapping = _with_pdl(best, arch)
     for config in overlapping:
-        run(config)
+        run(config, again=False)
     untuned = configs[0]
     finalists = [config for config in times if config in best or config in overlapping or config == untuned]
-    for _ in range(_AGAIN):
-        for config in finalists:
-            if config in times:
-                run(config)
+    take_turns([partial(run, config) for config in finalists], lambda rounds: rounds < _AGAIN)
     medians = {config: median(times[config]) for config in finalists if config in times}
     winner = min(medians, key=lambda config: medians[config], default=None)
     if winner and untuned in medians and medians[winner] > _GAIN * medians[untuned]:
@@ -187,17 +165,7 @@ def _with_pdl(best: Sequence[Config], arch: str) -> list[Config]:
 def save(found: Sequence[Tuned], arch: str, processors: int, gpu: str, run: dict[str, Any]) -> Path:
     """Write what was found into the user's table, and let dispatch.py use it from now on.
 
-    Entries of other weights stay, unless another GPU measured them.
-
-    Args:
-        found: of `tune`.
-        arch: of the GPU.
-        processors: of the GPU.
-        gpu: its name.
-        run: when and with what it was measured.
-
-    Returns:
-        The file.
+    Entries of other weights stay, unless another GPU measured them. `run` says when and with what it was measured.
 
     Raises:
         LlmquantError: if the table that is there is damaged, or it cannot be written.

@@ -32,19 +32,12 @@ Call = Callable[[Tensor, Tensor, Config], Tensor]
 
 @dataclass(frozen=True)
 class _Subject:
-    """What a case is measured with.
+    """What a case is measured with."""
 
-    Attributes:
-        weight: prepared; of w8a8 the codes.
-        call: x (m, in_features), a weight like this one, and the configuration, to (m, n).
-        reference: x to the result that is right.
-        dtype: of x.
-    """
-
-    weight: Tensor
-    call: Call
-    reference: Callable[[Tensor], Tensor]
-    dtype: torch.dtype
+    weight: Tensor  # prepared; of w8a8 the codes
+    call: Call  # x (m, in_features), a weight like this one, and the configuration, to (m, n)
+    reference: Callable[[Tensor], Tensor]  # x to the result that is right
+    dtype: torch.dtype  # of x
 
 
 class OnGpu:
@@ -59,12 +52,7 @@ class OnGpu:
         self._x = self._expected = torch.empty(0)
 
     def __call__(self, case: Case, m: int, config: Config) -> Timing:
-        """Compile, check and time a configuration.
-
-        Args:
-            case: the weight.
-            m: rows.
-            config: of the launch.
+        """Compile, check and time a configuration for m rows.
 
         Raises:
             CannotRun: if the configuration does not compile or does not fit the GPU.

@@ -11,24 +11,7 @@ def part_of(
     block_n, weight0, weight1, weight2, bias0, bias1, bias2, out0, out1, out2, n0, n1, n2,
     PARTS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The weight that a block of outputs belongs to.
-
-    Args:
-        block_n: number of the block, counted through all weights.
-        weight0: the weights; those beyond PARTS are ignored, as of all that follows.
-        weight1: see weight0.
-        weight2: see weight0.
-        bias0: their biases.
-        bias1: see bias0.
-        bias2: see bias0.
-        out0: their results.
-        out1: see out0.
-        out2: see out0.
-        n0: their outputs.
-        n1: see n0.
-        n2: see n0.
-        PARTS: how many weights.
-        BLOCK_N: outputs of a block.
+    """The weight that a block of outputs, counted through all PARTS weights, belongs to.
 
     Returns:
         weight, bias, out, n, and the number of the block in that weight.
@@ -52,19 +35,9 @@ def locate(
     weight, second, block_n, n, tiles_k,
     BITS: tl.constexpr, UNIT: tl.constexpr, SCALE: tl.constexpr, BLOCK_N: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """Pointers into a prepared weight (weight.py).
+    """Pointers into a prepared weight (weight.py) for block number `block_n`.
 
-    Args:
-        weight: prepared (uint8).
-        second: with SILU, the weight of the second half of the block, of the same size.
-        block_n: number of the block.
-        n: outputs of the weight.
-        tiles_k: inputs / 128, rounded up.
-        BITS: of a code in a word, 4 or 8.
-        UNIT: inputs per scale; 0 for all.
-        SCALE: dtype of the scales.
-        BLOCK_N: outputs of a block, both halves together.
-        SILU: whether the block is half of one weight and half of another.
+    With SILU half of the BLOCK_N outputs are those of `weight`, and half those of `second`, which is of the same size.
 
     Returns:
         pointers (BLOCK_N,) to each output's bytes of tile 0; pointers (BLOCK_N / 2,) to the pairs of scales and to

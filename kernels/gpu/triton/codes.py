@@ -92,18 +92,10 @@ mov.b32 {$2, $3}, c;
 
 @triton.jit
 def operand(words, zeros, BITS: tl.constexpr, ASYMMETRIC: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr):
-    """`codes - zeros` of some words.
+    """`codes - zeros` (rows, 128 / BITS * S) of DTYPE, inputs in their order.
 
-    Args:
-        words: (rows, 4, S) int32, S of a tile or a half or a quarter of it.
-        zeros: (rows,) int32; anything if not ASYMMETRIC.
-        BITS: of a code in the words, 4 or 8.
-        ASYMMETRIC: whether there are zeros.
-        DTYPE: of the result.
-        ASM: whether to use PTX.
-
-    Returns:
-        (rows, 128 / BITS * S) of DTYPE, inputs in their order.
+    `words` are (rows, 4, S) int32, S of a tile or a half or a quarter of it; `zeros` (rows,) int32, or anything if not
+    ASYMMETRIC.
     """
     rows: tl.constexpr = words.shape[0]
     places: tl.constexpr = words.shape[2]

@@ -10,34 +10,13 @@ from llmquant.kernels.gpu.triton.codes import operand
 
 @triton.jit
 def dequantize_tile(
-    weight,
-    out,
-    out_features,
-    in_features,
-    first,
-    count,
-    BITS: tl.constexpr,
-    UNIT: tl.constexpr,
-    ASYMMETRIC: tl.constexpr,
-    SCALE: tl.constexpr,
-    DTYPE: tl.constexpr,
-    ASM: tl.constexpr,
-):
+    weight, out, out_features, in_features, first, count,
+    BITS: tl.constexpr, UNIT: tl.constexpr, ASYMMETRIC: tl.constexpr,
+    SCALE: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
     """Write one tile of 64 outputs by 128 inputs; rounded to the dtype of the scales first, as the definition says.
 
-    Args:
-        weight: prepared (weight.py).
-        out: (count, in_features) of DTYPE.
-        out_features: of the weight.
-        in_features: of the weight.
-        first: output that is row 0 of `out`, a multiple of 64.
-        count: rows of `out`.
-        BITS: of a code in a word, 4 or 8.
-        UNIT: inputs per scale; 0 for all.
-        ASYMMETRIC: whether there are zeros.
-        SCALE: dtype of the scales.
-        DTYPE: of the result.
-        ASM: whether to use PTX.
+    `out` is (count, in_features) of DTYPE, and its row 0 the output `first` of the weight, a multiple of 64.
     """
     tile_n, tile_k = tl.program_id(0), tl.program_id(1)
     tiles_k = tl.num_programs(1)

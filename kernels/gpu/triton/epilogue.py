@@ -20,9 +20,8 @@ def reduced(acc, rows, m, partials, counters, tile, split, SPLIT_K: tl.constexpr
         m: rows of x.
         partials: room for SPLIT_K blocks per tile.
         counters: int32, one per tile, zero between launches.
-        tile: number of the tile.
-        split: number of this program among those of the tile.
-        SPLIT_K: how many there are.
+        tile: its number.
+        split: number of this program among the SPLIT_K of the tile.
 
     Returns:
         whether this program is the last one, and has to finish the tile; the total, if it is.
@@ -46,34 +45,16 @@ def reduced(acc, rows, m, partials, counters, tile, split, SPLIT_K: tl.constexpr
 
 @triton.jit
 def finish(
-    acc,
-    rows_n,
-    rows_m,
-    n,
-    m,
-    bias0,
-    bias1,
-    residual,
-    out,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    SILU: tl.constexpr,
-):
+    acc, rows_n, rows_m, n, m, bias0, bias1, residual, out,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
     """Bias, SiLU(gate) * up, residual, cast and store of a block.
 
     Args:
         acc: (block_n, block_m) float32; with SILU its first half is the gate, the second the up projection.
         rows_n: (block_n,) or, with SILU, (block_n / 2,) outputs.
-        rows_m: (block_m,) rows.
-        n: outputs.
-        m: rows.
-        bias0: (n,) of the weight, or of the gate.
-        bias1: (n,) of the up projection.
-        residual: (m, n).
-        out: (m, n).
-        BIAS: whether there are biases.
-        RESIDUAL: whether there is a residual.
-        SILU: whether the block is a pair.
+        rows_m: (block_m,) rows; `residual` and `out` are (m, n).
+        bias0: (n,) of the weight, or of the gate; bias1 is of the up projection.
     """
     block_n: tl.constexpr = acc.shape[0]
     block_m: tl.constexpr = acc.shape[1]

@@ -24,75 +24,30 @@ from llmquant.kernels.gpu.triton.prefetch import fetch_ahead
 @triton.jit(do_not_specialize=["m"])
 def linear_a16(
     x,
-    weight0,
-    weight1,
-    weight2,
-    bias0,
-    bias1,
-    bias2,
-    residual,
-    out0,
-    out1,
-    out2,
-    partials,
-    counters,
-    m,
-    in_features,
-    stride_x,
-    n0,
-    n1,
-    n2,
-    BITS: tl.constexpr,
-    UNIT: tl.constexpr,
-    ASYMMETRIC: tl.constexpr,
-    SCALE: tl.constexpr,
-    PARTS: tl.constexpr,
-    SILU: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    ASM: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    weight0, weight1, weight2, bias0, bias1, bias2, residual, out0, out1, out2, partials, counters,
+    m, in_features, stride_x, n0, n1, n2,
+    BITS: tl.constexpr, UNIT: tl.constexpr, ASYMMETRIC: tl.constexpr, SCALE: tl.constexpr,
+    PARTS: tl.constexpr, SILU: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT_K: tl.constexpr, EVEN_K: tl.constexpr,
+    ASM: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Compute one block.
+
+    BITS (4 or 8, of a code in a word), UNIT (inputs per scale, 0 for all), ASYMMETRIC and SCALE are the format of the
+    weights (weight.py); PARTS, SILU, BIAS and RESIDUAL what is asked of them (product.py); BLOCK_M, BLOCK_N and SPLIT_K
+    the configuration, half of BLOCK_N being the gate's with SILU. PDL: the launch may overlap with the end of the
+    kernel in front.
 
     Args:
         x: (m, in_features) float, rows `stride_x` apart.
         weight0: prepared weights (uint8) of n0, n1 and n2 outputs; those beyond PARTS are ignored.
-        weight1: see weight0.
-        weight2: see weight0.
         bias0: (n0,), and so on.
-        bias1: see bias0.
-        bias2: see bias0.
         residual: (m, n0).
-        out0: (m, n0), and so on; with SILU only this one.
-        out1: see out0.
-        out2: see out0.
+        out0: (m, n0), and so on; with SILU only this one: SiLU(x @ weight0.T) * (x @ weight1.T).
         partials: float32, room for split-K (epilogue.py).
         counters: int32, zeros, for split-K.
-        m: rows.
-        in_features: inputs.
-        stride_x: elements between rows of x.
-        n0: outputs of the first weight; all of the same size with SILU.
-        n1: see n0.
-        n2: see n0.
-        BITS: of a code in a word, 4 or 8.
-        UNIT: inputs per scale; 0 for all.
-        ASYMMETRIC: whether there are zeros.
-        SCALE: dtype of the scales.
-        PARTS: how many weights.
-        SILU: out0 = SiLU(x @ weight0.T) * (x @ weight1.T).
-        BIAS: whether each weight has a bias.
-        RESIDUAL: whether to add the residual to out0.
-        BLOCK_M: rows of a block.
-        BLOCK_N: outputs of a block; with SILU half of them are the gate's.
-        SPLIT_K: programs that share a block.
         EVEN_K: whether 128 divides in_features.
         ASM: whether to use PTX.
-        PDL: whether the launch may overlap with the end of the kernel in front.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()

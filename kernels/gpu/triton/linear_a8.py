@@ -36,76 +36,24 @@ shl.b32 $0, low, 4;
 
 @triton.jit(do_not_specialize=["m"])
 def linear_w4a8(
-    x,
-    steps,
-    sums,
-    weight0,
-    weight1,
-    weight2,
-    bias0,
-    bias1,
-    bias2,
-    residual,
-    out0,
-    out1,
-    out2,
-    partials,
-    counters,
-    m,
-    padded_m,
-    tiles_k,
-    n0,
-    n1,
-    n2,
-    UNIT: tl.constexpr,
-    ASYMMETRIC: tl.constexpr,
-    SCALE: tl.constexpr,
-    PARTS: tl.constexpr,
-    SILU: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    ASM: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x, steps, sums,
+    weight0, weight1, weight2, bias0, bias1, bias2, residual, out0, out1, out2, partials, counters,
+    m, padded_m, tiles_k, n0, n1, n2,
+    UNIT: tl.constexpr, ASYMMETRIC: tl.constexpr, SCALE: tl.constexpr,
+    PARTS: tl.constexpr, SILU: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT_K: tl.constexpr,
+    ASM: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Compute one block; W4A8.
+
+    As linear_a16.py has it, but for
 
     Args:
         x: (padded_m, tiles_k * 128) int8, permuted, from quantize_blocks, in blocks of UNIT inputs, at most 128.
         steps: (blocks, padded_m) float32, likewise.
         sums: (blocks, padded_m) int32, likewise; ignored if not ASYMMETRIC.
-        weight0: prepared weights (uint8) of n0, n1 and n2 outputs; those beyond PARTS are ignored.
-        weight1: see weight0.
-        weight2: see weight0.
-        bias0: (n0,), and so on.
-        bias1: see bias0.
-        bias2: see bias0.
-        residual: (m, n0).
-        out0: (m, n0), and so on; with SILU only this one.
-        out1: see out0.
-        out2: see out0.
-        partials: float32, room for split-K (epilogue.py).
-        counters: int32, zeros, for split-K.
-        m: rows.
         padded_m: rows of x, those included that only pad the last block.
         tiles_k: inputs / 128, rounded up.
-        n0: outputs of the first weight; both have the same with SILU.
-        n1: see n0.
-        n2: see n0.
-        UNIT: inputs per scale of the weights; 0 for all.
-        ASYMMETRIC: whether there are zeros.
-        SCALE: dtype of the scales.
-        PARTS: how many weights.
-        SILU: out0 = SiLU(x @ weight0.T) * (x @ weight1.T).
-        BIAS: whether each weight has a bias.
-        RESIDUAL: whether to add the residual to out0.
-        BLOCK_M: rows of a block.
-        BLOCK_N: outputs of a block; with SILU half of them are the gate's.
-        SPLIT_K: programs that share a block.
-        ASM: whether to use PTX.
-        PDL: whether the launch may overlap with the end of the kernel in front.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -172,44 +120,20 @@ def linear_w4a8(
 
 @triton.jit(do_not_specialize=["m"])
 def linear_w8a8(
-    x,
-    steps,
-    weight,
-    scale,
-    bias,
-    out,
-    partials,
-    counters,
-    m,
-    n,
-    in_features,
-    BIAS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x, steps, weight, scale, bias, out, partials, counters, m, n, in_features,
+    BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT_K: tl.constexpr,
+    EVEN_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Compute one block; W8A8. For the bits of the reference, compile it without fused multiply-add.
 
     Args:
         x: (m, in_features rounded up to a multiple of 128) int8, from quantize_rows, with room for the last block.
         steps: (m,) float32, likewise.
         weight: (n, in_features) int8.
-        scale: (n,) float.
-        bias: (n,).
+        scale: (n,) float, like `bias`.
         out: (m, n).
         partials: int32, room for split-K (epilogue.py).
         counters: int32, zeros, for split-K.
-        m: rows.
-        n: outputs.
-        in_features: inputs.
-        BIAS: whether there is a bias.
-        BLOCK_M: rows of a block.
-        BLOCK_N: outputs of a block.
-        SPLIT_K: programs that share a block.
-        EVEN_K: whether 128 divides in_features.
-        PDL: whether the launch may overlap with the end of the kernel in front.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -256,14 +180,9 @@ def _place(block, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def operand(pairs, ASM: tl.constexpr):
-    """16 times the codes of some words.
+    """16 times the codes of some words: (rows, 32 * S) int8, inputs in the order of quantize_blocks.
 
-    Args:
-        pairs: (rows, 4, S, 4) int8, two codes in each; S of a tile or a half or a quarter of it.
-        ASM: whether to use PTX.
-
-    Returns:
-        (rows, 32 * S) int8, inputs in the order of quantize_blocks.
+    `pairs` are (rows, 4, S, 4) int8, two codes in each; S of a tile or a half or a quarter of it.
     """
     rows: tl.constexpr = pairs.shape[0]
     places: tl.constexpr = pairs.shape[2]

@@ -15,11 +15,8 @@ import triton.language as tl
 def load_pairs(values, step, k, UNIT: tl.constexpr):
     """Values of a block's outputs for tile k, two in one integer: a tuple, (block_n / 2,) for each unit in the tile.
 
-    Args:
-        values: (block_n / 2,) pointers to the pairs of unit 0, as int64, int32 or int16.
-        step: pairs from one unit to the next.
-        k: number of the tile of 128 inputs.
-        UNIT: inputs in a unit; 0 for all.
+    `values` are (block_n / 2,) pointers to the pairs of unit 0, as int64, int32 or int16, and it is `step` pairs from
+    one unit of UNIT inputs (0: all) to the next.
     """
     if UNIT == 0:
         return (tl.load(values),)
@@ -35,12 +32,7 @@ def load_pairs(values, step, k, UNIT: tl.constexpr):
 
 @triton.jit
 def unpack_pairs(pairs, DTYPE: tl.constexpr):
-    """(block_n,) values of pairs (block_n / 2,), in the order of the outputs.
-
-    Args:
-        pairs: integers of twice the size of DTYPE.
-        DTYPE: float32, bfloat16, float16 or int8.
-    """
+    """(block_n,) values of DTYPE, in the order of the outputs, from (block_n / 2,) integers of twice its size."""
     half: tl.constexpr = DTYPE.primitive_bitwidth
     unsigned: tl.constexpr = tl.uint32 if half == 32 else (tl.uint16 if half == 16 else tl.uint8)
     low = pairs.to(unsigned).to(DTYPE, bitcast=True)

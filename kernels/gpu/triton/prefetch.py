@@ -11,14 +11,7 @@ _FETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.b32 $0, 0;")
 
 @triton.jit
 def fetch_ahead(starts, first, end, BITS: tl.constexpr):
-    """Fetch the first tiles of a program's codes.
-
-    Args:
-        starts: (block_n,) pointers to each output's bytes of tile 0.
-        first: number of the program's first tile.
-        end: number after its last one.
-        BITS: of a code in a word, 4 or 8.
-    """
+    """Fetch the first of a program's tiles `first` to `end`, whose bytes of tile 0 `starts` (block_n,) points to."""
     for tile in tl.static_range(_TILES):
         at = starts + tl.minimum(first + tile, tl.maximum(end - 1, first)) * (1024 * BITS)
         tl.inline_asm_elementwise(_FETCH, "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1)

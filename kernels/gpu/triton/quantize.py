@@ -28,19 +28,9 @@ _LEAST = tl.constexpr(2.0**-112)  # a block with smaller values counts as one of
 
 @triton.jit
 def quantize_rows(
-    x,
-    input_scale,
-    codes,
-    steps,
-    in_features,
-    stride_x,
-    padded,
-    STATIC: tl.constexpr,
-    EPS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x, input_scale, codes, steps, in_features, stride_x, padded,
+    STATIC: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """`quantize_tokens` of one row.
 
     Args:
@@ -48,14 +38,10 @@ def quantize_rows(
         input_scale: (1,) of all rows; ignored if not STATIC.
         codes: (m, padded) int8, natural order.
         steps: (m,) float32, the scales; NaN for rows that are not finite, and for scales that are not positive.
-        in_features: inputs.
-        stride_x: elements between rows of x.
         padded: in_features rounded up to a multiple of 128.
-        STATIC: whether the scale is given.
         EPS: scale of rows of zeros: the epsilon of the dtype of x.
         BLOCK: inputs at a time, a power of two of at least 128.
         WHOLE: whether a row fits a block; else it is read twice.
-        PDL: whether the launch may overlap with the end of the kernel in front.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -98,21 +84,9 @@ def _store_row(codes, values, step, good, lanes, padded, DTYPE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["m"])
 def quantize_blocks(
-    x,
-    codes,
-    steps,
-    sums,
-    m,
-    padded_m,
-    in_features,
-    stride_x,
-    tiles_k,
-    BLOCK: tl.constexpr,
-    SUMS: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILES: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x, codes, steps, sums, m, padded_m, in_features, stride_x, tiles_k,
+    BLOCK: tl.constexpr, SUMS: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Codes of W4A8: nearest to x / scale, with scale = max|x| / 127 of a block; permuted (see the module docstring).
 
     Args:
@@ -121,16 +95,10 @@ def quantize_blocks(
         steps: (blocks, padded_m) float32: scale / 16, because the weights' operands are 16 times their codes; NaN for a
             block that is not finite, whose codes are zeros.
         sums: (blocks, padded_m) int32, 16 times the sum of the codes of a block; ignored if not SUMS.
-        m: rows.
         padded_m: rows with room: whole blocks of the product.
-        in_features: inputs.
-        stride_x: elements between rows of x.
         tiles_k: in_features / 128, rounded up.
         BLOCK: inputs that share a scale: 32, 64 or 128.
-        SUMS: whether the weights have zeros, and so need sums.
-        ROWS: of a program.
-        TILES: of 128 inputs, of a program.
-        PDL: as of quantize_rows.
+        ROWS: of a program, which has as many TILES of 128 inputs of each.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
