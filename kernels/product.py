@@ -132,4 +132,5 @@ class Product(NamedTuple):
 
     def empty(self, x: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
         """Room for the results: (..., width) each, in the dtype of x if no other is given."""
-        return [x.new_empty((*x.shape[:-1], width), dtype=dtype or x.dtype) for width in self.widths]
+        rows = x.shape[:-1]
+        return [x.new_empty((*rows, width), dtype=dtype or x.dtype) for width in self.widths]

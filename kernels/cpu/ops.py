@@ -117,7 +117,7 @@ def _linear(
         _check(x, bias, out_features)
     x = x.contiguous()
     shape = x.shape
-    out = x.new_empty((*shape[:-1], out_features))
+    out = x.new_empty(*shape[:-1], out_features)  # a tuple would take time
     cols = shape[-1]
     run, isa = _entry(instructions)
     status = run(
@@ -158,10 +158,11 @@ def linear_fused(x: Tensor, product: Product) -> list[Tensor]:
     if not _fits(x, product):
         _check_fused(x, product)  # says what is wrong
     weights, biases, out_features, exact, norm, norm_eps, residual, silu, _ = product
-    outs = product.empty(x)
+    *rows, cols = x.shape
+    outs = [x.new_empty(*rows, width) for width in product.widths]  # a tuple, or a dtype, would take time
     count = len(weights)
     call = _Call()
-    call.x, call.rows, call.cols, call.count = x.data_ptr(), x.shape[:-1].numel(), x.shape[-1], count
+    call.x, call.rows, call.cols, call.count = x.data_ptr(), x.shape[:-1].numel(), cols, count
     call.type, call.planes, call.silu, call.isa = native.FLOATS[x.dtype], 2 if exact else 1, silu, _isa_number()
     call.weights[:count] = [weight.data_ptr() for weight in weights]
     call.out_features[:count] = out_features

@@ -112,7 +112,7 @@ class Int8Linear(PackedStorage):
         """
         if self.lent is not None:
             self.settle()
-        prepared = self.weight_prepared
+        prepared = self._buffers["weight_prepared"]  # not by attribute, as in PackedLinear
         if prepared is None or x.dtype not in native.FLOATS:
             weight, scale, _ = self.stored()
             return OP(x, weight, scale, self.bias, self.input_scale)

@@ -82,7 +82,9 @@ class PackedLinear(PackedStorage):
         """
         if self.lent is not None:
             self.settle()
-        weight, kernels, bias = self.weight_prepared, self.kernels, self.bias
+        # Not by attribute where it is known to be there: nn.Module looks for it in Python.
+        weight, kernels, parameters = self._buffers["weight_prepared"], self.kernels, self._parameters
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401 - which would ask for both
         kind = x.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):  # as nn.Linear does
             x = x.to(torch.get_autocast_dtype(kind)) if x.dtype == torch.float32 else x
