@@ -32,27 +32,15 @@ _TAIL = 4000  # characters of what a stage printed
 
 @dataclass(frozen=True)
 class Stage:
-    """One process.
+    """One process."""
 
-    Attributes:
-        name: a key of the result.
-        command: for Python, without its own file; the last word is the file it writes.
-        seconds: after which it is ended; it should end by itself before.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    seconds: float
+    name: str  # a key of the result
+    command: tuple[str, ...]  # for Python, without its own file; the last word is the file it writes
+    seconds: float  # after which it is ended; it should end by itself before
 
 
 def stages(folder: Path, dry: bool, vllm_library: str | None) -> list[Stage]:
-    """What to do, what matters most first.
-
-    Args:
-        folder: for the files that they write.
-        dry: without a GPU.
-        vllm_library: for Marlin.
-    """
+    """What to do, what matters most first; the files lie in `folder`."""
     pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
     kernels = ("-m", "llmquant.kernels.bench")
     if dry:
@@ -75,13 +63,7 @@ def stages(folder: Path, dry: bool, vllm_library: str | None) -> list[Stage]:
 
 
 def run(made: list[Stage], path: Path | None, seconds: float) -> dict[str, Any]:
-    """Run stages one after the other.
-
-    Args:
-        made: the stages.
-        path: of the result.
-        seconds: for all of them.
-    """
+    """Run stages one after the other, in so many seconds, and write the result after each."""
     end = time.monotonic() + seconds
     result: dict[str, Any] = {"stages": []}
     for stage in made:

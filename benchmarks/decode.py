@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 
 if TYPE_CHECKING:
     from llmquant.eval.bench import Contender
@@ -67,13 +68,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 class Run:
-    """What was measured so far, on disk as far as it goes.
-
-    Args:
-        result: facts that are known before.
-        path: of the file.
-        budget: seconds.
-    """
+    """What was measured so far, on disk as far as it goes; `budget` has the seconds for everything."""
 
     def __init__(self, result: dict[str, Any], path: Path | None, budget: float) -> None:
         self.result = result | {"checks": [], "reports": [], "failures": [], "skipped": []}
@@ -102,6 +97,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from random_llama import SHAPES, build
 
     from llmquant.bench import DTYPES
+    from llmquant.cli.bench_view import print_bench
     from llmquant.device import resolve_device
     from llmquant.eval.bench import bench, contenders_of
     from llmquant.eval.throughput import ThroughputOptions
@@ -113,6 +109,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     names, dtype = _MODELS[on_gpu]
     models, dtype = args.models or names, DTYPES[args.dtype or dtype]
+    console = Console(width=None if sys.stdout.isatty() else 160)
     found = Run(facts(str(device), args.commit) | {"plan": plain(args)}, args.json, args.budget)
     contenders: list[Contender] = []
     for name in models:
@@ -140,14 +137,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 prompt_tokens=prompt, decode_tokens=args.new, batch_size=batch, seconds=args.seconds,
                 min_rounds=1 if args.dry_run else 3, warmup=int(not args.dry_run),
             )  # fmt: skip
-            taking_part = [each(prompt, args.new) for each in peers if batch == 1]
-            found.section(
-                f"{batch} x {prompt}",
-                "reports",
-                lambda options=options, taking_part=taking_part: asdict(
-                    bench(f"random {args.random}", contenders, options, peers=taking_part)
-                ),
-            )
+
+            def measure(options: ThroughputOptions = options) -> dict[str, Any]:
+                taking_part = [each(options.prompt_tokens, args.new) for each in peers if options.batch_size == 1]
+                report = bench(f"random {args.random}", contenders, options, peers=taking_part)
+                print_bench(console, report)
+                return asdict(report)
+
+            found.section(f"batch {batch}, prompt {prompt}", "reports", measure)
     return found.result
 
 
@@ -203,29 +200,16 @@ def llama(stack: ExitStack, args: argparse.Namespace, shape: dict[str, Any], res
     return peer
 
 
-def show(result: dict[str, Any]) -> str:
-    """The result as text."""
-    lines = [f"{result['plan']['random']} on {result['machine']['device']}, {result['machine']['cpu']}"]
-    lines += ["dry run: the times are those of Triton's interpreter"] if result["plan"]["dry_run"] else []
-    for report in result["reports"]:
-        lines.append(f"{report['section']}: prefill and decode, tokens/s (times the first)")
-        for row in report["rows"]:
-            name = " ".join(word for word in (row["name"], row["accuracy"], "static" * row["static"]) if word)
-            speeds = (f"{row[p]['median']:9.1f} ({row[f'{p}_speedup']['median']:.2f})" for p in ("prefill", "decode"))
-            lines.append(f"  {name:28} {'  '.join(speeds)}  {row['parameter_bytes'] / 1e9:6.2f} GB")
-    lines += [f"skipped: {name}" for name in result["skipped"]]
-    lines += [f"FAILED: {failure}" for failure in result["failures"]]
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Command line."""
     args = parse()
     if args.dry_run:
         # Read when triton is imported, which torch may do.
         os.environ |= {"TRITON_INTERPRET": "1", "LLMQUANT_GPU_KERNELS": "interpret"}
+        print("dry run: the times are those of Triton's interpreter")
     result = run(args)
-    print(show(result))
+    for line in [f"skipped: {name}" for name in result["skipped"]] + [f"FAILED: {why}" for why in result["failures"]]:
+        print(line)
     sys.exit(1 if result["failures"] else 0)
 
 

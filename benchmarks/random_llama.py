@@ -39,14 +39,9 @@ _STD = 0.02  # of the weights, as transformers initializes a Llama
 def build(
     shape: dict[str, Any], body: Scheme, head: Scheme, dtype: torch.dtype, device: torch.device
 ) -> LlamaForCausalLM:
-    """Make a model, ready to run: prepared for the kernels and fused, as after loading.
+    """Make a model of one of `SHAPES`, ready to run: prepared for the kernels and fused, as after loading.
 
-    Args:
-        shape: of the model, from `SHAPES`.
-        body: scheme of the linear layers in the blocks.
-        head: scheme of the head.
-        dtype: of scales, norms, embeddings and activations.
-        device: where all of it lies.
+    `body` is the scheme of the blocks, `head` that of the head, `dtype` that of scales, norms, embeddings, activations.
 
     Raises:
         ValueError: if a scheme quantizes activations.

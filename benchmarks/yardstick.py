@@ -24,15 +24,10 @@ _FLOAT32 = 1e-3  # in float32 the reference is the yardstick itself; the CPU rou
 
 
 def check_logits(model: Any, prompt: Tensor, exact: bool) -> dict[str, Any]:
-    """Compare the logits of all positions of a prompt.
+    """Compare the logits of all positions of a prompt (batch, tokens) of int64 ids.
 
-    Args:
-        model: with packed layers.
-        prompt: (batch, tokens) int64 ids.
-        exact: whether the layers compute in the accuracy "exact", which is what can be held to a limit.
-
-    Returns:
-        relative errors (of the 2-norm), the share of positions with the same best token, and "ok".
+    That gives relative errors (of the 2-norm), the share of positions with the same best token, and "ok". Only layers
+    in the accuracy "exact" can be held to a limit.
     """
     kernels = _logits(model, prompt)
     with linears_by(model, in_float32):

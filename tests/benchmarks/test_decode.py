@@ -83,7 +83,7 @@ for line in sys.stdin:
 """
 
 
-def test_models_and_another_program_take_turns(part: Any, tmp_path: Path) -> None:
+def test_models_and_another_program_take_turns(part: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     played, script = tmp_path / "python", tmp_path / "played.py"
     script.write_text(LLAMA)
     played.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
@@ -104,7 +104,9 @@ def test_models_and_another_program_take_turns(part: Any, tmp_path: Path) -> Non
     assert (other["prefill"]["median"], other["decode"]["median"], other["parameter_bytes"]) == (32, 4, 5000)
     assert result["versions"]["llama-cpp-python"] == "1.2"
     assert str(played) not in path.read_text()
-    assert "llama.cpp Q4_0" in decode.show(result)
+    shown = capsys.readouterr().out
+    assert shown.count("llama.cpp Q4_0") == 2
+    assert "batch 2, prompt of 8 tokens, then 2 one by one" in shown
 
 
 def test_what_is_wrong_is_not_timed(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:

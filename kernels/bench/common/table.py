@@ -6,53 +6,63 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmquant.kernels.bench.common.contender import OURS
+from llmquant.kernels.bench.common.plan import CPU, DRY
 
 Row = dict[str, Any]
 
-NOT_MEASURED = "not measured"
 _MOST_LINES = 25
+_ERROR = "error: relative, against float64"
+_LEGEND = (
+    "µs: of one call; of memory: its share of the speed of reads in the same turns; x dense, x best peer: how many "
+    f"times as fast as torch's dense product, and as the fastest other kernel of about as many bits; {_ERROR}"
+)
+_DRY = f"dry run: the GPU kernels are checked in Triton's interpreter, and nothing is timed; {_ERROR}"
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Everything; what went wrong comes last."""
-    machine = result["machine"]
-    head = f"{machine['device']}, {machine['cpu']}, {machine['isa']}; commit {result['commit']}; {result['seconds']} s"
-    rows = [row for run in result["runs"] for row in run["rows"]]
-    return "\n\n".join([head, summary(rows), *details(rows), *problems(result, rows)]) + "\n"
+    machine, where = result["machine"], result["runs"][0]["plan"]["where"]
+    place = [machine["cpu"], machine["isa"]] if where != "cuda" else [machine["device"], machine["cpu"]]
+    head = f"{', '.join(place)}; commit {result['commit'] or 'unknown'}; {result['seconds']} s"
+    rows = [row if where == CPU else row | {"threads": None} for run in result["runs"] for row in run["rows"]]
+    times = [] if where == DRY else details(rows)
+    return "\n\n".join([head, summary(rows), _DRY if where == DRY else _LEGEND, *times, *problems(result, rows)]) + "\n"
 
 
 def summary(rows: list[Row]) -> str:
-    """A line for each of ours."""
+    """A line for each of ours, without columns that nobody has a value in."""
     lines = [
-        "| T | shape | M | kernel | us | of stream | x dense | best peer | x best peer | error |",
-        "|--:|---|--:|---|--:|--:|--:|---|--:|--:|",
-    ]
-    for row in rows:
-        if row["kernel"] == OURS:
-            cells = [row["threads"], f"{row['n']}x{row['k']}", row["m"], f"{row['scheme']} {row['mode']}"]
-            cells += [_number(row, "us", 1), _number(row, "stream_share", 2), _number(row, "x_dense", 2)]
-            cells += [row.get("best_peer", "-"), _number(row, "x_best_peer", 2)]
-            cells.append("-" if row["error"] is None else f"{row['error']:.1e}")
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        {
+            "threads": _cell(row, "threads", "d"), "weight": f"{row['n']}x{row['k']}", "M": str(row["m"]),
+            "kernel": f"{row['scheme']} {row['mode']}", "µs": _cell(row, "us", ".1f"),
+            "of memory": _cell(row, "stream_share", ".2f"), "x dense": _cell(row, "x_dense", ".2f"),
+            "best peer": row.get("best_peer", "-"), "x best peer": _cell(row, "x_best_peer", ".2f"),
+            "error": _cell(row, "error", ".1e"),
+        }
+        for row in rows
+        if row["kernel"] == OURS
+    ]  # fmt: skip
+    shown = [name for name in (lines[0] if lines else ()) if any(line[name] != "-" for line in lines)]
+    heads = ("---" if name in ("weight", "kernel", "best peer") else "--:" for name in shown)
+    return "\n".join([_line(shown), f"|{'|'.join(heads)}|", *(_line([line[name] for name in shown]) for line in lines)])
 
 
 def details(rows: list[Row]) -> Iterator[str]:
-    """Per thread count and shape: kernels down, M across; us, and times torch's dense product in brackets."""
-    for place in dict.fromkeys((row["threads"], row["n"], row["k"]) for row in rows):
-        here = [row for row in rows if (row["threads"], row["n"], row["k"]) == place]
+    """Per thread count and weight: kernels down, M across; µs, and times torch's dense product in brackets."""
+    for threads, n, k in dict.fromkeys((row["threads"], row["n"], row["k"]) for row in rows):
+        here = [row for row in rows if (row["threads"], row["n"], row["k"]) == (threads, n, k)]
         batches = sorted({row["m"] for row in here})
         times = {
-            (row["name"], row["m"]): f"{row['us']:.1f} ({_number(row, 'x_dense', 2)})" for row in here if "us" in row
+            (row["name"], row["m"]): f"{row['us']:.1f} ({_cell(row, 'x_dense', '.2f')})" for row in here if "us" in row
         }
+        on = f", {threads} thread{'s' * (threads > 1)}" if threads else ""
         lines = [
-            f"{place[1]}x{place[2]}, {place[0]} thread{'s' * (place[0] > 1)}:\n",
-            "| kernel | bits | " + " | ".join(f"M={batch}" for batch in batches) + " |",
+            f"{n}x{k}{on}, µs (x dense):\n",
+            _line(["kernel", "bits", *(f"M={batch}" for batch in batches)]),
             "|---|--:|" + "--:|" * len(batches),
         ]
         for name, bits in dict.fromkeys((row["name"], row["bits"]) for row in here):
-            cells = " | ".join(times.get((name, batch), "-") for batch in batches)
-            lines.append(f"| {name} | {bits:g} | {cells} |")
+            lines.append(_line([name, f"{bits:g}", *(times.get((name, batch), "-") for batch in batches)]))
         yield "\n".join(lines)
 
 
@@ -68,10 +78,10 @@ def problems(result: dict[str, Any], rows: list[Row]) -> Iterator[str]:
     for row in rows:
         if reason := row["problem"] or row["failed"]:
             untimed.setdefault((row["name"], reason), []).append(f"{row['n']}x{row['k']} M={row['m']}")
-    lines = [f"{name}: {reason} ({len(at)} cells, first {at[0]})" for (name, reason), at in untimed.items()]
+    lines = [f"{name}: {reason} ({_cells(at)})" for (name, reason), at in untimed.items()]
     yield from _list("not timed", lines)
     left = [name for run in runs for name in run["left_out"]]
-    yield from _list("no time left for", [f"{len(left)} cells, first {left[0]}"] if left else [])
+    yield from _list("no time left for", [_cells(left)] if left else [])
 
 
 def _list(title: str, lines: list[str]) -> Iterator[str]:
@@ -80,5 +90,13 @@ def _list(title: str, lines: list[str]) -> Iterator[str]:
         yield "\n".join([f"{title}:", *(f"- {line}" for line in lines[:_MOST_LINES] + more)])
 
 
-def _number(row: Row, name: str, digits: int) -> str:
-    return f"{row[name]:.{digits}f}" if name in row else NOT_MEASURED if name == "us" else "-"
+def _cells(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} cells, first {names[0]}"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(row: Row, name: str, form: str) -> str:
+    return "-" if row.get(name) is None else format(row[name], form)

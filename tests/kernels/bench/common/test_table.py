@@ -28,12 +28,33 @@ def test_tables_compare_with_the_best_peer_of_as_many_bits() -> None:
     (table,) = details(rows)
     assert "| b 8.5 int8 | 8.5 | 12.0 (1.67) |" in table
     run = {"rows": rows, "failures": ["bad"], "crashes": [{"step": "a @ b", "reason": "it hung"}], "left_out": ["x"]}
+    run |= {"plan": {"where": "cpu"}}
     run["peers"] = {"humming": "not installed", "marlin": "takes part"}
     result = facts("cpu", "abc") | {"runs": [run], "seconds": 12}
     text = markdown(result)
     for said in (
-        "commit abc", "- bad", "- a @ b: it hung", "- humming: not installed", "- 1 cells, first x",
-        "- none 4.0 int8: OutOfMemoryError: much (1 cells, first 80x100 M=3)",
+        "commit abc", "- bad", "- a @ b: it hung", "- humming: not installed", "- x",
+        "- none 4.0 int8: OutOfMemoryError: much (80x100 M=3)",
     ):  # fmt: skip
         assert said in text
     assert "marlin" not in text
+
+
+def test_a_column_without_a_value_is_left_out_and_a_gpu_has_no_threads() -> None:
+    rows = rows_of([entry(OURS, 10.0, 4.125, error=1e-5)], Sample([1.0], nbytes=1000), Cell(Shape(80, 100), 3), 1)
+    run = {"rows": rows, "failures": [], "crashes": [], "left_out": ["a", "b"], "peers": {}}
+    shown = {
+        where: markdown(facts("cpu", "abc") | {"runs": [run | {"plan": {"where": where}}], "seconds": 1})
+        for where in ("cpu", "cuda")
+    }
+    assert "| weight | M | kernel | µs | of memory | error |" in shown["cuda"]
+    assert "| threads | weight |" in shown["cpu"]
+    assert "80x100, 1 thread, µs (x dense):" in shown["cpu"]
+    assert "thread" not in shown["cuda"]
+    assert "- 2 cells, first a" in shown["cuda"]
+    for row in rows:
+        del row["us"], row["stream_share"]
+    dry = markdown(facts("cpu", "abc") | {"runs": [run | {"plan": {"where": "dry"}}], "seconds": 1})
+    assert "| weight | M | kernel | error |\n|---|--:|---|--:|\n| 80x100 | 3 | 4.125 int8 | 1.0e-05 |" in dry
+    assert "nothing is timed" in dry
+    assert "µs" not in dry
