@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from random_llama import SHAPES, build
 
     from llmquant.bench import DTYPES
-    from llmquant.cli.bench_view import print_bench
+    from llmquant.cli.bench import print_bench
     from llmquant.device import resolve_device
     from llmquant.eval.bench import bench, contenders_of
     from llmquant.eval.throughput import ThroughputOptions
