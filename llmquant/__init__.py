@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from llmquant.api import evaluate, plan, quantize
     from llmquant.hf.load import load
     from llmquant.hf.recipe import RecipeConfig
+    from llmquant.hub.push import push_to_hub
 
-__all__ = ["RecipeConfig", "evaluate", "load", "plan", "quantize"]
+__all__ = ["RecipeConfig", "evaluate", "load", "plan", "push_to_hub", "quantize"]
 
 _HOME = {
     "RecipeConfig": "llmquant.hf.recipe",
     "evaluate": "llmquant.api",
     "load": "llmquant.hf.load",
     "plan": "llmquant.api",
+    "push_to_hub": "llmquant.hub.push",
     "quantize": "llmquant.api",
 }
 

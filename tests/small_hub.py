@@ -44,8 +44,9 @@ class Hub(BaseHTTPRequestHandler):
         elif api:
             info = {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]}
             self.answer(200, json.dumps(info).encode())
+        elif (data := files.get("/".join(parts[4:]))) is None:
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         else:
-            data = files["/".join(parts[4:])]
             if self.command == "GET":
                 self.asked.append("/".join((repository, *parts[4:])))
             self.answer(200, data, {"ETag": f'"{len(data)}-{parts[-1]}"', "X-Repo-Commit": COMMIT})

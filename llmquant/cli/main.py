@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from llmquant.cli import bench, demo, doctor, evaluate, plan, quantize, recipes, verify
+from llmquant.cli import bench, demo, doctor, evaluate, plan, push, quantize, recipes, verify
 from llmquant.errors import LlmquantError
 
 OVER_BUDGET = evaluate.OVER_BUDGET
@@ -64,6 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmquant {version('llmquant')}")
     parser.set_defaults(if_interrupted="")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for verb in (plan, quantize, verify, evaluate, bench, demo, doctor, recipes):
+    for verb in (plan, quantize, verify, evaluate, push, bench, demo, doctor, recipes):
         verb.add(commands)
     return parser

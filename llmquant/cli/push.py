@@ -1,0 +1,58 @@
+"""`llmquant push`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmquant.cli import arguments
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def add(commands: arguments.Commands) -> None:
+    """Describe the arguments."""
+    parser = commands.add_parser("push", help="publish a result on a hub, with a card of measured numbers")
+    parser.add_argument("folder", metavar="OUT", help="the quantized folder")
+    parser.add_argument("repo", metavar="USER/NAME", help="the repository; it is made if it is not there")
+    parser.add_argument(
+        "--report", type=Path, action="append", default=[], metavar="FILE",
+        help="what `llmquant eval --json FILE` wrote of this folder; several for several texts",
+    )  # fmt: skip
+    parser.add_argument("--base-model", metavar="ORG/NAME", help="hub id of the model it was made from")
+    parser.add_argument("--private", action="store_const", const=True, help="make the repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="a branch that exists (main)")
+    parser.add_argument("--message", help="of the commit")
+    parser.add_argument("--include", action="append", default=[], metavar="PATTERN", help="further files that shall go")
+    parser.add_argument("--overwrite", action="store_true", help="into a repository that holds something else")
+    parser.add_argument("--dry-run", action="store_true", help="show the card and the files, change nothing")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Verify, write the card, upload; or show what would be."""
+    from llmquant.eval.result import EvalReport
+    from llmquant.files import read_plain
+    from llmquant.hub.push import push_to_hub
+    from llmquant.words import bytes_text, escaped
+
+    reports = [EvalReport.from_json(read_plain(file).decode()) for file in args.report]
+    result = push_to_hub(
+        args.folder, args.repo, reports=reports, base_model=args.base_model, private=args.private,
+        revision=args.revision, message=args.message, include=args.include, overwrite=args.overwrite,
+        dry_run=args.dry_run,
+    )  # fmt: skip
+    folder = Path(args.folder).expanduser()
+    if args.dry_run:
+        console.print(result.card, markup=False, highlight=False, soft_wrap=True)
+        for name in (*result.upload.weights, *result.upload.others):
+            size = bytes_text((folder / name).stat().st_size)
+            console.print(f"  {size:>9}  {escaped(name)}", highlight=False)
+    for note in result.notes:
+        console.print(f"[yellow]note[/]  {escaped(note)}", highlight=False)
+    for name in result.removed:
+        console.print(f"removed {escaped(name)}, which was of older weights", highlight=False)
+    console.print("nothing was uploaded" if args.dry_run else escaped(result.url), highlight=False, soft_wrap=True)
+    return 0

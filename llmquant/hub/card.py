@@ -1,0 +1,234 @@
+"""The model card: metadata that the hub checks, and the numbers that were measured, with how they were measured.
+
+Keys of the metadata: https://github.com/huggingface/hub-docs/blob/main/modelcard.md
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmquant.eval.lines import change, interval, plus_minus
+from llmquant.eval.metrics.divergence import Section as Divergence
+from llmquant.eval.metrics.perplexity import Section as Perplexity
+from llmquant.recipe.load import dump_recipe, load_recipe
+from llmquant.spec import Scheme
+from llmquant.words import bytes_text, number, percent, printable
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+    from llmquant.eval.result import EvalReport
+
+_PACKED = "compressed-tensors"  # our default format, as the hub names it
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The model that was quantized.
+
+    Attributes:
+        name: its hub id, or the name of its folder.
+        on_hub: whether `name` is a hub id.
+        card: metadata of its own card: licence, language and pipeline are inherited.
+    """
+
+    name: str
+    on_hub: bool
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_card(
+    repo: str,
+    made: Mapping[str, Any],
+    base: Base,
+    reports: Sequence[EvalReport],
+    readers: Mapping[str, bool],
+    *,
+    own_text: str = "",
+) -> ModelCard:
+    """Write the card of a result.
+
+    Args:
+        repo: the hub id it goes to.
+        made: what llmquant.json says.
+        base: the model it was made from.
+        reports: evaluations of this result; none leaves the card without numbers, and it says so.
+        readers: who can load it.
+        own_text: what the user wrote for the card; it stands in front.
+    """
+    from huggingface_hub import ModelCard
+
+    title = repo.rpartition("/")[2]
+    parts = [
+        own_text.strip() or f"# {title}",
+        _summary(made, base),
+        "## What it lost\n\n" + ("\n".join(_measured(reports)) if reports else _NOT_MEASURED),
+        "## Use\n\n" + "\n\n".join(_use(repo, readers)),
+        "## How it was made\n\n" + "\n\n".join(_made(made)),
+    ]
+    return ModelCard(f"---\n{_metadata(title, made, base, reports).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+_NOT_MEASURED = (
+    "Not measured. `llmquant eval DIR --baseline BASE --json eval.json` measures perplexity and divergence with "
+    "intervals, and `llmquant push DIR NAME --report eval.json` puts them here."
+)
+
+
+def _metadata(title: str, made: Mapping[str, Any], base: Base, reports: Sequence[EvalReport]) -> Any:
+    from huggingface_hub import ModelCardData
+
+    inherited = {
+        key: base.card[key] for key in ("license", "license_name", "license_link", "language") if key in base.card
+    }
+    dataset = made["recipe"].get("calibration", {}).get("dataset", "")
+    if dataset.startswith("hub:"):
+        inherited["datasets"] = [dataset.split(":")[1]]
+    results = [result for report in reports for result in _results(report)]
+    return ModelCardData(
+        **inherited,
+        base_model=base.name if base.on_hub else None,
+        base_model_relation="quantized" if base.on_hub else None,
+        library_name="transformers" if _is_packed(made) else "llmquant",
+        pipeline_tag=base.card.get("pipeline_tag", "text-generation"),
+        tags=_tags(made),
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _is_packed(made: Mapping[str, Any]) -> bool:
+    return made["recipe"].get("format", _PACKED) == _PACKED
+
+
+def _schemes(made: Mapping[str, Any]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for row in made["plan"]["rows"]:
+        if not row["tied_to"]:
+            counts[row["scheme"]] += row["parameters"]
+    return counts
+
+
+def _tags(made: Mapping[str, Any]) -> list[str]:
+    """Names that people search for: those of the scheme that most parameters have, and of the format."""
+    tags = ["llmquant", made["recipe"].get("format", _PACKED)]
+    quantized = Counter({name: count for name, count in _schemes(made).items() if name != "keep"})
+    if quantized:
+        scheme = Scheme.parse(quantized.most_common(1)[0][0])
+        tags += [f"int{scheme.bits}", f"{scheme.bits}-bit", f"w{scheme.bits}a{8 if scheme.activations else 16}"]
+    methods = {row["rounding"]["method"] for row in made["plan"]["rows"] if row["rounding"]}
+    return tags + sorted(methods - {"rtn"})
+
+
+def _results(report: EvalReport) -> Iterator[Any]:
+    from huggingface_hub import EvalResult
+
+    source = Path(report.protocol.source).name
+    facts: dict[str, Any] = {
+        "task_type": "text-generation",
+        "task_name": "Text generation",
+        "dataset_type": source,
+        "dataset_name": source,
+        "dataset_args": {
+            "tokens": report.protocol.scored_tokens,
+            "length": report.protocol.length,
+            "stride": report.protocol.stride,
+            "sha256": report.protocol.data_hash.removeprefix("sha256:"),
+        },
+    }
+    perplexity, divergence = report.get(Perplexity), report.get(Divergence)
+    if perplexity:
+        yield EvalResult(
+            **facts, metric_type="perplexity", metric_name="Perplexity", metric_value=perplexity.quantized.value
+        )
+    if divergence:
+        yield EvalResult(
+            **facts, metric_type="kl_divergence", metric_name="KL(base || this)", metric_value=divergence.kl.mean
+        )
+        yield EvalResult(
+            **facts, metric_type="accuracy", metric_name="Top-1 agreement", metric_value=divergence.top1_agreement.value
+        )
+
+
+def _summary(made: Mapping[str, Any], base: Base) -> str:
+    plan = made["plan"]
+    name = f"[{base.name}](https://huggingface.co/{base.name})" if base.on_hub else f"`{base.name}`"
+    return (
+        f"{name}, quantized by llmquant {made['identity']['llmquant']} with the recipe "
+        f"`{_plain(made['recipe']['name'])}`: {plan['bits_per_weight']:.2f} bits per weight over everything, "
+        f"{bytes_text(plan['bytes_before'])} -> {bytes_text(plan['bytes_after'])}."
+    )
+
+
+def _measured(reports: Sequence[EvalReport]) -> Iterator[str]:
+    yield "| text | perplexity, base | perplexity, this | change | KL(base ‖ this) | same top-1 |"
+    yield "|---|---|---|---|---|---|"
+    for report in reports:
+        cells = [_plain(Path(report.protocol.source).name)]
+        if perplexity := report.get(Perplexity):
+            cells += [
+                f"{number(each.value, 4)} {interval(each)}" for each in (perplexity.baseline, perplexity.quantized)
+            ]
+            cells.append(change(perplexity.ratio))
+        else:
+            cells += ["–"] * 3
+        if divergence := report.get(Divergence):
+            kl, top1 = divergence.kl, divergence.top1_agreement
+            cells += [f"{number(kl.mean)} {plus_minus(kl.estimate)}", f"{percent(top1.value)} {_share(top1)}"]
+        else:
+            cells += ["–"] * 2
+        yield f"| {' | '.join(cells)} |"
+    yield "\n95 % intervals, the window as the unit; ± is a standard error. How it was measured:\n"
+    for report in reports:
+        text = report.protocol
+        yield (
+            f"* {_plain(Path(text.source).name)}: {text.scored_tokens:,} tokens in {text.windows} windows of "
+            f"{text.length}, stride {text.stride}, {text.prefix_tokens or 'no'} tokens in front; {report.loss_note}; "
+            f"token ids `{text.data_hash[:19]}`; torch {report.versions['torch']}, transformers "
+            f"{report.versions['transformers']}, {_plain(str(report.machine['cpu']))}"
+        )
+
+
+def _share(estimate: Any) -> str:
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _use(repo: str, readers: Mapping[str, bool]) -> Iterator[str]:
+    if readers.get("llmquant"):
+        yield f'Packed, on llmquant\'s kernels:\n\n```python\nimport llmquant\n\nmodel = llmquant.load("{repo}")\n```'
+    if readers.get("transformers"):
+        yield (
+            "Plain transformers, with `pip install compressed-tensors`:\n\n```python\nfrom transformers import "
+            f'AutoModelForCausalLM, AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained("{repo}")\n'
+            f'model = AutoModelForCausalLM.from_pretrained("{repo}", dtype="auto")\n```'
+        )
+    if any(loads for name, loads in readers.items() if name.startswith("vLLM")):
+        yield f"vLLM:\n\n```bash\nvllm serve {repo}\n```"
+    refused = sorted(name for name, loads in readers.items() if not loads)
+    if refused:
+        yield f"Not for {', '.join(refused)}."
+
+
+def _made(made: Mapping[str, Any]) -> Iterator[str]:
+    total = sum(_schemes(made).values())
+    rows = [f"| {name} | {percent(count / total)} |" for name, count in _schemes(made).most_common()]
+    yield "\n".join(["| scheme | of the parameters |", "|---|---|", *rows])
+    calibration = made.get("calibration")
+    if calibration:
+        yield (
+            f"Calibrated on {calibration['samples']} x {calibration['length']} tokens of "
+            f"`{_plain(made['recipe']['calibration']['dataset'])}` (`sha256:{calibration['sha256'][:12]}`)."
+        )
+    yield f"```yaml\n{dump_recipe(load_recipe(made['recipe'])).strip()}\n```"
+    yield "`llmquant.json` holds the digest of every tensor; `llmquant verify` compares them."
+
+
+def _plain(text: str) -> str:
+    """One line that breaks neither a table nor code."""
+    return printable(text).replace("|", "\\|").replace("`", "'").replace("\n", " ")

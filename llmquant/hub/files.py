@@ -1,0 +1,106 @@
+"""Which files of a result are published, and what must not be.
+
+Nothing goes by its suffix: a file goes if the run wrote it, or if it is a card or a licence. The rest is named and
+refused, so that a folder into which somebody put his keys or his data never leaves the machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from llmquant.engine.output.folder import PROVENANCE
+from llmquant.errors import OutputError
+from llmquant.models.checkpoint import INDEX
+from llmquant.models.config_file import NAME as CONFIG
+
+CARD = "README.md"
+WEIGHTS = (".safetensors", ".gguf")
+_LEGAL = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)([._-][\w.-]*)?", re.IGNORECASE)
+_LEFT_OUT = {".git", ".gitattributes", ".cache"}  # bookkeeping of git and of the hub
+_SCANNED = 64 << 20  # bytes of one file that are searched
+_SECRETS = {
+    "a Hugging Face token": rb"\bhf_[A-Za-z0-9]{30,}\b",
+    "a GitHub token": rb"\bgh[pousr]_[A-Za-z0-9]{36,}\b",
+    "an AWS access key": rb"\bAKIA[0-9A-Z]{16}\b",
+    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Names of what goes: files with weights first, then everything that makes the repository a model."""
+
+    weights: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def collect(folder: Path, written: Mapping[str, Any], weights: Sequence[str], *, include: Sequence[str] = ()) -> Upload:
+    """Sort the files of a result.
+
+    Args:
+        folder: a finished result.
+        written: what its llmquant.json says.
+        weights: names of the files that hold its tensors.
+        include: patterns (as of a shell) of further files that shall go.
+
+    Raises:
+        OutputError: names strays, links that lead out of the folder, and files that hold something like a secret.
+    """
+    known = {CONFIG, PROVENANCE, INDEX, CARD, *weights, *written.get("files", {})}
+    others, problems = [], []
+    for path in sorted(_all(folder)):
+        name = path.relative_to(folder).as_posix()
+        if not path.resolve().is_relative_to(folder.resolve()):
+            problems.append(f"{name}: is a link that leads out of the folder")
+        elif not path.is_file():
+            problems.append(f"{name}: is no ordinary file")
+        elif not (name in known or _LEGAL.fullmatch(name) or any(fnmatch(name, pattern) for pattern in include)):
+            problems.append(f"{name}: was not written by the run; move it away, or name it with --include")
+        elif name not in weights:
+            others.append(name)
+            problems += [f"{name}: holds what looks like {kind}" for kind in _secrets(path)]
+    if problems:
+        more = f"\n  and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
+        raise OutputError(f"{folder} is not published:\n  " + "\n  ".join(problems[:_SHOWN]) + more)
+    return Upload(tuple(sorted(weights)), tuple(others))
+
+
+def _all(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.name in _LEFT_OUT:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from (each for each in path.rglob("*") if each.is_symlink() or not each.is_dir())
+        else:
+            yield path
+
+
+def _secrets(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        data = file.read(_SCANNED)
+    for kind, pattern in _SECRETS.items():
+        if re.search(pattern, data):
+            yield kind
+
+
+def without_local_paths(value: Any, paths: Mapping[str, str]) -> Any:
+    """A copy of nested JSON where a path of this machine, wherever it stands in a string, is another word.
+
+    Args:
+        value: dicts, lists and plain values.
+        paths: what each path becomes.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_local_paths(each, paths) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_local_paths(each, paths) for each in value]
+    if isinstance(value, str):
+        for path, word in paths.items():
+            value = value.replace(path, word)
+    return value

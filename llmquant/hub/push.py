@@ -1,0 +1,235 @@
+"""`llmquant push`: a verified result to the hub, its weights first, what makes it a model in one last commit.
+
+So nobody who opens the repository in the meantime finds a config.json without its weights, and a push that was cut off
+goes on where it was: the hub knows the files that it has by their digests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmquant import formats
+from llmquant.compat.border import first_line
+from llmquant.engine.output.check_folder import verify_folder
+from llmquant.engine.output.folder import PROVENANCE, is_finished, read_provenance
+from llmquant.engine.prepare import plan_only
+from llmquant.errors import CheckpointError, DataError, OutputError
+from llmquant.hub.card import Base, make_card
+from llmquant.hub.files import CARD, WEIGHTS, Upload, collect, without_local_paths
+from llmquant.recipe.load import dump_recipe, load_recipe
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from llmquant.eval.result import EvalReport
+
+_LOG_IN = "the hub wants to know who you are: `hf auth login`, or set HF_TOKEN"
+_CHANGED = "somebody else changed it in the meantime; look at it, and push again"
+_ADVICE = {
+    401: _LOG_IN,
+    403: "this token may not write there; it needs the role 'write'",
+    404: "there is no such repository or branch, or this token may not see it",
+    409: _CHANGED,
+    412: _CHANGED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What was, or with `dry_run` would be, published.
+
+    Attributes:
+        url: of the repository or commit; empty for a dry run.
+        upload: the files.
+        removed: older weights of the repository that the new ones replace.
+        card: README.md.
+        notes: what the user should know, such as a licence that could not be found.
+    """
+
+    url: str
+    upload: Upload
+    removed: tuple[str, ...]
+    card: str
+    notes: tuple[str, ...]
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo: str,
+    *,
+    reports: Sequence[EvalReport] = (),
+    base_model: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str | None = None,
+    include: Sequence[str] = (),
+    overwrite: bool = False,
+    dry_run: bool = False,
+    token: str | None = None,
+) -> Pushed:
+    """Publish a result of `quantize` with a card that has measured numbers.
+
+    Args:
+        folder: a finished result; everything in it is read and compared with its digests first.
+        repo: "USER/NAME"; it is made if it is not there.
+        reports: evaluations of this result, for the card.
+        base_model: hub id of the model it was made from, if it was made from a local folder.
+        private: make the repository private; one that exists stays what it is.
+        revision: branch that must exist; the default is "main".
+        message: of the last commit.
+        include: patterns of files that shall go although the run did not write them.
+        overwrite: put the result into a repository that holds something else.
+        dry_run: change nothing on the hub.
+        token: in place of the one that `hf auth login` stored.
+
+    Raises:
+        CheckpointError: if the folder is no finished result, or not what was written.
+        DataError: if a report is not of this result.
+        OutputError: if files must not be published, or the hub refuses them or cannot be reached.
+    """
+    import huggingface_hub
+
+    path = Path(folder).expanduser()
+    _check_repo(repo)
+    if not is_finished(path):
+        raise CheckpointError(
+            f"{path} is no finished result of llmquant; `hf upload {repo} {path}` publishes any folder"
+        )
+    made = read_provenance(path)
+    recipe = load_recipe(made["recipe"])
+    for report in reports:
+        if report.recipe_yaml != dump_recipe(recipe):
+            raise DataError(f"the report {report.name!r} is of another recipe than {path}; evaluate this folder")
+    verify_folder(path)
+    found = formats.find(recipe.format).open(path)
+    upload = collect(path, made, sorted({info.file.name for info in found.tensors.values()}), include=include)
+    api = huggingface_hub.HfApi(token=token, library_name="llmquant")
+    base, notes = _base(str(made["source"]), base_model, token)
+    plan = plan_only(path, recipe, allow_quantized=True)
+    readers = {name: verdict.ok for name, verdict in plan.format.readers(plan).items()}
+    own = (path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else ""
+    card = make_card(repo, made, base, reports, readers, own_text=huggingface_hub.ModelCard(own).text if own else "")
+    if not reports:
+        notes.append("no evaluation was given (--report), so the card has no measured numbers")
+    local = {str(made["source"]): base.name} | _data_path(made)
+    contents = {CARD: str(card).encode(), PROVENANCE: _json(without_local_paths(made, local))}
+    with _explained(repo):
+        removed = () if dry_run else _prepare(api, repo, revision, upload, private=private, overwrite=overwrite)
+        url = "" if dry_run else _upload(api, repo, path, upload, contents, removed, revision, message)
+    return Pushed(url, upload, removed, str(card), tuple(notes))
+
+
+def _check_repo(repo: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise OutputError(f"{repo!r} is no name of a repository: {first_line(error)}") from None
+    if repo.count("/") != 1:
+        raise OutputError(f"{repo!r} is no name of a repository; give USER/NAME")
+
+
+def _base(source: str, given: str | None, token: str | None) -> tuple[Base, list[str]]:
+    """The model that was quantized, with what its own card says; and what could not be found."""
+    from huggingface_hub import ModelCard
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+    folder = Path(source).expanduser()
+    name = given or (folder.name if folder.is_dir() or folder.is_absolute() else source)
+    notes: list[str] = []
+    card: dict[str, Any] = {}
+    on_hub = given is not None or name == source
+    if (folder / CARD).is_file():
+        card = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.to_dict()
+    elif on_hub:
+        try:
+            card = ModelCard.load(name, token=token, ignore_metadata_errors=True).data.to_dict()
+        except (*_network_errors(), HFValidationError, OfflineModeIsEnabled) as error:
+            notes.append(f"the card of {name} could not be read ({first_line(error)})")
+    if not on_hub:
+        notes.append("the base model is a local folder; --base-model ORG/NAME lets the hub link to it")
+    if "license" not in card:
+        notes.append("no licence was found in the card of the base model; add it to the card by hand")
+    return Base(name, on_hub, card), notes
+
+
+def _data_path(made: Mapping[str, Any]) -> dict[str, str]:
+    dataset = made["recipe"].get("calibration", {}).get("dataset", "")
+    return {dataset: Path(dataset).name} if Path(dataset).is_absolute() else {}
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _prepare(
+    api: HfApi, repo: str, revision: str | None, upload: Upload, *, private: bool | None, overwrite: bool
+) -> tuple[str, ...]:
+    """Make the repository; returns older weights in it that would be left over."""
+    api.create_repo(repo, private=private, exist_ok=True)
+    there = api.list_repo_files(repo, revision=revision)
+    if "config.json" in there and PROVENANCE not in there and not overwrite:
+        raise OutputError(f"{repo} holds a model that llmquant did not write; give another name, or --overwrite")
+    new = {*upload.weights, *upload.others}
+    return tuple(
+        name for name in there if name not in new and "/" not in name and name.endswith((*WEIGHTS, ".index.json"))
+    )
+
+
+def _upload(
+    api: HfApi, repo: str, folder: Path, upload: Upload, contents: Mapping[str, bytes], removed: Sequence[str],
+    revision: str | None, message: str | None,
+) -> str:  # fmt: skip
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    api.upload_folder(
+        repo_id=repo, folder_path=folder, allow_patterns=list(upload.weights), revision=revision,
+        commit_message="Weights quantized by llmquant",
+    )  # fmt: skip
+    files: dict[str, Any] = {name: str(folder / name) for name in upload.others} | dict(contents)
+    added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in sorted(files.items())]
+    gone = [CommitOperationDelete(path_in_repo=name) for name in removed]
+    title = message or "Model quantized by llmquant"
+    return str(api.create_commit(repo, [*added, *gone], commit_message=title, revision=revision).commit_url)
+
+
+@contextmanager
+def _explained(repo: str) -> Iterator[None]:
+    """What the hub answers, as an error that says what to do."""
+    network = _network_errors()
+    try:
+        yield
+    except OutputError:
+        raise
+    except RuntimeError as error:  # of the threads that upload
+        if not isinstance(error.__cause__, network):
+            raise
+        raise _refusal(repo, error.__cause__) from error
+    except network as error:
+        raise _refusal(repo, error) from error
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """OSError, and the error of the http library that huggingface_hub uses, which has changed before."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
+
+
+def _refusal(repo: str, error: Exception) -> OutputError:
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    again = "push again: files that arrived are not sent twice"
+    if isinstance(error, LocalTokenNotFoundError):
+        advice = _LOG_IN
+    elif isinstance(error, HfHubHTTPError):
+        advice = _ADVICE.get(error.response.status_code, again)
+    else:  # a connection that broke, at whichever layer
+        advice = f"{again}; if it goes on failing, HF_HUB_DISABLE_XET=1 uploads without Xet"
+    return OutputError(f"{repo}: {first_line(error)}\n{advice}")
