@@ -152,7 +152,7 @@ def checked(contenders: list[Contender], tokens: int) -> dict[str, Any]:
     """Whether the logits of a prompt are right, in each accuracy of a packed model."""
     from yardstick import check_logits
 
-    from llmquant.eval.kernels import in_accuracy
+    from llmquant.eval.precision import in_accuracy
 
     row: dict[str, Any] = {"ok": True}
     for each in contenders:

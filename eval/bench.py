@@ -17,8 +17,8 @@ from torch import Tensor
 
 from llmquant.data.calibration import context_limit
 from llmquant.errors import DataError
-from llmquant.eval.kernels import in_accuracy
 from llmquant.eval.metrics.memory import parameter_bytes
+from llmquant.eval.precision import in_accuracy
 from llmquant.eval.scoring import Progress
 from llmquant.eval.static_decoding import StaticDecoding
 from llmquant.eval.statistics import Spread

@@ -133,12 +133,7 @@ def kl_histogram_chart(
 ) -> Markup:
     """How per-token KL is distributed: bars over log10, with marks at the median and at 99 %.
 
-    Args:
-        counts: of tokens in equal bins of log10(KL).
-        powers: where the first bin begins and the last one ends.
-        median: of KL.
-        p99: its 99 % quantile.
-        name: of the model.
+    `counts` are of tokens in equal bins of log10(KL), between `powers`; `name` is the model's.
     """
     first, last = powers
     width, height, left, bottom = 480, 140, 8, 24

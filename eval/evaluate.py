@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from llmquant.eval.budget import hold
+from collections.abc import Mapping
+from operator import attrgetter
+
+from llmquant.errors import RecipeError
+from llmquant.eval.metrics.base import Section
 from llmquant.eval.pair import Pair
-from llmquant.eval.result import EvalReport, Model
+from llmquant.eval.result import BudgetVerdict, EvalReport, Model
+from llmquant.eval.statistics import Estimate
+from llmquant.limits import limits
 from llmquant.machine import machine, versions
 from llmquant.nn.counting import weight_count
 from llmquant.words import dtype_name
@@ -12,9 +18,6 @@ from llmquant.words import dtype_name
 
 def evaluate(pair: Pair) -> EvalReport:
     """Let every metric measure, and give the report.
-
-    Args:
-        pair: the models, the text, and what was asked; see `Pair`.
 
     Raises:
         DataError: if the models' vocabularies differ, or a window is too short for the speed test.
@@ -46,3 +49,25 @@ def evaluate(pair: Pair) -> EvalReport:
         budget=hold(pair.limits, sections),
         recipe_yaml=pair.subject.recipe_yaml,
     )
+
+
+def hold(wanted: Mapping[str, float], sections: Mapping[str, Section]) -> tuple[BudgetVerdict, ...]:
+    """Hold the sections of metrics against known, positive limits by name; a value at its limit passes.
+
+    Where a section holds a plain number in place of an estimate, that number is exact.
+
+    Raises:
+        RecipeError: if a metric had nothing to measure.
+    """
+    return tuple(_verdict(name, limit, sections) for name, limit in wanted.items())
+
+
+def _verdict(name: str, limit: float, sections: Mapping[str, Section]) -> BudgetVerdict:
+    where = limits()[name]
+    if where.metric not in sections:
+        raise RecipeError(f"the budget {name} cannot be held: there was nothing that {where.metric!r} could measure")
+    found = attrgetter(where.path)(sections[where.metric])
+    if not isinstance(found, Estimate):
+        return BudgetVerdict(name, limit, found, found <= limit, certain=True)
+    certain = found.low is not None and found.high is not None and not found.low <= limit <= found.high
+    return BudgetVerdict(name, limit, found.value, found.value <= limit, certain)

@@ -1,15 +1,9 @@
-"""Estimates and spreads as people read them, and the sentence that sums a report up."""
+"""Estimates and spreads as people read them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from llmquant.eval.metrics import metrics
 from llmquant.eval.statistics import Estimate, Spread
 from llmquant.words import number
-
-if TYPE_CHECKING:
-    from llmquant.eval.result import EvalReport
 
 
 def interval(estimate: Estimate, digits: int = 3) -> str:
@@ -74,13 +68,3 @@ def accuracy_text(mode: str | None) -> str:
         return ""
     bits = {"exact": " (activations in 16 bits)", "fast": " (activations in 8 bits)"}.get(mode, "")
     return f" The kernels of packed layers ran in accuracy “{mode}”{bits}."
-
-
-def verdict_line(report: EvalReport) -> str:
-    """One sentence with size, loss, speed and budget: the words of every metric."""
-    measured = ((metric, report.sections[metric.name]) for metric in metrics() if metric.name in report.sections)
-    parts = [word for metric, section in measured for word in metric.words(section, report)]
-    if report.budget:
-        failed = report.over_budget
-        parts.append(f"budget FAILED ({failed})" if failed else "budget passed")
-    return ", ".join(parts)

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from llmquant.compat.loading import FLOATS
 from llmquant.errors import DataError
 from llmquant.eval.metrics import find, metrics
 from llmquant.eval.metrics.base import Metric
 from llmquant.limits import check_limits
 from llmquant.nn.accuracy import Accuracy
+from llmquant.words import dtype_name
 
-DTYPES = ("auto", "checkpoint", "float32", "bfloat16", "float16", "float64")
+DTYPES = ("auto", "checkpoint", *map(dtype_name, FLOATS))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llmquant.data.windows import Windows
 from llmquant.errors import RecipeError
-from llmquant.eval.dtypes import LossDtype, choose, in_float32
-from llmquant.eval.kernels import in_accuracy
 from llmquant.eval.metrics import find
 from llmquant.eval.metrics.base import Metric, Section
 from llmquant.eval.options import EvalOptions
+from llmquant.eval.precision import LossDtype, choose, in_accuracy, in_float32
 from llmquant.eval.scoring import TokenScores, score_tokens
 from llmquant.limits import check_limits, limits
 from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used

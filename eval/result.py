@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from llmquant.data.windows import Protocol
 from llmquant.errors import DataError, RecipeError
 from llmquant.eval.metrics import find, metrics
-from llmquant.eval.metrics.base import Column, Section
+from llmquant.eval.metrics.base import Column, Metric, Section
 
 SCHEMA_VERSION = 3
 S = TypeVar("S", bound=Section)
@@ -90,9 +90,18 @@ class EvalReport:
 
     def columns(self) -> list[Column]:
         """Columns of the table, those with words last."""
-        measured = ((metric, self.sections[metric.name]) for metric in metrics() if metric.name in self.sections)
-        found = [column for metric, section in measured for column in metric.columns(section, self)]
+        found = [column for metric, section in self._measured() for column in metric.columns(section, self)]
         return sorted(found, key=lambda column: column.words)
+
+    def sentence(self) -> str:
+        """Size, loss, speed and budget: the words of every metric."""
+        parts = [word for metric, section in self._measured() for word in metric.words(section, self)]
+        if self.budget:
+            parts.append("budget passed" if self.budget_passed else f"budget FAILED ({self.over_budget})")
+        return ", ".join(parts)
+
+    def _measured(self) -> list[tuple[Metric, Section]]:
+        return [(metric, self.sections[metric.name]) for metric in metrics() if metric.name in self.sections]
 
     def to_json(self) -> str:
         """The report as JSON text, keys as in docs/evaluation.md."""

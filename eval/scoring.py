@@ -77,14 +77,7 @@ def score_tokens(
     *,
     batch_size: int | None = None,
 ) -> TokenScores:
-    """Run both models over all windows.
-
-    Args:
-        baseline: the reference; the models may be one object.
-        quantized: must predict the same vocabulary.
-        windows: from `make_windows`.
-        batch_size: windows at once; chosen from the vocabulary if None.
-        progress: is told of each batch, in a stage "score".
+    """Run both models (maybe one object) over all windows, so many at once; None chooses by the vocabulary.
 
     Raises:
         DataError: if the vocabularies differ or do not hold the tokens.

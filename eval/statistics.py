@@ -92,12 +92,7 @@ def cluster_bootstrap(
     amount of order skewness / sqrt(windows), as in the first term of the Edgeworth expansion; that side is at least
     Student's and longer by so much. docs/evaluation.md has the coverage.
 
-    Args:
-        sums: (clusters,) sum of values.
-        counts: (clusters,) number of values.
-        seed: of the resampling.
-        resamples: number of bootstrap samples.
-        least: what the mean cannot fall below, such as 0 for a divergence.
+    `sums` and `counts` (clusters,) are of the values in each; the mean cannot fall below `least`, 0 for a divergence.
     """
     n = len(sums)
     value = float(sums.sum() / counts.sum())
@@ -157,10 +152,7 @@ def cluster_share(hits: NDArray[np.bool_], clusters: NDArray[Any]) -> Estimate:
     Wilson's score interval with the number of independent tokens that would have the clustered standard error, and
     Student's quantile (Korn and Graubard 1998, Survey Methodology 24, for proportions of clustered samples). It stays
     within 0 and 1. Where all windows agree in all tokens nothing can be said of their spread; each token then counts.
-
-    Args:
-        hits: (tokens,).
-        clusters: (tokens,) number of the window.
+    `hits` (tokens,) and `clusters` (tokens,), the number of the window.
     """
     sums, counts = cluster_sums(hits, clusters)
     n, share = len(sums), float(sums.sum() / counts.sum())

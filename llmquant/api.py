@@ -125,7 +125,7 @@ def evaluate(
     """
     from llmquant.compat.loading import no_progress_bar
     from llmquant.data.calibration import check_vocabulary
-    from llmquant.eval.kernels import loading_for
+    from llmquant.eval.precision import loading_for
     from llmquant.hf.load import load
 
     options = replace(options or EvalOptions(), **changes)

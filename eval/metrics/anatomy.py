@@ -53,12 +53,7 @@ def measure(pair: Pair, options: base.NoOptions) -> Section | None:
 
 
 def parts_of(plan: Mapping[str, Any], *, before: bool = False) -> tuple[Part, ...]:
-    """Bytes after quantizing, or before it; kinds without bytes (tied modules) are left out.
-
-    Args:
-        plan: as `Plan.to_dict` gives it.
-        before: of the model that was quantized.
-    """
+    """Bytes of a plan (as `Plan.to_dict` gives it) after quantizing or before it; kinds without bytes are left out."""
     totals: dict[tuple[str, str], int] = {}
     for row in plan["rows"]:
         kind = next((name for name in _SETS if name in row.get("sets", ())), row["kind"])
@@ -69,10 +64,9 @@ def parts_of(plan: Mapping[str, Any], *, before: bool = False) -> tuple[Part, ..
 
 def panels(reports: Sequence[EvalReport]) -> list[Panel]:
     """Bars by module kind, the baseline first."""
-    known = [(report.name, section) for report in reports if (section := report.get(Section)) and section.quantized]
-    if not known:
+    rows = [(name, section.quantized) for name, section in Section.of(reports) if section.quantized]
+    if not rows:
         return []
-    rows = [(name, section.quantized) for name, section in known]
     if (first := reports[0].get(Section)) and first.baseline:
         rows.insert(0, (reports[0].baseline.name, first.baseline))
     kinds = list(dict.fromkeys(part.kind for _, parts in rows for part in parts))

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict
 
-from llmquant.eval.markup import Markup
+from llmquant.eval.markup import Markup, folded
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Section:
     def metric(cls) -> str:
         """Name of the metric: that of its file."""
         return cls.__module__.rpartition(".")[2]
+
+    @classmethod
+    def of(cls, reports: Sequence[Any]) -> list[tuple[str, Self]]:
+        """Names of the reports (`EvalReport`) that have it, each with what was measured."""
+        return [(report.name, section) for report in reports if (section := report.get(cls))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +105,12 @@ class Panel:
     title: str
     content: Markup
     note: str | None = None
+
+    @classmethod
+    def folded(cls, title: str, parts: Sequence[tuple[str, Markup | None]], note: str | None = None) -> list[Panel]:
+        """A panel with a foldable part per name; none where there is nothing."""
+        content = folded(parts)
+        return [cls(title, content, note)] if content else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,12 +108,7 @@ def measure(pair: Pair, options: base.NoOptions) -> Section:
 
 
 def summarize(scores: TokenScores, seed: int = 0) -> Section:
-    """Summarise the finite positions, and count the others.
-
-    Args:
-        scores: of all positions.
-        seed: of the bootstrap.
-    """
+    """Summarise the finite positions, and count the others; `seed` is of the bootstrap."""
     kept = scores.kept()
     return Section(
         tokens=len(kept.kl),
@@ -198,7 +193,7 @@ def words(section: Section, report: EvalReport) -> list[str]:
 
 def panels(reports: Sequence[EvalReport]) -> list[Panel]:
     """KL against size, where that is known, and the distribution of KL over tokens."""
-    known = [(report.name, section) for report in reports if (section := report.get(Section))]
+    known = Section.of(reports)
     if not known:
         return []
     tiles = element("div", *(_distribution(*each) for each in known), class_="tiles")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmquant.eval.markup import Markup, element, folded, join, svg
+from llmquant.eval.markup import Markup, element, join, svg
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Panel
 from llmquant.words import number
@@ -37,18 +37,14 @@ def measure(pair: Pair, options: base.NoOptions) -> Section | None:
 
 def panels(reports: Sequence[EvalReport]) -> list[Panel]:
     """A heat map for each report."""
-    known = ((report.name, section) for report in reports if (section := report.get(Section)))
-    content = folded([(name, loss_heatmap(section.losses, name)) for name, section in known])
-    note = "Relative error of each layer's output (or weight), as quantized."
-    return [Panel("Loss by layer", content, note)] if content else []
+    parts = [(name, loss_heatmap(section.losses, name)) for name, section in Section.of(reports)]
+    return Panel.folded("Loss by layer", parts, "Relative error of each layer's output (or weight), as quantized.")
 
 
 def loss_heatmap(losses: Mapping[str, float], name: str) -> Markup | None:
-    """A cell per layer; modules outside the blocks are listed below. None without losses.
+    """A cell per layer of the model `name`, from relative losses by module name such as "model.layers.0.mlp.up_proj".
 
-    Args:
-        losses: relative loss by module name, such as "model.layers.0.mlp.up_proj".
-        name: of the model, for the accessible title.
+    Modules outside the blocks are listed below. None without losses.
     """
     if not losses:
         return None

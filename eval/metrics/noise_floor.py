@@ -14,8 +14,8 @@ import torch
 
 from llmquant.data.windows import Windows
 from llmquant.errors import DataError
-from llmquant.eval.dtypes import fits_float32, in_float32, is_narrow
 from llmquant.eval.metrics import base
+from llmquant.eval.precision import fits_float32, in_float32, is_narrow
 from llmquant.eval.scoring import batches, evaluating, logits, score_batch
 from llmquant.progress import Progress
 
@@ -63,13 +63,7 @@ def measure_noise_floor(
 ) -> float:
     """Mean KL per token that both models have against themselves in float32, added.
 
-    One model at a time is in float32, batch by batch, and as it was afterwards.
-
-    Args:
-        baseline: computes in 16 bits; what computes in float32 adds nothing.
-        quantized: as `baseline`.
-        windows: those that the loss is measured on.
-        progress: is told of each batch, in a stage where each window counts once for each model.
+    What computes in float32 adds nothing. One model at a time is in float32, batch by batch, and as it was afterwards.
 
     Raises:
         DataError: if no position is finite.

@@ -74,13 +74,7 @@ def _mean(values: Floats, window: NDArray[Any], seed: int) -> Estimate:
 
 
 def verdict(difference: Estimate, kl: float, noise_floor: float | None) -> Verdict:
-    """The word for a loss.
-
-    Args:
-        difference: log-perplexity of the quantized model less the baseline's, paired.
-        kl: mean KL(baseline||quantized).
-        noise_floor: what rounding of the activations of both models adds to the KL, if it was measured.
-    """
+    """The word for a paired difference of log-perplexities, beside the mean KL and its noise floor, if measured."""
     if kl == 0:
         return "identical"
     if difference.low is None or difference.high is None:

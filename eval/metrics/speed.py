@@ -47,15 +47,9 @@ def measure(pair: Pair, options: ThroughputOptions) -> Section:
 
 def columns(section: Section, report: EvalReport) -> list[Column]:
     """Prefill and decode, for the page; the terminal has a table of its own."""
+    protocol = section.protocol
     return [
-        Column(
-            phase,
-            _note(section.protocol),
-            Cell("1×"),
-            _cell(section, phase),
-            terminal=False,
-            remark=section.protocol.note,
-        )
+        Column(phase, _note(protocol), Cell("1×"), _cell(section, phase), terminal=False, remark=protocol.note)
         for phase in ("prefill", "decode")
     ]
 
@@ -78,8 +72,7 @@ def _speed_lines(each: SpeedLine) -> list[Markup]:
 
 def tables(reports: Sequence[EvalReport]) -> list[Table]:
     """A row for each phase and dense dtype; the ratio is that of the rounds in which both ran."""
-    timed = [(report.name, section) for report in reports if (section := report.get(Section))]
-    if not timed:
+    if not (timed := Section.of(reports)):
         return []
     table = Table(title=Text("speed, as a multiple of the baseline's"))
     table.add_column("model", overflow="fold")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmquant.data.windows import Windows
-from llmquant.eval.markup import Markup, element, folded, table
+from llmquant.eval.markup import Markup, element, table
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Panel
 from llmquant.eval.scoring import TokenScores
@@ -101,13 +101,11 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 def panels(reports: Sequence[EvalReport]) -> list[Panel]:
     """A table for each report, a row per token."""
     parts = [
-        (report.name, table(_HEAD, [_row(token) for token in section.tokens], "plain worst"))
-        for report in reports
-        if (section := report.get(Section)) and section.tokens
+        (name, table(_HEAD, [_row(token) for token in section.tokens], "plain worst"))
+        for name, section in Section.of(reports)
+        if section.tokens
     ]
-    content = folded(parts)
-    note = "Tokens of highest KL; the token of the text is marked."
-    return [Panel("Where it hurts most", content, note)] if content else []
+    return Panel.folded("Where it hurts most", parts, "Tokens of highest KL; the token of the text is marked.")
 
 
 def _row(token: WorstToken) -> Markup:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
-from llmquant.eval.lines import verdict_line
 from llmquant.eval.markup import Markup, element, folded, join
 from llmquant.eval.metrics import metrics
-from llmquant.eval.metrics.base import Panel
+from llmquant.eval.metrics.base import Cell, Column, Panel
 from llmquant.eval.metrics.speed import kernels_line
-from llmquant.eval.report.overview import footnotes, overview_table
-from llmquant.eval.result import EvalReport
-from llmquant.eval.table import check_comparable
+from llmquant.eval.result import BudgetVerdict, EvalReport
+from llmquant.eval.table import check_comparable, columns_of
+from llmquant.limits import limits
 from llmquant.words import number
 
 
@@ -27,12 +26,12 @@ def render_page(reports: Sequence[EvalReport]) -> str:
     style = Markup(files("llmquant.eval.report").joinpath("page.css").read_text(encoding="utf-8"))
     title = f"{first.baseline.name}: {', '.join(report.name for report in reports)}"
     panels = [
-        Panel("What was lost, what was gained", overview_table(reports)),
+        Panel("What was lost, what was gained", _overview(reports)),
         *(panel for metric in metrics() for panel in metric.panels(reports)),
     ]
     if recipes := folded([(report.name, _recipe(report)) for report in reports]):
         panels.append(Panel("Recipes and kernels", recipes))
-    panels.append(Panel("How it was measured", footnotes(reports)))
+    panels.append(Panel("How it was measured", _footnotes(reports)))
     body = element("main", _header(reports), *map(_section, panels))
     head = join(
         Markup('<meta charset="utf-8">'),
@@ -53,9 +52,7 @@ def _section(panel: Panel) -> Markup:
 def _header(reports: Sequence[EvalReport]) -> Markup:
     first = reports[0]
     lines = [
-        element(
-            "li", element("b", each.name), f": {verdict_line(each)}.", class_=None if each.budget_passed else "over"
-        )
+        element("li", element("b", each.name), f": {each.sentence()}.", class_=None if each.budget_passed else "over")
         for each in reports
     ]
     about = f"{number(first.baseline.parameters / 1e6)} M weights in {first.baseline.dtype}, against:"
@@ -75,3 +72,59 @@ def _recipe(report: EvalReport) -> Markup | None:
         element("pre", element("code", report.recipe_yaml)) if report.recipe_yaml else "",
     ]
     return join(*parts) if any(parts) else None
+
+
+def _overview(reports: Sequence[EvalReport]) -> Markup:
+    """The baseline, then one row per quantized model; superscripts lead to the footnotes."""
+    columns = columns_of(reports)
+    places = {note: str(place) for place, note in enumerate(_notes(reports), 1)}
+    head = element("tr", element("th", "model", scope="col"), *(_head(each, places[each.note]) for each, _ in columns))
+    rows = [_row(reports[0].baseline.name, [(each, each.baseline) for each, _ in columns], class_="baseline")]
+    for place, report in enumerate(reports):
+        badges = [_budget_badge(each) for each in report.budget]
+        rows.append(_row(report.name, [(column, cells[place]) for column, cells in columns], badges))
+    table = element("table", element("thead", head), element("tbody", *rows), class_="overview")
+    return element("div", table, class_="scroll", role="region", aria_label="Overview", tabindex="0")
+
+
+def _footnotes(reports: Sequence[EvalReport]) -> Markup:
+    """Numbered notes, which the table's heads link to, then machine and versions."""
+    notes = [element("li", text, id=f"note-{place}") for place, text in enumerate(_notes(reports), 1)]
+    facts = {**reports[0].machine, **reports[0].versions}
+    machine = [join(element("dt", name), element("dd", str(value))) for name, value in facts.items()]
+    return join(element("ol", *notes, class_="notes"), element("dl", *machine))
+
+
+def _notes(reports: Sequence[EvalReport]) -> list[str]:
+    """Each note once, in the order of the metrics; also of what nobody measured."""
+    found = {column.note: column.words for column, _ in columns_of(reports)}
+    measured = {name for report in reports for name in report.sections}
+    absent = [metric for metric in metrics() if metric.absent and metric.name not in measured]
+    numbers = [note for note, words in found.items() if not words]
+    return [*numbers, *(str(each.absent) for each in absent), *(note for note, words in found.items() if words)]
+
+
+def _head(column: Column, place: str) -> Markup:
+    mark = element("sup", element("a", place, href=f"#note-{place}"))
+    return element("th", column.head, mark, scope="col")
+
+
+def _row(
+    name: str, cells: Sequence[tuple[Column, Cell]], badges: Sequence[Markup] = (), *, class_: str | None = None
+) -> Markup:
+    """A model; what became of its budget stands in the last cell."""
+    row = [_cell(column, cell, badges if place == len(cells) else ()) for place, (column, cell) in enumerate(cells, 1)]
+    return element("tr", element("th", name, scope="row"), *row, class_=class_)
+
+
+def _cell(column: Column, cell: Cell, badges: Sequence[Markup]) -> Markup:
+    content = [cell.text, *(element("small", each) for each in (*cell.below, *cell.more) if each)]
+    if cell.page is not None:
+        content = [cell.page]
+    return element("td", *content, *badges, class_=None if column.words else "num")
+
+
+def _budget_badge(each: BudgetVerdict) -> Markup:
+    sign, relation, mood = ("✓", "≤", "good") if each.passed else ("✗", ">", "bad")
+    text = f"{sign} {limits()[each.name].label} {number(each.measured, 4)} {relation} {each.limit:g}"
+    return element("span", text, "" if each.certain else " (within error)", class_=f"badge {mood}")

@@ -83,9 +83,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def print_reports(console: Console, reports: Sequence[EvalReport]) -> None:
     """Evaluations side by side, and a line on each."""
-    from llmquant.eval.lines import verdict_line
     from llmquant.eval.table import render_table
 
     console.print(render_table(reports))
     for report in reports:
-        console.print(f"[bold]{escaped(report.name)}[/]: {escaped(verdict_line(report))}", highlight=False)
+        console.print(f"[bold]{escaped(report.name)}[/]: {escaped(report.sentence())}", highlight=False)

@@ -13,8 +13,7 @@ from rich.console import Console
 
 from llmquant.data.windows import make_windows
 from llmquant.errors import CheckpointError, LlmquantError, RecipeError
-from llmquant.eval.budget import hold
-from llmquant.eval.evaluate import evaluate
+from llmquant.eval.evaluate import evaluate, hold
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.memory import Section as Memory
 from llmquant.eval.metrics.memory import checkpoint_size, parameter_bytes

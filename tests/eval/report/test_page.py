@@ -12,7 +12,7 @@ from rich.console import Console
 
 from llmquant.errors import DataError
 from llmquant.eval.charts import Point, tradeoff_chart
-from llmquant.eval.lines import change, speedup, verdict_line
+from llmquant.eval.lines import change, speedup
 from llmquant.eval.markup import element
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.layers import loss_heatmap
@@ -247,7 +247,7 @@ def test_table_has_a_row_per_model(report: EvalReport, other: EvalReport) -> Non
 
 
 def test_verdict_line(report: EvalReport) -> None:
-    line = verdict_line(report)
+    line = report.sentence()
     for part in (
         "32.0 bits per weight",
         "1.00x smaller",
@@ -260,7 +260,7 @@ def test_verdict_line(report: EvalReport) -> None:
         assert part in line
     kl = dataclasses.replace(report[Divergence].kl, mean=0.1, standard_error=None, note="too little text: 4 windows")
     short = changed(report, divergence={"kl": kl})
-    assert "KL 0.100 (too little text) in float32" in verdict_line(short)
+    assert "KL 0.100 (too little text) in float32" in short.sentence()
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import torch
 import llmquant
 from llmquant.data.windows import Windows, make_windows
 from llmquant.errors import DataError
-from llmquant.eval import dtypes
-from llmquant.eval.dtypes import choose, in_float32, widening_bytes
+from llmquant.eval import precision
 from llmquant.eval.metrics.noise_floor import check_noise_floor, measure_noise_floor
+from llmquant.eval.precision import choose, in_float32, widening_bytes
 from tests.engine.conftest import byte_tokenizer, tiny_llama
 from tests.eval.conftest import Seen, compare
 
@@ -106,11 +106,11 @@ def test_float32_is_chosen_where_it_fits(model: Path, monkeypatch: pytest.Monkey
     assert needed == 2 * 2 * pair[0].num_parameters()
     assert choose(pair, "auto", kernels=False).dtype == "float32"
     assert choose(pair, "checkpoint", kernels=False).dtype == "bfloat16"
-    monkeypatch.setattr(dtypes, "free_bytes", lambda _: needed)
+    monkeypatch.setattr(precision, "free_bytes", lambda _: needed)
     chosen = choose(pair, "auto", kernels=False)
     assert (chosen.wide, chosen.dtype) == (False, "bfloat16")
     assert "float32 needs" in chosen.note
-    monkeypatch.setattr(dtypes, "free_bytes", lambda _: 10)
+    monkeypatch.setattr(precision, "free_bytes", lambda _: 10)
     with pytest.raises(DataError, match="leave it out"):
         check_noise_floor(*pair)
 

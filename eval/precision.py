@@ -1,13 +1,17 @@
-"""In which dtype a model computes while its loss is measured: float32 over exactly the stored weights, where it fits.
+"""How a model computes while its loss is measured: float32 over exactly the stored weights, where it fits.
 
 In bfloat16 the rounding of activations alone moves an 8-bit model as far as its weights do, so a loss measured there is
 half noise. `in_float32` takes that noise away and leaves the weights alone: what is stored in 16 bits becomes float32
 without rounding; packed weights keep their scales, and are what plain readers make of them: `scale * (code - zero)` in
 the dtype of the scale.
+
+The fast kernels of the CPU quantize activations inside: `exact` to 16 bits, whose error is far below that of bfloat16,
+`fast` to 8 bits. A loss is that of the weights' format only if it is measured in `exact`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +20,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from llmquant.kernels.cpu import native
+from llmquant.kernels.cpu.native import KERNELS_VARIABLE
+from llmquant.kernels.gpu import runtime
 from llmquant.memory import free_bytes
+from llmquant.nn.accuracy import Accuracy, set_accuracy
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.storage import PackedStorage
 from llmquant.words import dtype_name
@@ -56,12 +64,9 @@ class LossDtype:
 
 
 def choose(models: Sequence[PreTrainedModel], wanted: Wanted, *, kernels: bool) -> LossDtype:
-    """Settle how the loss of a pair is measured.
+    """Settle how the loss of a pair is measured: "auto" is float32 where it fits, "checkpoint" the models' own dtype.
 
-    Args:
-        models: baseline and quantized.
-        wanted: "auto" for float32 where it fits; "checkpoint" for the dtype that the models have.
-        kernels: whether packed layers stay on their kernels in float32.
+    `kernels` says whether packed layers stay on their kernels in float32.
     """
     name = dtype_name(models[0].dtype)
     weights = "packed layers on their kernels" if kernels else "the exact stored weights, dequantized as readers do"
@@ -81,17 +86,14 @@ def choose(models: Sequence[PreTrainedModel], wanted: Wanted, *, kernels: bool) 
 
 @contextmanager
 def in_float32(model: nn.Module, *, keep_kernels: bool = False) -> Iterator[None]:
-    """Let a model compute in float32 inside the block, in place; after it, it is as it was, bit for bit.
+    """Let a model of 16 or 32 bits compute in float32 inside the block, in place; then it is as it was, bit for bit.
 
-    Args:
-        model: with float parameters of 16 or 32 bits.
-        keep_kernels: leave packed layers on their kernels, which quantize activations and do not round the weights;
-            else they run as plain readers do: dequantized, then multiplied by torch.
+    `keep_kernels` leaves packed layers on their kernels, which quantize activations and do not round the weights; else
+    they run as plain readers do: dequantized, then multiplied by torch.
     """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # else float32 may multiply as bfloat16 or TF32
-    packed = [module for module in model.modules() if isinstance(module, PackedStorage)]
-    prepared = [] if keep_kernels else [layer for layer in packed if layer.weight_prepared is not None]
+    prepared = [] if keep_kernels else [layer for layer in _packed(model) if layer.weight_prepared is not None]
     tables = _tables(model)
     wide = [(tensor, tensor.dtype) for tensor in _narrow_tensors(model)]
     try:
@@ -126,8 +128,7 @@ def _narrow_tensors(model: nn.Module) -> list[Tensor]:
     """Parameters and buffers of 16 bits, without those that belong to a packed weight."""
     stored = {
         id(tensor)
-        for layer in model.modules()
-        if isinstance(layer, PackedStorage)
+        for layer in _packed(model)
         for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
         if name != "bias"
     }
@@ -137,3 +138,42 @@ def _narrow_tensors(model: nn.Module) -> list[Tensor]:
         for key, tensor in tensors.items()
         if key not in stored and tensor.is_floating_point() and tensor.itemsize < 4
     ]
+
+
+@contextmanager
+def loading_for(kernel: Literal["reference"] | None) -> Iterator[None]:
+    """Let models that are loaded inside the block run by plain torch ("reference"); None changes nothing.
+
+    Which kernel runs is settled when a layer gets its weight.
+    """
+    if kernel is None:
+        yield
+        return
+    before = {name: os.environ.get(name) for name in (KERNELS_VARIABLE, runtime.VARIABLE)}
+    os.environ.update(dict.fromkeys(before, kernel))
+    native.wanted.cache_clear()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        native.wanted.cache_clear()
+
+
+@contextmanager
+def in_accuracy(model: nn.Module, accuracy: Accuracy) -> Iterator[None]:
+    """Let packed layers compute in an accuracy inside the block, and as before after it, whatever was set meanwhile."""
+    before = [(layer, layer.exact) for layer in _packed(model)]
+    set_accuracy(model, accuracy)
+    try:
+        yield
+    finally:
+        for layer, exact in before:
+            layer.exact = exact
+
+
+def _packed(model: nn.Module) -> list[PackedStorage]:
+    return [module for module in model.modules() if isinstance(module, PackedStorage)]
