@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from tests import shapes
+
+shapes.install()  # before llmquant is imported
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -90,6 +95,14 @@ def _dot_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
         return interpreter.TensorHandle(total + acc.data, acc.dtype.scalar)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """Let tensors of other shapes than annotated through to the code that refuses them, as for users."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

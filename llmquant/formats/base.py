@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from llmquant.models.inventory import Inventory, Matrix, ModuleInfo
@@ -105,7 +106,7 @@ class Written(Protocol):
         """The same by code that shares nothing with the writer; verification believes this one."""
         ...
 
-    def restore(self, key: str, tensor: Tensor) -> Tensor:
+    def restore(self, key: str, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """A kept tensor in the order of the source, its dtype as it was stored."""
         ...
 

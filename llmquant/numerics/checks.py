@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from llmquant.errors import QuantizationError
 
 
-def require_finite(tensor: Tensor, name: str) -> None:
+def require_finite(tensor: Float[Tensor, "*shape"], name: str) -> None:
     """Refuse NaN and infinities.
 
-    Args:
-        tensor: any shape, any float dtype; read only.
-        name: what the message calls it, such as "model.layers.0.mlp.up_proj.weight".
-
     Raises:
-        QuantizationError: names the tensor, how many values are not finite, and the first of them.
+        QuantizationError: calls it `name`, says how many values are not finite, and which is the first of them.
     """
     if tensor.numel() == 0:
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float, Float32, Int8
 from torch import Tensor
 
 from llmquant.numerics.stored_scale import as_stored
@@ -23,27 +24,26 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, None
 
 
-def straight_through(value: Tensor, rounded: Tensor) -> Tensor:
-    """The values of `rounded` with the gradient of `value`, both of any shape."""
+def straight_through(value: Float[Tensor, "*shape"], rounded: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The values of `rounded` with the gradient of `value`."""
     return _StraightThrough.apply(value, rounded)  # pyright: ignore[reportReturnType]
 
 
-def stored_scales(scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scales (float32) as they are stored in `dtype`, in float32."""
+def stored_scales(scales: Float32[Tensor, "*shape"], dtype: torch.dtype) -> Float32[Tensor, "*shape"]:
+    """Scales as they are stored in `dtype`, in float32."""
     return straight_through(scales, as_stored(scales.detach(), dtype))
 
 
-def dequantize(codes: Tensor, scales: Tensor, zeros: Tensor | None, dtype: torch.dtype) -> Tensor:
+def dequantize(
+    codes: Int8[Tensor, "out in"],
+    scales: Float32[Tensor, "rows groups"],
+    zeros: Int8[Tensor, "rows groups"] | None,
+    dtype: torch.dtype,
+) -> Float32[Tensor, "out in"]:
     """The weight of these codes, as `QuantizedTensor.dequantize` gives it.
 
-    Args:
-        codes: (out_features, in_features) int8.
-        scales: (out_features, groups) or (1, 1) float32, such as `stored_scales` gives them; gets the gradient.
-        zeros: like scales but int8, or None.
-        dtype: of the stored scales, in which readers compute.
-
-    Returns:
-        (out_features, in_features) float32.
+    Scales, one row for each output or one for all, are such as `stored_scales` gives them, and get the gradient.
+    `dtype` is that of the stored scales, in which readers compute.
     """
     rows, columns = codes.shape
     grouped = codes.view(rows, scales.shape[1], -1).float()

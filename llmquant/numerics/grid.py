@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float, Float32, Int8, Num
 from torch import Tensor
 
 from llmquant.errors import QuantizationError
 from llmquant.numerics.checks import require_finite
-from llmquant.numerics.grid_search import Piece, search_scales
+from llmquant.numerics.grid_search import Piece, Values, search_scales
 from llmquant.numerics.stored_scale import SCALE_DTYPES, as_stored
 from llmquant.numerics.threads import map_chunks
 from llmquant.spec import Scheme
@@ -37,34 +38,34 @@ class Grid:
     """The values that a weight may take: `scales * (code - zeros)`.
 
     Attributes:
-        scales: (out_features, groups), or (1, 1) for one scale per tensor; in the dtype in which they are stored. They
+        scales: a row for each output, or (1, 1) for one scale per tensor; in the dtype in which they are stored. They
             may be negative in a symmetric scheme, and are never 0.
-        zeros: like scales but int8, in [code_min, code_max]; None for symmetric schemes.
+        zeros: in [code_min, code_max]; None for symmetric schemes.
         zero_groups: how many groups hold only zeros; they get scale 1, zero 0 and codes 0.
     """
 
-    scales: Tensor
-    zeros: Tensor | None
+    scales: Float[Tensor, "rows groups"]
+    zeros: Int8[Tensor, "rows groups"] | None
     zero_groups: int = 0
 
 
 def choose_grid(
-    weight: Tensor,
+    weight: Float[Tensor, "out in"],
     scheme: Scheme,
     *,
     scale_dtype: torch.dtype,
     objective: str = "absmax",
-    importance: Tensor | None = None,
+    importance: Float[Tensor, " in"] | None = None,
 ) -> Grid:
     """Choose scales (and zeros) for `weight`.
 
     Args:
-        weight: (out_features, in_features), any float dtype; read only.
+        weight: read only.
         scheme: bits, granularity and symmetry; groups run along in_features.
         scale_dtype: float32, float16 or bfloat16, the dtype in which the scales will be stored.
         objective: "absmax" covers the whole range of each group; "mse" searches around that for the least (weighted)
             squared error of round to nearest, and is never worse than "absmax" by that measure.
-        importance: (in_features,) weights >= 0 of the squared errors of "mse", such as the diagonal of the Hessian;
+        importance: weights >= 0 of the squared errors of "mse", such as the diagonal of the Hessian;
             None weighs all inputs alike.
 
     Returns:
@@ -103,16 +104,10 @@ def choose_grid(
     return grid
 
 
-def round_to_grid(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
+def round_to_grid(weight: Float[Tensor, "out in"], grid: Grid, scheme: Scheme) -> Int8[Tensor, "out in"]:
     """Round each element to the nearest value of the grid, ties to even multiples of the scale.
 
-    Args:
-        weight: (out_features, in_features), any float dtype; read only.
-        grid: from `choose_grid` on a weight of this shape.
-        scheme: the scheme of the grid.
-
-    Returns:
-        (out_features, in_features) int8 codes, clamped to [code_min, code_max].
+    Codes are clamped to [code_min, code_max].
     """
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     groups = grid.scales.shape[1]
@@ -130,7 +125,7 @@ def round_to_grid(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     return codes
 
 
-def row_chunks(weight: Tensor) -> list[tuple[int, int]]:
+def row_chunks(weight: Num[Tensor, "rows cols"]) -> list[tuple[int, int]]:
     """Ranges of rows small enough for their float32 copies to stay in the cache (or, on a GPU, to be cheap)."""
     rows, cols = weight.shape
     step = max(1, (_CPU_CHUNK if weight.device.type == "cpu" else _GPU_CHUNK) // max(1, cols))
@@ -162,15 +157,18 @@ def _require_arguments(
         raise ValueError("importance must not be negative")
 
 
-def _normalised(importance: Tensor, groups: int) -> Tensor:
-    """(1, G, g) float32 with maximum 1, so that sums neither overflow nor vanish."""
+def _normalised(importance: Float[Tensor, " in"], groups: int) -> Float32[Tensor, "1 {groups} g"]:
+    """With maximum 1, so that sums neither overflow nor vanish."""
     largest = importance.max()
     scaled = importance / torch.where(largest > 0, largest, 1.0)
     return scaled.float().view(1, groups, -1)
 
 
 def _pieces(
-    weight: Tensor, scheme: Scheme, importance: Tensor | None, ranges: list[tuple[int, int]]
+    weight: Float[Tensor, "out in"],
+    scheme: Scheme,
+    importance: Float32[Tensor, "1 groups g"] | None,
+    ranges: list[tuple[int, int]],
 ) -> tuple[slice, list[Piece]]:
     """Rows of the scales that belong to these rows of the weight, and the weight there."""
     groups = scheme.scale_shape(*weight.shape)[1]
@@ -180,8 +178,8 @@ def _pieces(
     return slice(0, 1) if scheme.granularity == "tensor" else slice(*ranges[0]), pieces
 
 
-def _extremes(pieces: list[Piece], shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest of 0 and the values of each group, float32, of shape `shape`."""
+def _extremes(pieces: list[Piece], shape: torch.Size) -> tuple[Values, Values]:
+    """The smallest and the largest of 0 and the values of each group, of shape `shape`."""
     # Two passes: torch.aminmax over a dimension is several times slower than amin and amax together.
     low = torch.cat([piece.values.amin(-1) for piece in pieces]).float().clamp(max=0)
     high = torch.cat([piece.values.amax(-1) for piece in pieces]).float().clamp(min=0)
@@ -190,7 +188,7 @@ def _extremes(pieces: list[Piece], shape: torch.Size) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _range_grid(low: Tensor, high: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def _range_grid(low: Values, high: Values, scheme: Scheme, dtype: torch.dtype) -> tuple[Values, Values | None]:
     """The grid that covers [low, high]: scales as stored but in float32, and zeros in float32."""
     if scheme.symmetric:
         # On a tie the negative element decides, which keeps the scale positive.

@@ -5,19 +5,24 @@ first a geometric ladder of scales below and above the one that covers the range
 resolve the rest better), with both signs in symmetric schemes; then a few steps that refit the scale to its codes by
 least squares, `s = sum_k h_k w_k t_k / sum_k h_k t_k^2` with `t = code - zero`, and move the zero by one.
 
-Legend: R rows, G groups a row, g inputs a group; scale, zero, low, high and errors are (R, G) or (1, 1).
+Legend: R rows, G groups a row, g inputs a group; scale, zero, low, high and errors, `Values`, have a row for each row
+of the weight, or one for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from llmquant.numerics.stored_scale import as_stored
 from llmquant.spec import Scheme
+
+Values: TypeAlias = Float32[Tensor, "rows groups"]
 
 # Short groups want 0.7 to 1.1 of the covering scale, in fine steps; long rows with outliers a third of it and less.
 FACTORS = (*(1.12 * 0.955**step for step in range(11)), *(0.62 * 0.84**step for step in range(7)))
@@ -29,29 +34,28 @@ class Piece:
     """Rows of a weight by groups.
 
     Attributes:
-        values: (R, G, g), any float dtype.
-        importance: (1, G, g) float32 weight of each input's squared error, or None if all weigh alike.
+        importance: weight of each input's squared error, or None if all weigh alike.
     """
 
-    values: Tensor
-    importance: Tensor | None
+    values: Float[Tensor, "R G g"]
+    importance: Float32[Tensor, "1 G g"] | None
 
-    def steps(self, scale: Tensor, zero: Tensor | None, scheme: Scheme) -> Tensor:
-        """`code - zero` (R, G, g) of round to nearest, float32."""
+    def steps(self, scale: Values, zero: Values | None, scheme: Scheme) -> Float32[Tensor, "R G g"]:
+        """`code - zero` of round to nearest."""
         # A search may multiply by the reciprocal: only the final rounding has to be exact.
         steps = (self.values * scale.reciprocal().unsqueeze(-1)).round_()
         if zero is None:
             return steps.clamp_(scheme.code_min, scheme.code_max)
         return steps.clamp_((scheme.code_min - zero).unsqueeze(-1), (scheme.code_max - zero).unsqueeze(-1))
 
-    def error(self, scale: Tensor, zero: Tensor | None, scheme: Scheme) -> Tensor:
-        """Weighted squared error of each group, in the shape of `scale`."""
+    def error(self, scale: Values, zero: Values | None, scheme: Scheme) -> Values:
+        """Weighted squared error of each group."""
         errors = self.steps(scale, zero, scheme).mul_(scale.unsqueeze(-1)).sub_(self.values).square_()
         if self.importance is not None:
             errors.mul_(self.importance)
         return errors.sum(-1).sum_to_size(scale.shape)
 
-    def moments(self, scale: Tensor, zero: Tensor | None, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    def moments(self, scale: Values, zero: Values | None, scheme: Scheme) -> tuple[Values, Values]:
         """Numerator and denominator of the least-squares scale for the steps of this grid."""
         steps = self.steps(scale, zero, scheme)
         weighted = steps if self.importance is None else steps * self.importance
@@ -63,11 +67,11 @@ class Piece:
 class _Best:
     """The best grid of each group so far; a tie keeps the earlier one."""
 
-    scale: Tensor
-    zero: Tensor | None
-    error: Tensor
+    scale: Values
+    zero: Values | None
+    error: Values
 
-    def offer(self, scale: Tensor, zero: Tensor | None, error: Tensor) -> None:
+    def offer(self, scale: Values, zero: Values | None, error: Values) -> None:
         better = error < self.error
         self.scale = torch.where(better, scale, self.scale)
         self.error = torch.where(better, error, self.error)
@@ -77,29 +81,26 @@ class _Best:
 
 def search_scales(
     pieces: Sequence[Piece],
-    scale: Tensor,
-    zero: Tensor | None,
-    low: Tensor,
-    high: Tensor,
+    scale: Values,
+    zero: Values | None,
+    low: Values,
+    high: Values,
     scheme: Scheme,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor | None]:
-    """Search around a grid that covers the range.
+) -> tuple[Values, Values | None]:
+    """Search around a grid that covers the range: scales and zeros whose error is nowhere above that grid's.
 
     Args:
         pieces: the rows that share these scales.
-        scale: float32 values of the covering grid, as stored.
-        zero: its zeros in float32, or None for symmetric schemes.
+        scale: of the covering grid, as stored.
+        zero: its zeros, or None for symmetric schemes.
         low: smallest value of each group, at most 0.
         high: largest value of each group, at least 0.
         scheme: code range.
         dtype: in which the scales will be stored.
-
-    Returns:
-        Scales (as stored, in float32) and zeros whose error is nowhere above that of the covering grid.
     """
 
-    def error(scale: Tensor, zero: Tensor | None) -> Tensor:
+    def error(scale: Values, zero: Values | None) -> Values:
         return torch.stack([piece.error(scale, zero, scheme) for piece in pieces]).sum(0)
 
     best = _Best(scale, zero, error(scale, zero))
@@ -111,8 +112,8 @@ def search_scales(
 
 
 def _ladder(
-    scale: Tensor, low: Tensor, high: Tensor, scheme: Scheme, dtype: torch.dtype
-) -> Iterable[tuple[Tensor, Tensor | None]]:
+    scale: Values, low: Values, high: Values, scheme: Scheme, dtype: torch.dtype
+) -> Iterable[tuple[Values, Values | None]]:
     """Candidate grids around `scale`."""
     for factor in FACTORS:
         narrow = as_stored(scale * factor, dtype)
@@ -132,7 +133,7 @@ def _ladder(
 def _refit(
     best: _Best,
     pieces: Sequence[Piece],
-    error: Callable[[Tensor, Tensor | None], Tensor],
+    error: Callable[[Values, Values | None], Values],
     scheme: Scheme,
     dtype: torch.dtype,
 ) -> None:

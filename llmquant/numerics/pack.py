@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 
 import torch
+from jaxtyping import Int8, Int32, Int64
 from torch import Tensor
 
 WORD_BITS = 32
@@ -22,15 +23,10 @@ _CPU_CHUNK = 1 << 18
 _GPU_CHUNK = 1 << 26
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack signed codes along their rows.
+def pack(codes: Int8[Tensor, "rows cols"], bits: int) -> Int32[Tensor, "rows words"]:
+    """Pack signed codes of 2, 3, 4 or 8 bits, in [-2^(bits-1), 2^(bits-1) - 1], along their rows.
 
-    Args:
-        codes: (rows, cols) int8, in [-2^(bits-1), 2^(bits-1) - 1].
-        bits: 2, 3, 4 or 8.
-
-    Returns:
-        (rows, ceil(cols * bits / 32)) int32; unused high bits of a row's last word are 0.
+    A row fills ceil(cols * bits / 32) words; unused high bits of its last word are 0.
 
     Raises:
         ValueError: if `codes` is not a matrix of int8, or holds a code that `bits` cannot hold.
@@ -59,16 +55,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return packed
 
 
-def unpack(packed: Tensor, bits: int, cols: int) -> Tensor:
+def unpack(packed: Int32[Tensor, "rows words"], bits: int, cols: int) -> Int8[Tensor, "rows {cols}"]:
     """Undo `pack`.
-
-    Args:
-        packed: (rows, ceil(cols * bits / 32)) int32.
-        bits: 2, 3, 4 or 8.
-        cols: codes in a row.
-
-    Returns:
-        (rows, cols) int8.
 
     Raises:
         ValueError: if `packed` is not a matrix of int32, or has the wrong number of words for `cols`.
@@ -91,30 +79,15 @@ def unpack(packed: Tensor, bits: int, cols: int) -> Tensor:
     return codes
 
 
-def pack_zeros(zeros: Tensor, bits: int) -> Tensor:
-    """Pack zero points, which compressed-tensors packs along the outputs.
-
-    Args:
-        zeros: (out_features, groups) int8, in code units.
-        bits: 2, 3, 4 or 8.
-
-    Returns:
-        (ceil(out_features * bits / 32), groups) int32.
-    """
+def pack_zeros(zeros: Int8[Tensor, "out groups"], bits: int) -> Int32[Tensor, "words groups"]:
+    """Pack zero points, which compressed-tensors packs along the outputs."""
     return pack(zeros.t(), bits).t().contiguous()
 
 
-def unpack_zeros(packed: Tensor, bits: int, out_features: int) -> Tensor:
-    """Undo `pack_zeros`.
-
-    Args:
-        packed: (ceil(out_features * bits / 32), groups) int32.
-        bits: 2, 3, 4 or 8.
-        out_features: rows of the result.
-
-    Returns:
-        (out_features, groups) int8.
-    """
+def unpack_zeros(
+    packed: Int32[Tensor, "words groups"], bits: int, out_features: int
+) -> Int8[Tensor, "{out_features} groups"]:
+    """Undo `pack_zeros`."""
     return unpack(packed.t(), bits, out_features).t().contiguous()
 
 
@@ -149,7 +122,7 @@ def _low_units(bits: int) -> tuple[torch.dtype, int]:
     return {2: (torch.int16, 1), 3: (torch.uint8, 3), 4: (torch.int32, 1), 8: (torch.int64, 1)}[bits]
 
 
-def _fold(lanes: Tensor, bits: int) -> None:
+def _fold(lanes: Int64[Tensor, "*shape"], bits: int) -> None:
     """Close the gaps between the eight codes of each int64, in place."""
     if bits == 8:
         return
@@ -160,7 +133,7 @@ def _fold(lanes: Tensor, bits: int) -> None:
         lanes.bitwise_and_(_repeat((1 << 2 * filled) - 1, 2 * width))
 
 
-def _unfold(lanes: Tensor, bits: int) -> None:
+def _unfold(lanes: Int64[Tensor, "*shape"], bits: int) -> None:
     """Open the gaps that `_fold` closed, in place."""
     if bits == 8:
         return

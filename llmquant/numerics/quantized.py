@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int8
 from torch import Tensor
 
 
@@ -13,22 +14,22 @@ class QuantizedTensor:
     """`weight ~ scales * (codes - zeros)`.
 
     Attributes:
-        codes: (out_features, in_features) int8, in [-2^(bits-1), 2^(bits-1) - 1].
-        scales: (out_features, groups), or (1, 1) for one scale per tensor; the dtype in which they are stored.
-        zeros: like scales but int8, in code units; None for symmetric schemes.
+        codes: in [-2^(bits-1), 2^(bits-1) - 1].
+        scales: a row for each output, or (1, 1) for one scale per tensor; in the dtype in which they are stored.
+        zeros: in code units; None for symmetric schemes.
     """
 
-    codes: Tensor
-    scales: Tensor
-    zeros: Tensor | None = None
+    codes: Int8[Tensor, "out in"]
+    scales: Float[Tensor, "rows groups"]
+    zeros: Int8[Tensor, "rows groups"] | None = None
 
     def to(self, device: torch.device | str) -> QuantizedTensor:
         """The same on a device."""
         zeros = None if self.zeros is None else self.zeros.to(device)
         return QuantizedTensor(self.codes.to(device), self.scales.to(device), zeros)
 
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight (out_features, in_features), computed in `dtype`, or in that of the scales."""
+    def dequantize(self, dtype: torch.dtype | None = None) -> Float[Tensor, "out in"]:
+        """The weight, computed in `dtype`, or in that of the scales."""
         scales = self.scales.to(dtype or self.scales.dtype)
         out_features, in_features = self.codes.shape
         groups = self.scales.shape[1]

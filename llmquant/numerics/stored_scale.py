@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 SCALE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -11,16 +12,11 @@ SCALE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SMALLEST_SCALE = {torch.float16: 1e-5, torch.bfloat16: 2.0**-126, torch.float32: 2.0**-126}
 
 
-def as_stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The float32 value that a reader of the stored scale sees.
+def as_stored(scale: Float32[Tensor, "*shape"], dtype: torch.dtype) -> Float32[Tensor, "*shape"]:
+    """The value that a reader of the stored scale sees.
 
-    Args:
-        scale: any shape, float32.
-        dtype: one of `SCALE_DTYPES`.
-
-    Returns:
-        `scale` rounded to `dtype`, at least `SMALLEST_SCALE[dtype]` in magnitude (0 counts as positive), as float32.
-        Infinite where `dtype` cannot hold it.
+    It is `scale` rounded to `dtype`, one of `SCALE_DTYPES`, and at least `SMALLEST_SCALE[dtype]` in magnitude (0 counts
+    as positive). Infinite where `dtype` cannot hold it.
     """
     floor = torch.full_like(scale, SMALLEST_SCALE[dtype])
     kept = torch.where(scale.abs() < floor, torch.copysign(floor, scale), scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 OF: Literal["inputs"] = "inputs"
@@ -21,7 +22,7 @@ class AbsoluteMaxima:
     def __init__(self) -> None:
         self._largest: Tensor | None = None
 
-    def add(self, rows: Tensor) -> None:
+    def add(self, rows: Float[Tensor, "tokens features"]) -> None:
         """Raise the maxima to those of the rows."""
         self._raise(rows.abs().amax(0))
 
@@ -30,10 +31,10 @@ class AbsoluteMaxima:
         if other._largest is not None:
             self._raise(other._largest)
 
-    def take(self) -> Tensor:
+    def take(self) -> Float[Tensor, " features"]:
         """The maxima."""
         assert self._largest is not None
         return self._largest
 
-    def _raise(self, values: Tensor) -> None:
+    def _raise(self, values: Float[Tensor, " features"]) -> None:
         self._largest = values if self._largest is None else torch.maximum(self._largest, values.to(self._largest))

@@ -1,6 +1,6 @@
 """What a statistic is, and what methods are told about a layer.
 
-Legend: T tokens, F features: in_features for inputs, out_features for gradients of outputs.
+Legend: features are in_features for inputs, out_features for gradients of outputs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -38,15 +39,15 @@ class LayerStatistics:
 class Statistic(Protocol):
     """One statistic of one layer (or of several that read the same inputs) while it is collected."""
 
-    def add(self, rows: Tensor) -> None:
-        """Count more rows (T, F), T > 0, all on one device."""
+    def add(self, rows: Float[Tensor, "tokens features"]) -> None:
+        """Count more rows, at least one, all on one device."""
         ...
 
     def merge(self, other: Statistic) -> None:
         """Count what `other`, of the same module, has counted: the result is that of all rows together."""
         ...
 
-    def take(self) -> Tensor:
+    def take(self) -> Float[Tensor, "*shape"]:
         """The value. Called once, at the end; it may use up what was counted."""
         ...
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmquant.errors import QuantizationError
@@ -150,7 +151,7 @@ class Collector:
                 self._add(name, statistic, gradient.reshape(-1, gradient.shape[-1]))
 
     @torch.no_grad()
-    def _add(self, name: str, statistic: str, rows: Tensor) -> None:
+    def _add(self, name: str, statistic: str, rows: Float[Tensor, "tokens features"]) -> None:
         if (name, statistic) not in self._counted:
             self._counted[name, statistic] = self._modules[statistic].start()
         self._counted[name, statistic].add(rows.float())

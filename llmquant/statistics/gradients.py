@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 OF: Literal["gradients"] = "gradients"
@@ -27,8 +28,8 @@ class SquaredGradients:
         self._sum: Tensor | None = None
         self._tokens = 0
 
-    def add(self, rows: Tensor) -> None:
-        """Add the squares of gradients (T, out_features)."""
+    def add(self, rows: Float[Tensor, "tokens features"]) -> None:
+        """Add the squares of gradients."""
         self._add(rows.float().square().sum(0), rows.shape[0])
 
     def merge(self, other: SquaredGradients) -> None:
@@ -36,17 +37,17 @@ class SquaredGradients:
         if other._sum is not None:
             self._add(other._sum, other._tokens)
 
-    def take(self) -> Tensor:
+    def take(self) -> Float32[Tensor, " features"]:
         """The mean."""
         assert self._sum is not None
         return self._sum / self._tokens
 
-    def _add(self, squares: Tensor, tokens: int) -> None:
+    def _add(self, squares: Float32[Tensor, " features"], tokens: int) -> None:
         self._sum = squares.clone() if self._sum is None else self._sum.add_(squares.to(self._sum.device))
         self._tokens += tokens
 
 
-def project(output: Tensor, seed: int) -> Tensor:
+def project(output: Float[Tensor, "*shape"], seed: int) -> Float[Tensor, ""]:
     """The sum of all elements of `output`, each with a sign that depends on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1

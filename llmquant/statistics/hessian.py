@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 OF: Literal["inputs"] = "inputs"
@@ -22,7 +23,7 @@ class Hessian:
         self._sum: Tensor | None = None
         self._tokens = 0
 
-    def add(self, rows: Tensor) -> None:
+    def add(self, rows: Float[Tensor, "tokens features"]) -> None:
         """Add rows^T rows."""
         if self._sum is None:
             size = rows.shape[1]
@@ -36,7 +37,7 @@ class Hessian:
             self._sum = other._sum.clone() if self._sum is None else self._sum.add_(other._sum.to(self._sum))
         self._tokens += other._tokens
 
-    def take(self) -> Tensor:
+    def take(self) -> Float[Tensor, "features features"]:
         """The mean; symmetric. The sum becomes it in place, as no second matrix of this size may fit."""
         assert self._sum is not None
         return self._sum.div_(self._tokens)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 OF: Literal["inputs"] = "inputs"
@@ -29,7 +30,7 @@ class Samples:
         self._limit = limit
         self._rows: Tensor | None = None
 
-    def add(self, rows: Tensor) -> None:
+    def add(self, rows: Float[Tensor, "tokens features"]) -> None:
         """Put the rows into the sample, and out of it what has the largest hashes."""
         rows = rows.float()
         together = rows if self._rows is None else torch.cat([self._rows, rows.to(self._rows.device)])
@@ -44,14 +45,14 @@ class Samples:
         if other._rows is not None:
             self.add(other._rows)
 
-    def take(self) -> Tensor:
-        """The sample in float32, in the order of the hashes."""
+    def take(self) -> Float32[Tensor, "rows features"]:
+        """The sample, in the order of the hashes."""
         assert self._rows is not None
         return self._rows
 
 
-def _hashes(rows: Tensor) -> Tensor:
-    """(T,) int64 from the bits of rows (T, F) float32; the arithmetic wraps, and is the same on every device."""
+def _hashes(rows: Float32[Tensor, "tokens features"]) -> Int64[Tensor, " tokens"]:
+    """From the bits of the rows; the arithmetic wraps, and is the same on every device."""
     bits = rows.contiguous().view(torch.int32).long()
     factors = (torch.arange(1, rows.shape[1] + 1, device=rows.device) * _ODD) | 1
     mixed = (bits * factors).sum(1)

@@ -217,6 +217,7 @@ def test_weight_is_read_only_and_may_be_a_view() -> None:
     assert torch.equal(weight, kept)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_refuses_wrong_arguments() -> None:
     weight, scheme = torch.randn(2, 24), Scheme.parse("int4-g16")
     with pytest.raises(QuantizationError, match="groups of 16 do not divide in_features = 24"):

@@ -89,6 +89,7 @@ def test_reads_views_and_leaves_them_alone() -> None:
     assert pack(codes[:0], 4).shape == (0, 5)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_refuses_what_it_cannot_pack() -> None:
     with pytest.raises(ValueError, match=r"codes lie in \[-9, 0\], but 4 bits hold \[-8, 7\]"):
         pack(torch.tensor([[0, -9]], dtype=torch.int8), 4)

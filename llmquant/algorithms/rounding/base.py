@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from llmquant.numerics.quantized import QuantizedTensor
@@ -48,12 +49,18 @@ class Algorithm(Protocol):
     Options: type[Any]
 
     def quantize(
-        self, weight: Tensor, statistics: LayerStatistics, scheme: Scheme, options: Any, *, scale_dtype: torch.dtype
+        self,
+        weight: Float[Tensor, "out in"],
+        statistics: LayerStatistics,
+        scheme: Scheme,
+        options: Any,
+        *,
+        scale_dtype: torch.dtype,
     ) -> LayerResult:
         """Round one weight.
 
         Args:
-            weight: (out_features, in_features), any float dtype; read only.
+            weight: read only.
             statistics: of the inputs of this layer; read only.
             scheme: what the weight becomes; groups run along in_features.
             options: an instance of this module's `Options`.

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Bool, Float, Float32, Int8, Int64
 from torch import Tensor
 
 from llmquant.algorithms.rounding.base import LayerResult
@@ -68,7 +69,12 @@ class Options:
 
 @torch.no_grad()
 def quantize(
-    weight: Tensor, statistics: LayerStatistics, scheme: Scheme, options: Options, *, scale_dtype: torch.dtype
+    weight: Float[Tensor, "out in"],
+    statistics: LayerStatistics,
+    scheme: Scheme,
+    options: Options,
+    *,
+    scale_dtype: torch.dtype,
 ) -> LayerResult:
     """Round one weight with GPTQ; see `base.Algorithm.quantize`.
 
@@ -100,7 +106,7 @@ def quantize(
     return LayerResult(quantized, loss, {key: count for key, count in counters.items() if count})
 
 
-def _require_hessian(statistics: LayerStatistics, in_features: int) -> Tensor:
+def _require_hessian(statistics: LayerStatistics, in_features: int) -> Float32[Tensor, "{in_features} {in_features}"]:
     """The Hessian, if calibration made one that can be used."""
     hessian = statistics.get("hessian")
     if hessian is None or statistics.tokens == 0:
@@ -121,7 +127,9 @@ def _require_hessian(statistics: LayerStatistics, in_features: int) -> Tensor:
     return hessian
 
 
-def _without_dead(weight: Tensor, dead: Tensor, scheme: Scheme) -> Tensor:
+def _without_dead(
+    weight: Float[Tensor, "out in"], dead: Bool[Tensor, " in"], scheme: Scheme
+) -> Float[Tensor, "out in"]:
     """The weight with zeros for dead inputs, except in groups where all inputs are dead."""
     if not bool(dead.any()) or not scheme.divides(weight.shape[1]):  # `choose_grid` refuses the latter
         return weight
@@ -130,8 +138,14 @@ def _without_dead(weight: Tensor, dead: Tensor, scheme: Scheme) -> Tensor:
     return weight.masked_fill(beside_live.view(-1), 0)
 
 
-def _round_in_order(weight: Tensor, lower: Tensor, order: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
-    """Codes (O, I) of the weight, rounded from the last entry of `order` to the first."""
+def _round_in_order(
+    weight: Float[Tensor, "out in"],
+    lower: Float32[Tensor, "in in"],
+    order: Int64[Tensor, " in"],
+    grid: Grid,
+    scheme: Scheme,
+) -> Int8[Tensor, "out in"]:
+    """Codes of the weight, rounded from the last entry of `order` to the first."""
     out_features, in_features = weight.shape
     errors = weight.t()[order].float().contiguous()
     codes = torch.empty(in_features, out_features, dtype=torch.int8, device=weight.device)
@@ -163,7 +177,7 @@ class _Columns:
         self._scheme = scheme
         self._group_size = in_features // grid.scales.shape[1]
 
-    def group_of(self, order: Tensor) -> list[int]:
+    def group_of(self, order: Int64[Tensor, " in"]) -> list[int]:
         """The group of each input, in the given order."""
         return (order // self._group_size).tolist()
 

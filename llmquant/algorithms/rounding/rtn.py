@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from llmquant.algorithms.rounding.base import LayerResult
@@ -40,7 +41,12 @@ class Options:
 
 @torch.no_grad()
 def quantize(
-    weight: Tensor, statistics: LayerStatistics, scheme: Scheme, options: Options, *, scale_dtype: torch.dtype
+    weight: Float[Tensor, "out in"],
+    statistics: LayerStatistics,
+    scheme: Scheme,
+    options: Options,
+    *,
+    scale_dtype: torch.dtype,
 ) -> LayerResult:
     """Round one weight to nearest; see `base.Algorithm.quantize`."""
     grid = choose_grid(weight, scheme, scale_dtype=scale_dtype, objective=options.grid)

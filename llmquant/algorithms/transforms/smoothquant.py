@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from llmquant.algorithms.transforms.base import Block
@@ -80,7 +81,7 @@ def fit(block: Block, statistics: Mapping[str, LayerStatistics], options: Option
     return edits
 
 
-def _largest_inputs(statistics: Mapping[str, LayerStatistics], name: str) -> Tensor:
+def _largest_inputs(statistics: Mapping[str, LayerStatistics], name: str) -> Float64[Tensor, " in"]:
     largest = statistics[name].get("absmax") if name in statistics else None
     if largest is None:
         raise QuantizationError(f"smoothquant needs the largest inputs of {name} from calibration, but there are none")
@@ -88,8 +89,8 @@ def _largest_inputs(statistics: Mapping[str, LayerStatistics], name: str) -> Ten
     return largest.double().cpu()
 
 
-def _largest_weights(block: Block, pair: NormReaders) -> Tensor:
-    """(in_features,) float64, over the outputs of all layers that read the norm."""
+def _largest_weights(block: Block, pair: NormReaders) -> Float64[Tensor, " in"]:
+    """Over the outputs of all layers that read the norm."""
     largest = []
     for reader in pair.readers:
         weight = block.module.get_parameter(f"{reader}.weight")
@@ -98,8 +99,10 @@ def _largest_weights(block: Block, pair: NormReaders) -> Tensor:
     return torch.stack(largest).amax(0).double().cpu()
 
 
-def _scales(inputs: Tensor, weights: Tensor, options: Options) -> Tensor:
-    """(in_features,) float64; 1 where an input or a weight is 0 throughout, as nothing is known of it then."""
+def _scales(
+    inputs: Float64[Tensor, " in"], weights: Float64[Tensor, " in"], options: Options
+) -> Float64[Tensor, " in"]:
+    """1 where an input or a weight is 0 throughout, as nothing is known of it then."""
     scales = inputs**options.alpha / weights ** (1 - options.alpha)
     scales = torch.where((inputs > 0) & (weights > 0), scales, 1.0)
     return torch.exp2(scales.log2().round()) if options.powers_of_two else scales

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
 
-# Calls something with the signature of the block for one batch; returns its hidden states (batch, tokens, hidden).
-BlockCall = Callable[[Callable[..., Any]], Tensor]
+Hidden: TypeAlias = Float[Tensor, "_ _ hidden"]  # states of a batch of token sequences
+# Calls something with the signature of the block for one batch; returns its hidden states.
+BlockCall = Callable[[Callable[..., Any]], Hidden]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Tuning(Protocol):
         self,
         block: nn.Module,
         calls: Sequence[BlockCall],
-        targets: Sequence[Tensor],
+        targets: Sequence[Hidden],
         layers: Mapping[str, TunedLayer],
         options: Any,
     ) -> TuningResult:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from llmquant.algorithms.tuning.base import BlockCall, TunedLayer, TuningResult
+from llmquant.algorithms.tuning.base import BlockCall, Hidden, TunedLayer, TuningResult
 from llmquant.errors import RecipeError
 from llmquant.numerics.fake_quant import dequantize, stored_scales
 from llmquant.numerics.quantized import QuantizedTensor
@@ -46,7 +47,7 @@ class Options:
 def tune(
     block: nn.Module,
     calls: Sequence[BlockCall],
-    targets: Sequence[Tensor],
+    targets: Sequence[Hidden],
     layers: Mapping[str, TunedLayer],
     options: Options,
 ) -> TuningResult:
@@ -81,7 +82,7 @@ class _Scales:
             for name, layer in layers.items()
         }
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Float32[Tensor, "_ _"]]:
         """The parameters of the block that have changed, with their gradients."""
         found = {}
         for name, layer in self._layers.items():
@@ -99,12 +100,12 @@ class _Scales:
             found[name] = QuantizedTensor(start.codes, scales, start.zeros)
         return found
 
-    def _stored(self, name: str) -> Tensor:
+    def _stored(self, name: str) -> Float32[Tensor, "rows groups"]:
         start = self._layers[name].quantized.scales
         return stored_scales(start.float() * self.changes[name].exp(), start.dtype)
 
 
-def _descend(block: nn.Module, scales: _Scales, batches: Sequence[tuple[BlockCall, Tensor]], options: Options) -> None:
+def _descend(block: nn.Module, scales: _Scales, batches: Sequence[tuple[BlockCall, Hidden]], options: Options) -> None:
     changes = list(scales.changes.values())
     optimizer = torch.optim.Adam(changes, lr=options.rate)
     for step in range(options.steps):
@@ -120,14 +121,16 @@ def _descend(block: nn.Module, scales: _Scales, batches: Sequence[tuple[BlockCal
                 change.clamp_(-_LARGEST_CHANGE, _LARGEST_CHANGE)
 
 
-def _error(block: nn.Module, scales: _Scales, batches: Sequence[tuple[BlockCall, Tensor]]) -> float:
+def _error(block: nn.Module, scales: _Scales, batches: Sequence[tuple[BlockCall, Hidden]]) -> float:
     weights = scales.weights()
     sums = [torch.stack(_lost(block, weights, call, target)).double() for call, target in batches]
     lost, power = torch.stack(sums).sum(0).tolist()
     return lost / power if power else 0.0
 
 
-def _lost(block: nn.Module, weights: Mapping[str, Tensor], call: BlockCall, target: Tensor) -> tuple[Tensor, Tensor]:
+def _lost(
+    block: nn.Module, weights: Mapping[str, Tensor], call: BlockCall, target: Hidden
+) -> tuple[Float32[Tensor, ""], Float32[Tensor, ""]]:
     """Squared error and power of the outputs of one batch."""
 
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Shaped
 from torch import Tensor
 
 from llmquant.formats.base import Content, Planned
@@ -38,7 +39,7 @@ class Shards:
     def decode_reference(self, name: str, tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedTensor:
         return reference.decode_reference(name, tensors, scheme)
 
-    def restore(self, key: str, tensor: Tensor) -> Tensor:
+    def restore(self, key: str, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         return tensor
 
 

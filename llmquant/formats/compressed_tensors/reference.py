@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from jaxtyping import Int8, Int32
 from torch import Tensor
 
 from llmquant.errors import CheckpointError
@@ -58,16 +59,8 @@ def decode_reference(name: str, tensors: Mapping[str, Tensor], scheme: Scheme) -
     return QuantizedTensor(torch.from_numpy(codes), scales, zeros)
 
 
-def unpack_rows(words: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """Decode rows of 32-bit words.
-
-    Args:
-        words: (rows, words) int32.
-        bits: of a code.
-        count: codes in a row.
-
-    Returns:
-        (rows, count) int8.
+def unpack_rows(words: Int32[np.ndarray, "rows words"], bits: int, count: int) -> Int8[np.ndarray, "rows {count}"]:
+    """Decode rows of `count` codes.
 
     Raises:
         CheckpointError: if a row has not exactly the words that `count` codes fill.

@@ -11,6 +11,7 @@ groups have no block of their own.
 from __future__ import annotations
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from llmquant.errors import CheckpointError, QuantizationError
@@ -28,16 +29,8 @@ def row_bytes(in_features: int, scheme: Scheme) -> int:
     return in_features // SIZE * (_SCALE_BYTES + SIZE * scheme.bits // 8)
 
 
-def encode(name: str, quantized: QuantizedTensor, scheme: Scheme) -> Tensor:
-    """Turn codes and scales into blocks.
-
-    Args:
-        name: of the weight, for messages.
-        quantized: codes (out_features, in_features) with scales in float16, one for 32 inputs.
-        scheme: one of `BLOCKS`.
-
-    Returns:
-        (out_features, bytes of a row) uint8.
+def encode(name: str, quantized: QuantizedTensor, scheme: Scheme) -> UInt8[Tensor, "out bytes"]:
+    """Turn codes and scales, float16, one for 32 inputs, into rows of blocks.
 
     Raises:
         QuantizationError: if `quantized` does not fit the scheme, or a scale is zero or not finite.
@@ -63,13 +56,8 @@ def encode(name: str, quantized: QuantizedTensor, scheme: Scheme) -> Tensor:
     return torch.cat([scale_bytes, packed], dim=-1).reshape(codes.shape[0], -1)
 
 
-def decode(name: str, blocks: Tensor, scheme: Scheme) -> QuantizedTensor:
+def decode(name: str, blocks: UInt8[Tensor, "out bytes"], scheme: Scheme) -> QuantizedTensor:
     """Read blocks back; the inverse of `encode`.
-
-    Args:
-        name: of the weight, for messages.
-        blocks: (out_features, bytes of a row) uint8.
-        scheme: one of `BLOCKS`.
 
     Raises:
         CheckpointError: if the rows are no whole blocks of this scheme.

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -145,7 +146,7 @@ class _Cursor:
         self.place += count
         return taken
 
-    def number(self, kind: str) -> int:
+    def number(self, kind: str) -> Any:
         return struct.unpack(kind, self.take(struct.calcsize(kind)))[0]
 
     def text(self) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxtyping import Shaped
 from torch import Tensor
 
 from llmquant.errors import PlanError
@@ -53,13 +54,13 @@ def turned_heads(name: str, heads: int, key_heads: int) -> int | None:
     return {"attn_q": heads, "attn_k": key_heads}.get(name.split(".")[-2])
 
 
-def turn(rows: Tensor, heads: int) -> Tensor:
-    """Rows (heads * size, ...) of a checkpoint in the order of the file."""
+def turn(rows: Shaped[Tensor, "rows ..."], heads: int) -> Shaped[Tensor, "rows ..."]:
+    """Rows, `heads` times the size of a head, of a checkpoint in the order of the file."""
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def turn_back(rows: Tensor, heads: int) -> Tensor:
-    """Rows (heads * size, ...) of the file in the order of the checkpoint."""
+def turn_back(rows: Shaped[Tensor, "rows ..."], heads: int) -> Shaped[Tensor, "rows ..."]:
+    """Rows of the file in the order of the checkpoint."""
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from llmquant.errors import CheckpointError
 from llmquant.numerics.quantized import QuantizedTensor
 
 
-def decode_blocks(name: str, stored: Tensor, bits: int) -> QuantizedTensor:
-    """Decode rows of Q8_0 (8 bits) or Q4_0 (4 bits).
-
-    Args:
-        name: of the weight, for messages.
-        stored: (out_features, bytes) uint8, in the order of the file.
-        bits: of a code.
+def decode_blocks(name: str, stored: UInt8[Tensor, "out bytes"], bits: int) -> QuantizedTensor:
+    """Decode rows of Q8_0 (8 bits) or Q4_0 (4 bits), which keep the order of the file.
 
     Raises:
         CheckpointError: if a row is no whole number of blocks.
@@ -42,7 +38,7 @@ def decode_blocks(name: str, stored: Tensor, bits: int) -> QuantizedTensor:
     return QuantizedTensor(torch.from_numpy(codes.reshape(rows, -1)), torch.from_numpy(blocks["scale"].copy()))
 
 
-def source_rows(rows: int, heads: int) -> Tensor:
+def source_rows(rows: int, heads: int) -> Int64[Tensor, " {rows}"]:
     """For each row of a query or key projection in the file, the row of the checkpoint that it is."""
     place = np.arange(rows)
     size = rows // heads

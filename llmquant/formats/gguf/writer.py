@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from llmquant.errors import CheckpointError, OutputError
@@ -64,7 +65,7 @@ class GgufFile:
         codes, scales = (_sorted(part, heads) for part in (quantized.codes, quantized.scales))
         return QuantizedTensor(codes, scales)
 
-    def restore(self, key: str, tensor: Tensor) -> Tensor:
+    def restore(self, key: str, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         heads = self._heads(named(key))
         return tensor if heads is None else _sorted(tensor, heads)
 
@@ -143,7 +144,7 @@ class GgufWriter:
             ) from error
 
 
-def _sorted(rows: Tensor, heads: int) -> Tensor:
+def _sorted(rows: Shaped[Tensor, "rows ..."], heads: int) -> Shaped[Tensor, "rows ..."]:
     """Rows of the file where the reference says that the checkpoint has them."""
     found = torch.empty_like(rows)
     found[reference.source_rows(rows.shape[0], heads)] = rows

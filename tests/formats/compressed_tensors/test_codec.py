@@ -54,19 +54,20 @@ def test_words_of_the_layout() -> None:
     assert tensors["x.weight_shape"].tolist() == [8, 16]
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
-    ("quantized", "scheme", "message"),
+    ("parts", "scheme", "message"),
     [
-        (QuantizedTensor(torch.zeros(4, 64), torch.ones(4, 2)), "int4-g32", "wanted int8"),
-        (QuantizedTensor(torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 1)), "int4-g32", r"wants \[4, 2\]"),
-        (QuantizedTensor(torch.zeros(4, 48, dtype=torch.int8), torch.ones(4, 1)), "int4-g32", "no multiple"),
-        (QuantizedTensor(torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 2)), "int4-g32-asym", "zeros are missing"),
-        (QuantizedTensor(torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 1)), "w8a8-static", "cannot be written"),
+        ((torch.zeros(4, 64), torch.ones(4, 2)), "int4-g32", "wanted int8"),
+        ((torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 1)), "int4-g32", r"wants \[4, 2\]"),
+        ((torch.zeros(4, 48, dtype=torch.int8), torch.ones(4, 1)), "int4-g32", "no multiple"),
+        ((torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 2)), "int4-g32-asym", "zeros are missing"),
+        ((torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 1)), "w8a8-static", "cannot be written"),
     ],
 )
-def test_encode_refuses(quantized: QuantizedTensor, scheme: str, message: str) -> None:
+def test_encode_refuses(parts: tuple[torch.Tensor, torch.Tensor], scheme: str, message: str) -> None:
     with pytest.raises(QuantizationError, match=message):
-        encode("block.0.x", quantized, Scheme.parse(scheme))
+        encode("block.0.x", QuantizedTensor(*parts), Scheme.parse(scheme))
 
 
 def test_decode_refuses_what_the_scheme_does_not_say() -> None:

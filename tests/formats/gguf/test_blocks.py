@@ -71,6 +71,7 @@ def test_scales_that_are_none(bad: float) -> None:
 CODES, SCALES = torch.zeros(2, 64, dtype=torch.int8), torch.ones(2, 2, dtype=torch.half)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("codes", "scales", "zeros", "scheme", "words"),
     [

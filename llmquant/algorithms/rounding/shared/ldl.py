@@ -7,6 +7,7 @@ measurably more reproducible; large ones in float32, in the same memory that hol
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from llmquant.errors import QuantizationError
@@ -16,18 +17,20 @@ FIRST_RAISE = 0.01
 GIVE_UP_ABOVE = 100.0
 
 
-def unit_lower(hessian: Tensor, order: Tensor, dead: Tensor, damp: float) -> tuple[Tensor, int]:
+def unit_lower(
+    hessian: Float32[Tensor, "in in"], order: Int64[Tensor, " in"], dead: Bool[Tensor, " in"], damp: float
+) -> tuple[Float32[Tensor, "in in"], int]:
     """L of `H_d[order][:, order] = L D L^T`, where H_d is H with its diagonal raised.
 
     Args:
-        hessian: (I, I) float32, symmetric, positive semidefinite up to rounding; read only.
-        order: (I,) permutation.
-        dead: (I,) bool, inputs whose diagonal entry is 0; theirs is taken as 1.
+        hessian: symmetric, positive semidefinite up to rounding; read only.
+        order: a permutation.
+        dead: inputs whose diagonal entry is 0; theirs is taken as 1.
         damp: what is added to the diagonal first, as a share of the mean of its live entries. Doubled (from at least
             0.01) until the factorisation succeeds.
 
     Returns:
-        L (I, I) float32; only the part below its diagonal is meaningful; and how often the damping was raised.
+        L, of which only the part below its diagonal is meaningful, and how often the damping was raised.
 
     Raises:
         QuantizationError: if even a damping of 100 times the mean is not enough.

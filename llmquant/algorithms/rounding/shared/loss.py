@@ -6,6 +6,7 @@ Legend: W weight (O, I), Q its quantized form, D = Q - W, H Hessian (I, I) = X^T
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from llmquant.numerics.quantized import QuantizedTensor
@@ -13,16 +14,12 @@ from llmquant.numerics.quantized import QuantizedTensor
 _CHUNK = 1 << 21
 
 
-def relative_loss(weight: Tensor, quantized: QuantizedTensor, hessian: Tensor | None) -> float:
-    """tr(D H D^T) / tr(W H W^T), or |D|^2 / |W|^2 without a Hessian.
+def relative_loss(
+    weight: Float[Tensor, "out in"], quantized: QuantizedTensor, hessian: Float32[Tensor, "in in"] | None
+) -> float:
+    """tr(D H D^T) / tr(W H W^T), or |D|^2 / |W|^2 without a Hessian, of the weight as it dequantizes.
 
-    Args:
-        weight: (out_features, in_features), any float dtype.
-        quantized: its quantized form, which is measured as it dequantizes from the stored scales.
-        hessian: (in_features, in_features) float32, or None.
-
-    Returns:
-        0 for an exact result, also where the layer puts out nothing at all.
+    0 for an exact result, also where the layer puts out nothing at all.
     """
     step = max(1, _CHUNK // weight.shape[1])
     lost = torch.zeros((), dtype=torch.float64, device=weight.device)
@@ -42,7 +39,7 @@ def relative_loss(weight: Tensor, quantized: QuantizedTensor, hessian: Tensor | 
     return (lost / power).item() if power > 0 else float("inf")
 
 
-def _power(rows: Tensor, hessian: Tensor | None) -> Tensor:
+def _power(rows: Float32[Tensor, "rows in"], hessian: Float32[Tensor, "in in"] | None) -> Float64[Tensor, ""]:
     """tr(R H R^T) in float64, or |R|^2."""
     weighed = rows * rows if hessian is None else (rows @ hessian).mul_(rows)
     # Rows in float32 first: a float64 sum over all elements costs more than the rounding it measures.

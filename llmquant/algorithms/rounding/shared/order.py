@@ -8,23 +8,21 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 Order = Literal["static", "group", "none"]
 
 
-def processing_order(importance: Tensor, groups: int, order: Order) -> Tensor:
-    """Which input is rounded first, second, and so on.
+def processing_order(importance: Float[Tensor, " in"], groups: int, order: Order) -> Int64[Tensor, " in"]:
+    """Which input is rounded first, second, and so on; ties keep the order in memory.
 
     Args:
-        importance: (in_features,) diagonal of the Hessian.
+        importance: diagonal of the Hessian.
         groups: groups in a row.
         order: "static" sorts all inputs, the most important first: their errors are spread over the most others.
             "group" keeps groups together: it sorts the groups by their largest importance, and the inputs inside each
             (group-aware reordering, arXiv:2505.14638). "none" is the order in memory.
-
-    Returns:
-        (in_features,) int64 permutation; ties keep the order in memory.
     """
     if order == "none":
         return torch.arange(len(importance), device=importance.device)
