@@ -5,7 +5,7 @@
 The delays are drawn between zero and the working time of an uninterrupted run, counted from the moment its folder
 appears (importing libraries takes longer than small models do). So the kills fall into every phase: calibration,
 rounding, writing, verification, the final rename. Each round starts from nothing, is killed once, resumed, and
-compared. tests/engine/test_kill.py runs a short version.
+compared. tests/engine/test_run.py runs a short version.
 """
 
 from __future__ import annotations

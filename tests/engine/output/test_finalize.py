@@ -1,4 +1,4 @@
-"""Cases that a review found: each failed, or lost something, before."""
+"""A finished folder computes what its dequantized weights compute; what cannot become one is refused in time."""
 
 import json
 import shutil

@@ -24,9 +24,8 @@ from llmquant.nn.linear import PackedLinear
 from llmquant.recipe.load import load_recipe
 from llmquant.spec import Scheme
 from tests.hf.conftest import TOKENS, edit_quantization, logits, schemes_in_blocks, write_packed
-from tests.hf.test_engine_equality import assert_same_folder, tokenizer
 from tests.hf.test_packed import load_strict
-from tests.hf.test_recipe import assert_same_tensors
+from tests.hf.test_recipe import assert_same_folder, assert_same_tensors, tokenizer
 
 # Compared bit for bit with dense layers.
 pytestmark = pytest.mark.usefixtures("reference_kernels")
