@@ -22,10 +22,6 @@ def set_accuracy(model: nn.Module, accuracy: Accuracy) -> None:
 
     Those that run on the reference are always exact, and so are 8-bit weights on a GPU.
 
-    Args:
-        model: any model.
-        accuracy: "exact" or "fast".
-
     Raises:
         ValueError: if the accuracy is another word.
     """
@@ -47,11 +43,7 @@ def accuracy_of(model: nn.Module) -> Accuracy | None:
 
 
 def kernels_used(model: nn.Module) -> dict[str, int]:
-    """How many layers each kernel runs, by the kernel's name; for reports.
-
-    Args:
-        model: any model; layers that are not packed do not count.
-    """
+    """How many packed layers each kernel runs, by the kernel's name; for reports."""
     return dict(Counter(layer.kernel_name() for layer in _layers(model)))
 
 

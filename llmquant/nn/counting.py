@@ -16,10 +16,8 @@ def is_packed(model: nn.Module) -> bool:
 def weight_count(model: nn.Module, *, trainable: bool = False, embeddings: bool = True) -> int:
     """Weights that a model stands for; those that are tied or shared count once.
 
-    Args:
-        model: any model, packed or not.
-        trainable: count only what asks for a gradient; packed weights never do.
-        embeddings: False leaves tables of embeddings out, and with them a head that is tied to one.
+    With `trainable` only what asks for a gradient counts, which packed weights never do. Without `embeddings` tables
+    are left out, and with them a head that is tied to one.
     """
     packed = [module for module in model.modules() if isinstance(module, PackedStorage)]
     leave = {id(p) for layer in packed for name, p in layer.named_parameters(recurse=False) if name != "bias"}

@@ -16,8 +16,6 @@ from llmquant.kernels.backend import embedding_name
 from llmquant.kernels.ops.embedding_int import OP
 from llmquant.nn.linear import PackedLinear
 from llmquant.nn.storage import STORED, PackedStorage
-from llmquant.numerics.quantized import QuantizedTensor
-from llmquant.spec import Scheme
 
 
 @final
@@ -36,37 +34,9 @@ class PackedEmbedding(PackedStorage):
     padding_idx: int | None = None
     head: PackedLinear | None = None
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        scheme: Scheme,
-        dtype: torch.dtype = torch.bfloat16,
-        device: torch.device | str | None = None,
-    ) -> None:
-        """Make a table of zeros, to be filled from a checkpoint; on the meta device it takes no memory.
-
-        Args:
-            in_features: columns.
-            out_features: rows.
-            scheme: an integer weight-only scheme.
-            dtype: of scales.
-            device: of all parameters.
-        """
-        super().__init__(in_features, out_features, scheme)
-        self.register_packed(False, dtype, device)
-
-    @classmethod
-    def from_quantized(cls, quantized: QuantizedTensor, scheme: Scheme) -> PackedEmbedding:
-        """Pack a quantized table, on the device of its codes; `PackedStorage.take` says what it has to be."""
-        rows, columns = quantized.codes.shape
-        table = cls(columns, rows, scheme, dtype=quantized.scales.dtype, device="meta")
-        table.take(quantized)
-        return table
-
     @property
     def num_embeddings(self) -> int:
-        """Rows of the table."""
+        """Rows."""
         return self.out_features
 
     @property
@@ -81,14 +51,7 @@ class PackedEmbedding(PackedStorage):
         return self
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Look up rows.
-
-        Args:
-            ids: integers of any shape.
-
-        Returns:
-            (*ids.shape, embedding_dim) in the dtype of the scales.
-        """
+        """Look up rows: (*ids.shape, embedding_dim) in the dtype of the scales."""
         head, width = self.head, self.embedding_dim
         if head is not None and head.lent is not None:
             head.settle()

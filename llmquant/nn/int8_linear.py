@@ -13,6 +13,7 @@ weight takes the place of `weight` and `weight_scale`, and `cpu_linear_w8a8` run
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, final
 
 import torch
@@ -26,7 +27,6 @@ from llmquant.kernels.product import PackedWeight
 from llmquant.nn.storage import PackedStorage, Stored, frozen
 from llmquant.numerics.pack import pack, unpack
 from llmquant.numerics.quantized import QuantizedTensor
-from llmquant.spec import Scheme
 
 _AS_STORED = "GPU kernels read the weight as it is stored"
 
@@ -42,74 +42,31 @@ class Int8Linear(PackedStorage):
     weight: nn.Parameter
     input_scale: nn.Parameter | None
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        scheme: Scheme,
-        bias: bool = False,
-        dtype: torch.dtype = torch.bfloat16,
-        device: torch.device | str | None = None,
-    ) -> None:
-        """Make a layer of zeros, to be filled from a checkpoint; on the meta device it takes no memory.
-
-        Args:
-            in_features: inputs.
-            out_features: outputs.
-            scheme: w8a8-dynamic or w8a8-static.
-            bias: whether the layer adds a bias.
-            dtype: of scales and bias.
-            device: of all parameters.
-
-        Raises:
-            ValueError: if the scheme has no 8-bit activations.
-        """
-        super().__init__(in_features, out_features, scheme)
-        if not scheme.activations:
-            raise ValueError(f"Int8Linear is for 8-bit activations, as in w8a8-dynamic, not for {scheme}")
-
-        def zeros(*shape: int, dtype: torch.dtype = dtype) -> nn.Parameter:
-            return frozen(torch.zeros(*shape, dtype=dtype, device=device))
-
-        self.weight = zeros(out_features, in_features, dtype=torch.int8)
-        self.weight_scale = zeros(out_features, 1)
+    def _register(self, zeros: Callable[..., nn.Parameter]) -> None:
+        if not self.scheme.activations:
+            raise ValueError(f"Int8Linear is for 8-bit activations, as in w8a8-dynamic, not for {self.scheme}")
+        self.weight = zeros(self.out_features, self.in_features, dtype=torch.int8)
+        self.weight_scale = zeros(self.out_features, 1)
         self.register_parameter("weight_zero_point", None)
-        self.register_parameter("input_scale", zeros(1) if scheme.activations == "static" else None)
-        self.register_parameter("bias", zeros(out_features) if bias else None)
+        self.register_parameter("input_scale", zeros(1) if self.scheme.activations == "static" else None)
 
-    @classmethod
-    def from_quantized(cls, quantized: QuantizedTensor, scheme: Scheme, bias: Tensor | None = None) -> Int8Linear:
-        """Take over a quantized weight, with a scale for each row of inputs.
-
-        Args:
-            quantized: codes (out_features, in_features) int8 with scales (out_features, 1); shared, not copied.
-            scheme: w8a8-dynamic.
-            bias: (out_features,), shared too.
+    def take(self, quantized: QuantizedTensor) -> None:
+        """Share a quantized weight, with a scale for each row of inputs.
 
         Raises:
             ValueError: if `quantized` does not fit the scheme.
         """
-        out_features, in_features = quantized.codes.shape
-        fits = tuple(quantized.scales.shape) == (out_features, 1) and quantized.zeros is None
-        if scheme.activations != "dynamic" or not fits:
+        wanted = (self.out_features, 1)
+        fits = tuple(quantized.scales.shape) == wanted and quantized.zeros is None
+        if self.scheme.activations != "dynamic" or not fits:
             raise ValueError(
-                f"w8a8-dynamic has scales [{out_features}, 1] and no zeros; got {scheme} with scales "
+                f"w8a8-dynamic has scales {list(wanted)} and no zeros; got {self.scheme} with scales "
                 f"{list(quantized.scales.shape)} and {'no ' if quantized.zeros is None else ''}zeros"
             )
-        layer = cls(in_features, out_features, scheme, dtype=quantized.scales.dtype, device="meta")
-        layer.weight, layer.weight_scale = frozen(quantized.codes), frozen(quantized.scales)
-        layer.bias = None if bias is None else frozen(bias.detach())
-        return layer
+        self.weight, self.weight_scale = frozen(quantized.codes), frozen(quantized.scales)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            x: (..., in_features), any float dtype; that of the bias if there is one.
-
-        Returns:
-            (..., out_features) in the dtype of `x`.
-        """
+        """Apply the layer to x (..., in_features) of any float dtype, that of the bias if there is one."""
         if self.lent is not None:
             self.settle()
         prepared = self._buffers["weight_prepared"]  # not by attribute, as in PackedLinear

@@ -20,13 +20,9 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Lent:
-    """One such tensor.
+    """One such tensor."""
 
-    Attributes:
-        by_name: it was handed out by itself, and its bytes tell whether it was changed.
-    """
-
-    by_name = False
+    by_name = False  # it was handed out by itself, and its bytes tell whether it was changed
 
     def __init__(self, tensor: Tensor) -> None:
         self._memory: Tensor | None = tensor.detach()  # the same memory and version under a handle of our own

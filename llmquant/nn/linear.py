@@ -14,9 +14,7 @@ from torch import Tensor
 from llmquant.kernels.backend import reference_name
 from llmquant.kernels.cpu import native
 from llmquant.kernels.ops.linear_int import OPS
-from llmquant.nn.storage import PackedStorage, frozen
-from llmquant.numerics.quantized import QuantizedTensor
-from llmquant.spec import Scheme
+from llmquant.nn.storage import PackedStorage
 
 
 @final
@@ -28,58 +26,8 @@ class PackedLinear(PackedStorage):
     they are not what they were. Moving it between devices changes nothing.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        scheme: Scheme,
-        bias: bool = False,
-        dtype: torch.dtype = torch.bfloat16,
-        device: torch.device | str | None = None,
-    ) -> None:
-        """Make a layer of zeros, to be filled from a checkpoint; on the meta device it takes no memory.
-
-        Args:
-            in_features: inputs.
-            out_features: outputs.
-            scheme: an integer weight-only scheme.
-            bias: whether the layer adds a bias.
-            dtype: of scales and bias.
-            device: of all parameters.
-
-        Raises:
-            ValueError: if the scheme is no packed one, or its group does not divide in_features.
-        """
-        super().__init__(in_features, out_features, scheme)
-        self.register_packed(bias, dtype, device)
-
-    @classmethod
-    def from_quantized(cls, quantized: QuantizedTensor, scheme: Scheme, bias: Tensor | None = None) -> PackedLinear:
-        """Pack a quantized weight into a new layer, on the device of its codes.
-
-        Args:
-            quantized: codes (out_features, in_features) with scales and zeros; the scales keep their dtype.
-            scheme: how `quantized` was made.
-            bias: (out_features,), shared with the new layer and not copied.
-
-        Raises:
-            ValueError: if `quantized` does not fit the scheme.
-        """
-        out_features, in_features = quantized.codes.shape
-        layer = cls(in_features, out_features, scheme, dtype=quantized.scales.dtype, device="meta")
-        layer.take(quantized)
-        layer.bias = None if bias is None else frozen(bias.detach())
-        return layer
-
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            x: (..., in_features), any float dtype; that of the bias if there is one.
-
-        Returns:
-            (..., out_features) in the dtype of `x`.
-        """
+        """Apply the layer to x (..., in_features) of any float dtype, that of the bias if there is one."""
         if self.lent is not None:
             self.settle()
         # Not by attribute where it is known to be there: nn.Module looks for it in Python.

@@ -1,7 +1,7 @@
 """`PackedStorage`: what all layers with an integer weight have; linear.py, int8_linear.py and embedding.py are thin.
 
 The parameters of a layer have the names, shapes and dtypes of a compressed-tensors file, so a state dict is a piece of
-a checkpoint and the other way round. Those of packed weights, by `register_packed`:
+a checkpoint and the other way round. Those of packed weights:
 
     weight_packed      (out_features, ceil(in_features * bits / 32)) int32
     weight_scale       (out_features, groups) float, or (1,) per tensor
@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from llmquant.numerics.pack import pack, pack_zeros, packed_words, unpack, unpac
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 #: The checkpoint's tensors of a layer: packed, scale, zero point.
 Stored: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 STORED = ("weight_packed", "weight_scale", "weight_zero_point")
@@ -42,9 +45,6 @@ class PackedStorage(nn.Module):
 
     Attributes:
         names: of the checkpoint's tensors: codes, scales, zero points.
-        in_features: inputs.
-        out_features: outputs.
-        scheme: how the weight is stored.
         exact: accuracy of a prepared layer; accuracy.py says what it means.
         weight_prepared: (bytes,) the weight in kernel layout; None if it is not prepared.
         kernels: what runs `weight_prepared`; None if it is not prepared.
@@ -64,55 +64,71 @@ class PackedStorage(nn.Module):
     weight_shape: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(self, in_features: int, out_features: int, scheme: Scheme) -> None:
-        """Make a layer without parameters."""
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        scheme: Scheme,
+        bias: bool = False,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Make a layer of zeros, to be filled from a checkpoint; on the meta device it takes no memory.
+
+        Scales and bias are of `dtype`.
+
+        Raises:
+            ValueError: if the layer is not for such a scheme, or its group does not divide in_features.
+        """
         super().__init__()
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
         self.register_buffer("weight_prepared", None, persistent=False)
 
-    def register_packed(self, bias: bool, dtype: torch.dtype, device: torch.device | str | None) -> None:
-        """Register the parameters of a packed weight, as zeros.
+        def zeros(*shape: int, dtype: torch.dtype = dtype) -> nn.Parameter:
+            return frozen(torch.zeros(*shape, dtype=dtype, device=device))
 
-        Args:
-            bias: whether there is one.
-            dtype: of scales and bias.
-            device: of all parameters; on the meta device they take no memory.
+        self._register(zeros)
+        self.register_parameter("bias", zeros(out_features) if bias else None)
 
-        Raises:
-            ValueError: if the scheme is no packed one, or its group does not divide in_features.
-        """
+    @classmethod
+    def from_quantized(cls, quantized: QuantizedTensor, scheme: Scheme, bias: Tensor | None = None) -> Self:
+        """A layer of a quantized weight, as `take` has it; the bias (out_features,) is shared, not copied."""
+        out_features, in_features = quantized.codes.shape
+        layer = cls(in_features, out_features, scheme, dtype=quantized.scales.dtype, device="meta")
+        layer.take(quantized)
+        layer.bias = None if bias is None else frozen(bias.detach())
+        return layer
+
+    def _register(self, zeros: Callable[..., nn.Parameter]) -> None:
+        """Register the parameters but for the bias; `zeros` makes one of a shape, and of the dtype of scales."""
         scheme, out_features, in_features = self.scheme, self.out_features, self.in_features
         if scheme.is_keep or scheme.activations:
             raise ValueError(f"{type(self).__name__} holds packed integer weights such as int4-g128, not {scheme}")
         groups = scheme.scale_shape(out_features, in_features)
         per_tensor = scheme.granularity == "tensor"
-
-        def zeros(*shape: int, dtype: torch.dtype) -> nn.Parameter:
-            return frozen(torch.zeros(*shape, dtype=dtype, device=device))
-
         self.weight_packed = zeros(out_features, packed_words(in_features, scheme.bits), dtype=torch.int32)
-        self.weight_scale = zeros(*((1,) if per_tensor else groups), dtype=dtype)
+        self.weight_scale = zeros(*((1,) if per_tensor else groups))
         if scheme.symmetric:
             self.register_parameter("weight_zero_point", None)
         elif per_tensor:
             self.weight_zero_point = zeros(1, dtype=torch.int8)
         else:
             self.weight_zero_point = zeros(packed_words(out_features, scheme.bits), groups[1], dtype=torch.int32)
-        self.weight_shape = frozen(torch.tensor([out_features, in_features], dtype=torch.int64, device=device))
-        self.register_parameter("bias", zeros(out_features, dtype=dtype) if bias else None)
+        self._set_shape(self.weight_packed.device)
+
+    def _set_shape(self, device: torch.device) -> None:
+        shape = [self.out_features, self.in_features]
+        self.weight_shape = frozen(torch.tensor(shape, dtype=torch.int64, device=device))
 
     def take(self, quantized: QuantizedTensor) -> None:
-        """Pack a quantized weight into the parameters, on the device of its codes.
-
-        Args:
-            quantized: codes (out_features, in_features) with scales and zeros; the scales keep their dtype.
+        """Pack a quantized weight into the parameters, on the device of its codes; the scales keep their dtype.
 
         Raises:
             ValueError: if `quantized` does not fit the scheme.
         """
         codes, scales, zeros = quantized.codes, quantized.scales, quantized.zeros
-        scheme, (out_features, in_features) = self.scheme, codes.shape
-        wanted = scheme.scale_shape(out_features, in_features)
+        scheme = self.scheme
+        wanted = scheme.scale_shape(*codes.shape)
         if tuple(scales.shape) != wanted or (zeros is None) != scheme.symmetric:
             raise ValueError(
                 f"{scheme} wants scales {list(wanted)} {'without' if scheme.symmetric else 'with'} zeros, got scales "
@@ -123,7 +139,7 @@ class PackedStorage(nn.Module):
         if zeros is not None:
             per_tensor = scheme.granularity == "tensor"
             self.weight_zero_point = frozen(zeros.reshape(1) if per_tensor else pack_zeros(zeros, scheme.bits))
-        self.weight_shape = frozen(torch.tensor([out_features, in_features], dtype=torch.int64, device=codes.device))
+        self._set_shape(codes.device)
 
     @abstractmethod
     def kernel_name(self) -> str:
@@ -132,10 +148,8 @@ class PackedStorage(nn.Module):
     def prepare(self) -> bool:
         """Bring the weight into the layout of its device's kernels, if they can run it; else `unprepared` says why.
 
-        Parameters that somebody holds from before are watched like those that are handed out later.
-
-        Returns:
-            whether the layer is prepared now.
+        Parameters that somebody holds from before are watched like those that are handed out later. Returns whether the
+        layer is prepared now.
         """
         if self.weight_prepared is not None:
             return True
