@@ -134,3 +134,38 @@ class Product(NamedTuple):
         """Room for the results: (..., width) each, in the dtype of x if no other is given."""
         rows = x.shape[:-1]
         return [x.new_empty((*rows, width), dtype=dtype or x.dtype) for width in self.widths]
+
+    def check(self, x: Tensor, most: int) -> None:
+        """Refuse what does not fit together or belongs to another x; the device looks at x and the weights.
+
+        Raises:
+            RuntimeError: says what was got and what was wanted.
+        """
+        weights, biases, out_features, _, norm, _, residual, silu, _ = self
+        count = len(weights)
+        if not (
+            0 < count <= most
+            and len(out_features) == count
+            and len(biases) in (0, count)
+            and (not silu or (count == 2 and out_features[0] == out_features[1]))
+            and (residual is None or silu or count == 1)
+        ):
+            raise RuntimeError(
+                f"one to {most} weights, all or none with a bias; two of one size with silu; a residual for a single "
+                f"result; got {count} weights of {list(out_features)}, {len(biases)} biases, silu={silu}, "
+                f"{'no' if residual is None else 'a'} residual"
+            )
+        for number, bias in enumerate(biases):
+            _check_like(x, "bias", bias, (out_features[number],))
+        if norm is not None:
+            _check_like(x, "norm", norm, x.shape[-1:])
+        if residual is not None:
+            _check_like(x, "residual", residual.contiguous(), (*x.shape[:-1], out_features[0]))
+
+
+def _check_like(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.dtype != x.dtype or tensor.shape != shape or tensor.device != x.device or not tensor.is_contiguous():
+        raise RuntimeError(
+            f"the {name} is {x.dtype} {list(shape)} on {x.device}, like x, and contiguous; got {tensor.dtype} "
+            f"{list(tensor.shape)} of strides {tensor.stride()} on {tensor.device}"
+        )

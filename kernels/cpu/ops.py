@@ -155,8 +155,9 @@ def linear_fused(x: Tensor, product: Product) -> list[Tensor]:
         RuntimeError: if dtypes or shapes do not fit.
     """
     x = x.contiguous()
-    if not _fits(x, product):
-        _check_fused(x, product)  # says what is wrong
+    if x.dtype not in native.FLOATS or not x.is_cpu or not x.ndim:
+        _check(x, None, 0)  # says what is wrong
+    product.check(x, _PARTS)
     weights, biases, out_features, exact, norm, norm_eps, residual, silu, _ = product
     *rows, cols = x.shape
     outs = [x.new_empty(*rows, width) for width in product.widths]  # a tuple, or a dtype, would take time
@@ -185,33 +186,6 @@ def _isa_number() -> int:
     return native.ISAS.index(native.isa())
 
 
-def _fits(x: Tensor, product: Product) -> bool:
-    """What `_check_fused` checks, in a tenth of the time; it is the one that has the words."""
-    weights, biases, out_features, _, norm, _, residual, silu, _ = product
-    dtype, shape, count = x.dtype, x.shape, len(weights)
-    return (
-        dtype in native.FLOATS
-        and len(shape) > 0
-        and x.is_cpu
-        and 0 < count <= _PARTS
-        and len(out_features) == count
-        and (not silu or count == 2)
-        and (
-            not biases
-            or (
-                len(biases) == count
-                and all(b.dtype == dtype and b.is_contiguous() for b in biases)
-                and [b.numel() for b in biases] == [*out_features]
-            )
-        )
-        and (norm is None or (norm.dtype == dtype and norm.shape == shape[-1:] and norm.is_contiguous()))
-        and (
-            residual is None
-            or ((silu or count == 1) and residual.dtype == dtype and residual.shape == (*shape[:-1], out_features[0]))
-        )
-    )
-
-
 def embedding(ids: Tensor, weight: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:
     """What the op `cpu_embedding` runs: rows of a prepared weight, as kernels/ops/embedding_int.py defines it.
 
@@ -234,27 +208,6 @@ def _check(x: Tensor, bias: Tensor | None, out_features: int) -> None:
     )
 
 
-def _check_fused(x: Tensor, product: Product) -> None:
-    weights, biases, out_features, _, norm, _, residual, silu, _ = product
-    count = len(weights)
-    torch._check(
-        0 < count <= _PARTS and len(out_features) == count and len(biases) in (0, count) and (not silu or count == 2),
-        lambda: f"one to {_PARTS} weights (two with silu), each with out_features and all or none with a bias",
-    )
-    for number, width in enumerate(out_features):
-        _check(x, biases[number] if biases else None, width)
-    torch._check(
-        norm is None or (norm.dtype == x.dtype and norm.shape == x.shape[-1:] and norm.is_contiguous()),
-        lambda: f"the norm's weight is {x.dtype} [{x.shape[-1]}], like x; got {norm}",
-    )
-    wanted = (*x.shape[:-1], out_features[0])
-    torch._check(
-        residual is None
-        or ((silu or count == 1) and residual.dtype == x.dtype and tuple(residual.shape) == tuple(wanted)),
-        lambda: f"the residual goes with one result and is {x.dtype} {list(wanted)}",
-    )
-
-
 def _fake(x: Tensor, _weight: Tensor, bias: Tensor | None, out_features: int, _how: bool | Tensor | None) -> Tensor:
     _check(x, bias, out_features)
     return x.new_empty((*x.shape[:-1], out_features))
@@ -262,7 +215,8 @@ def _fake(x: Tensor, _weight: Tensor, bias: Tensor | None, out_features: int, _h
 
 def _fake_fused(x: Tensor, *asked: Any, **named: Any) -> list[Tensor]:
     product = Product(*asked, **named)
-    _check_fused(x, product)
+    _check(x, None, 0)
+    product.check(x, _PARTS)
     return product.empty(x)
 
 

@@ -14,14 +14,36 @@ from torch import Tensor
 from torch.nn import functional
 
 from llmquant.kernels.gpu import launch_a8, launch_a16, runtime
-from llmquant.kernels.gpu.checks import check
 from llmquant.kernels.gpu.choose import dispatch
 from llmquant.kernels.gpu.choose.config import DENSE, Config
 from llmquant.kernels.gpu.fallback import note_fallback
 from llmquant.kernels.gpu.launch_dense import linear_dense
-from llmquant.kernels.gpu.weight import Format
-from llmquant.kernels.gpu.work import question
+from llmquant.kernels.gpu.weight import DTYPES, Format
+from llmquant.kernels.gpu.work import MOST_PARTS, question
 from llmquant.kernels.product import Product
+
+
+def check(x: Tensor, product: Product) -> Format:
+    """Refuse what the kernels would read or write wrongly, also when it is only traced; the format of the weights.
+
+    Raises:
+        RuntimeError: says what was got and what was wanted.
+    """
+    has = Format.read(product.form)
+    if not (x.dtype in DTYPES and x.ndim and x.shape[-1] == has.in_features):
+        raise RuntimeError(
+            f"x is bfloat16, float16 or float32 [..., {has.in_features}], got {x.dtype} {list(x.shape)}; cast it, or "
+            "look at the layer in front"
+        )
+    product.check(x, MOST_PARTS)
+    for weight, n in zip(product.weights, product.out_features, strict=True):
+        size = has.offsets(n)[2]
+        if weight.device != x.device or weight.dtype != torch.uint8 or weight.shape != (size,):
+            raise RuntimeError(
+                f"the weight of {n} outputs is prepared, uint8 [{size}] on {x.device} like x; got {weight.dtype} "
+                f"{list(weight.shape)} on {weight.device}; move the model or x"
+            )
+    return has
 
 
 def linear(

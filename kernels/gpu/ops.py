@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from llmquant.kernels.gpu import launch, launch_a8, runtime
-from llmquant.kernels.gpu.checks import check
 from llmquant.kernels.gpu.fallback import note_fallback
 from llmquant.kernels.gpu.launch_dense import dense
 from llmquant.kernels.gpu.weight import DTYPES, Format, rows_of
@@ -95,7 +94,7 @@ def _product(
 
 def _fake_fused(x: Tensor, *asked: Any, **named: Any) -> list[Tensor]:
     product = _product(*asked, **named)
-    check(x, product)
+    launch.check(x, product)
     return product.empty(x)
 
 

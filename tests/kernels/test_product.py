@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -53,3 +54,25 @@ def test_results_have_the_widths_of_the_outputs() -> None:
     assert [out.shape for out in product.empty(x)] == [(2, 4, 3), (2, 4, 3)]
     (out,) = product._replace(silu=True).empty(x, torch.float32)
     assert (out.shape, out.dtype) == ((2, 4, 3), torch.float32)
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    x, weight = torch.ones(2, 8), torch.zeros(1)
+    good = Product([weight], [torch.ones(3)], [3], norm=torch.ones(8), residual=torch.ones(2, 6)[:, ::2])
+    good.check(x, most=1)
+    two = Product([weight] * 2, [], [3, 3], silu=True, residual=torch.ones(2, 3))
+    two.check(x, most=2)
+    for wrong, words in (
+        (good._replace(weights=[weight] * 2), "got 2 weights of [3]"),
+        (good._replace(biases=[torch.ones(3, dtype=torch.half)]), "the bias is torch.float32 [3]"),
+        (good._replace(biases=[torch.ones(6)[::2]]), "of strides (2,)"),
+        (good._replace(norm=torch.ones(3)), "the norm is torch.float32 [8]"),
+        (good._replace(residual=torch.ones(2, 4)), "the residual is torch.float32 [2, 3]"),
+        (good._replace(residual=torch.ones(2, 3, device="meta")), "on meta"),
+        (two._replace(silu=False), "a residual for a single result"),
+        (two._replace(out_features=[3, 4]), "two of one size with silu"),
+    ):
+        with pytest.raises(RuntimeError, match=re.escape(words)):
+            wrong.check(x, most=2)
+    with pytest.raises(RuntimeError, match="one to 1 weights"):
+        two.check(x, most=1)
