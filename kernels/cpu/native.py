@@ -45,11 +45,7 @@ _SUFFIXES = (".so", ".dylib", ".dll")
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library, or None where llmquant was installed without it; says so in the log, once.
-
-    Raises:
-        LlmquantError: if the library that lies there is of another version of llmquant.
-    """
+    """The compiled library, or None where llmquant was installed without it; says so in the log, once."""
     # A wheel and an editable install lay the folder of this package in different places; `files` joins them.
     folder = files("llmquant.kernels")
     path = next(
@@ -94,7 +90,6 @@ def torch_functions() -> tuple[int | None, int | None]:
 
 
 def _torch_function(name: str) -> int | None:
-    """Address of a function of torch's stable C interface."""
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -114,11 +109,7 @@ def supported() -> tuple[str, ...]:
 
 @cache
 def isa() -> str:
-    """The instruction set in use: the widest, or what LLMQUANT_CPU_ISA says; "torch" without the library.
-
-    Raises:
-        LlmquantError: if LLMQUANT_CPU_ISA is no instruction set, or one that cannot be used here.
-    """
+    """The instruction set in use: the widest, or what LLMQUANT_CPU_ISA says; "torch" without the library."""
     wanted = os.environ.get(ISA_VARIABLE, "")
     if wanted and wanted not in ISAS:
         raise LlmquantError(f"{ISA_VARIABLE} is {wanted!r}; it can be {', '.join(ISAS)}, or unset for the best")
@@ -131,11 +122,7 @@ def isa() -> str:
 
 @cache
 def wanted() -> bool:
-    """Whether the fast kernels may be used: the library is there and LLMQUANT_CPU_KERNELS does not say "reference".
-
-    Raises:
-        LlmquantError: if LLMQUANT_CPU_KERNELS is anything else.
-    """
+    """Whether the fast kernels may be used: the library is there and LLMQUANT_CPU_KERNELS does not say "reference"."""
     value = os.environ.get(KERNELS_VARIABLE, "")
     if value not in ("", "reference"):
         raise LlmquantError(f"{KERNELS_VARIABLE} is {value!r}; it can be reference, or unset for the fast kernels")
@@ -146,9 +133,6 @@ def stream_read_gbs(threads: int, seconds: float = 0.4, size: int = 256 << 20) -
     """Measured bandwidth of reading memory in order, the best of several reads, in 10^9 bytes per second.
 
     `size` bytes, larger than all caches, are read by `threads` torch threads for at least so many `seconds`.
-
-    Raises:
-        LlmquantError: without the C++ library.
     """
     loaded = require()
     buffer = map_huge(size).fill_(1)
@@ -198,11 +182,7 @@ def huge_pages(size: int) -> Tensor:
 
 
 def map_huge(size: int) -> Tensor:
-    """Bytes of their own mapping that begin at a 2 MB page and are asked to lie in such pages to the end.
-
-    Raises:
-        OutOfMemoryError: if the system does not give that much.
-    """
+    """Bytes of their own mapping that begin at a 2 MB page and are asked to lie in such pages to the end."""
     whole = -(-size // _PAGE) * _PAGE
     # Fresh from the system: memory that malloc has used before is in small pages, and stays so. Private: shared memory,
     # Python's default, follows another setting of the system, which is mostly off.
@@ -218,11 +198,7 @@ def map_huge(size: int) -> Tensor:
 
 
 def require() -> ctypes.CDLL:
-    """The library.
-
-    Raises:
-        LlmquantError: if it is not installed.
-    """
+    """The library, or an error where it is not installed."""
     loaded = library()
     if loaded is None:
         raise LlmquantError("the C++ kernels are not installed; install llmquant with a C++17 compiler")
@@ -230,12 +206,7 @@ def require() -> ctypes.CDLL:
 
 
 def check(status: int, instructions: str) -> None:
-    """Turn a status of the library into an error.
-
-    Raises:
-        OutOfMemoryError: if it is 4.
-        LlmquantError: if it is anything else but 0.
-    """
+    """Turn a status of the library that is not 0 into an error."""
     if status == 1:
         raise LlmquantError(f"this machine cannot run {instructions}; it has {', '.join(supported())}")
     if status == 3:
@@ -258,11 +229,8 @@ def unpack_rows(
 ) -> Tensor:
     """Unpack and scale a weight on the CPU: `((codes - zeros) * scales).to(dtype)`, rounded as torch rounds.
 
-    Args:
-        packed: (out_features, ceil(in_features * bits / 32)) int32, packed as `numerics.pack.pack` does.
-        scales: (out_features, groups), or (1, 1) for one scale per tensor; one of `FLOATS`, like `dtype`.
-        zeros: like scales but int8, in code units; None for symmetric weights.
-        instructions: one of `supported()`; None for `isa()`.
+    The tensors are those of `UnpackRows` (kernels/ops/dequantize.py), their dtypes and `dtype` those of `FLOATS`;
+    `instructions` are one of `supported()`, or None for `isa()`.
 
     Raises:
         LlmquantError: if there is no library, or it does not have `instructions`.

@@ -64,7 +64,6 @@ def prepare(weight: PackedWeight) -> Tensor:
 
     Raises:
         LlmquantError: for a weight that `why_not` refuses.
-        OutOfMemoryError: if there is no memory for it.
     """
     if reason := why_not(weight):
         raise LlmquantError(f"the weight cannot run on the C++ kernels: {reason}; use the reference")
@@ -93,11 +92,7 @@ def prepare(weight: PackedWeight) -> Tensor:
 
 
 def header(weight: Tensor) -> Header:
-    """What a prepared weight holds.
-
-    Raises:
-        LlmquantError: if it is none.
-    """
+    """What a prepared weight holds; an error if it is none."""
     if weight.dtype != torch.uint8 or weight.ndim != 1 or weight.numel() < 64 or weight.device.type != "cpu":
         raise LlmquantError(f"a prepared weight is uint8 [bytes] on the CPU; got {weight.dtype} {list(weight.shape)}")
     magic, bits, block, kind, rows, cols, groups, per_tensor, zeros = _HEADER.unpack(
@@ -114,11 +109,7 @@ def header(weight: Tensor) -> Header:
 
 
 def restore(weight: Tensor) -> PackedWeight:
-    """A prepared weight as the checkpoint stores it, bit for bit.
-
-    Raises:
-        LlmquantError: if it is no prepared weight.
-    """
+    """A prepared weight as the checkpoint stores it, bit for bit."""
     has = header(weight)
     packed = torch.empty(has.out_features, packed_words(has.in_features, has.bits), dtype=torch.int32, device="cpu")
     shape = (1,) if has.per_tensor else (has.out_features, has.groups)
@@ -137,7 +128,6 @@ def select_rows(weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | 
 
     Raises:
         IndexError: if a row does not exist.
-        LlmquantError: if it is no prepared weight.
     """
     has = header(weight)
     rows = rows.contiguous()

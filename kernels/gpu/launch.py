@@ -67,11 +67,8 @@ def linear_fused(
 ) -> list[Tensor]:
     """Several weights on one input in one launch, with what comes before and after them.
 
-    Args:
-        x: (..., in_features) bfloat16, float16 or float32, where the weights lie.
-        product: of up to three weights of one format; `exact` off quantizes x to 8 bits for at most 4 bits of weights.
-        config: how to cut the work; None for what dispatch.py chooses.
-        out_dtype: of the result; None for that of x.
+    There are up to three weights of one format; `exact` off quantizes x to 8 bits for weights of at most 4. `config`
+    says how to cut the work, where it is not for dispatch.py to choose; `out_dtype` of None is that of x.
 
     Returns:
         one (..., out_features) for each weight; with `silu` one for both.

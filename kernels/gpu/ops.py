@@ -1,11 +1,5 @@
 """The ops of prepared weights on the GPU, for torch.compile, CUDA graphs and gradients.
 
-    gpu_linear(Tensor x, Tensor weight, Tensor? bias, SymInt out_features, int[] form, bool exact) -> Tensor
-    gpu_linear_fused(Tensor x, Tensor[] weights, Tensor[] biases, SymInt[] out_features, int[] form, bool exact,
-                     Tensor? norm=None, float norm_eps=0., Tensor? residual=None, bool silu=False) -> Tensor[]
-    gpu_embedding(Tensor ids, Tensor weight, SymInt out_features, int[] form, ScalarType dtype) -> Tensor
-    gpu_dense(Tensor weight, SymInt out_features, int[] form, ScalarType dtype) -> Tensor
-
 Weights are those of weight.py, and `form` is `Format.numbers()`. What is computed is what kernels/ops/linear_int.py
 defines, with one difference: the weight `scale * (code - zero)` is not rounded to the dtype of the scales, so the
 result is nearer to the exact one; for many rows, where the product is one of dense weights, it is rounded as defined.

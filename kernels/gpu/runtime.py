@@ -19,11 +19,7 @@ _OLDEST = (8, 0)  # bf16 tensor cores and cp.async
 
 
 def interpreting() -> bool:
-    """Whether the kernels run in the interpreter, on the CPU.
-
-    Raises:
-        LlmquantError: if the variable has another value than the known ones.
-    """
+    """Whether the kernels run in the interpreter, on the CPU."""
     value = os.environ.get(VARIABLE) or None
     if value not in (None, "reference", "interpret"):
         raise LlmquantError(f"{VARIABLE} is {value!r}; it can be 'reference', 'interpret', or not set")
@@ -31,11 +27,7 @@ def interpreting() -> bool:
 
 
 def why_off(device: torch.device | str) -> str | None:
-    """Why the kernels cannot run on a device, in words for a report; None if they can.
-
-    Raises:
-        LlmquantError: as `interpreting`.
-    """
+    """Why the kernels cannot run on a device, in words for a report; None if they can."""
     device = torch.device(device)
     if interpreting():
         return None if device.type == "cpu" else f"the interpreter runs on the CPU, not on {device.type}"

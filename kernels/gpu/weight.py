@@ -164,11 +164,7 @@ def prepare(weight: PackedWeight) -> Tensor:
 
 
 def restore(weight: Tensor, has: Format, out_features: int) -> PackedWeight:
-    """A prepared weight as the checkpoint stores it, bit for bit.
-
-    Raises:
-        LlmquantError: if the weight has another size.
-    """
+    """A prepared weight as the checkpoint stores it, bit for bit."""
     codes, scales, zeros = views(weight, has, out_features)
     step = _tiles_at_once(has)
     parts = [

@@ -20,19 +20,12 @@ from llmquant.nn.storage import STORED, PackedStorage
 
 @final
 class PackedEmbedding(PackedStorage):
-    """Rows of a packed weight, in the dtype of its scales.
+    """Rows of a packed weight, in the dtype of its scales."""
 
-    Attributes:
-        embed_scale: what the rows are multiplied with (Gemma), rounded to their dtype first; None for nothing.
-        dense_class: the class that it stands for: nn.Embedding, or a subclass that scales its rows.
-        padding_idx: as of that class; it matters to training only.
-        head: the layer with which it shares its weight, None if it has its own; not a submodule.
-    """
-
-    embed_scale: float | None = None
-    dense_class: type[nn.Embedding] = nn.Embedding
-    padding_idx: int | None = None
-    head: PackedLinear | None = None
+    embed_scale: float | None = None  # what the rows are multiplied with (Gemma), rounded to their dtype first
+    dense_class: type[nn.Embedding] = nn.Embedding  # that it stands for, or a subclass that scales its rows
+    padding_idx: int | None = None  # as of that class; it matters to training only
+    head: PackedLinear | None = None  # the layer with which it shares its weight, if it does; not a submodule
 
     @property
     def num_embeddings(self) -> int:

@@ -43,21 +43,16 @@ STORED = ("weight_packed", "weight_scale", "weight_zero_point")
 class PackedStorage(nn.Module):
     """An integer weight (out_features, in_features), as stored or prepared; abstract: a layer says what it computes.
 
-    Attributes:
-        names: of the checkpoint's tensors: codes, scales, zero points.
-        exact: accuracy of a prepared layer; accuracy.py says what it means.
-        weight_prepared: (bytes,) the weight in kernel layout; None if it is not prepared.
-        kernels: what runs `weight_prepared`; None if it is not prepared.
-        lent: the tensors of a prepared layer that others may change; None if there are none.
-        unprepared: why `prepare` did nothing, in words; empty if it did or was not called.
+    It is a base class, not a part of its layers: a part that is a module puts its name into the parameters' names, and
+    one that is none leaves each layer to overload what torch calls on modules.
     """
 
-    names: ClassVar[tuple[str, str, str]] = STORED
-    exact: bool = True
-    unprepared: str = ""
-    kernels: Kernels | None = None
-    lent: dict[str, Lent] | None = None
-    weight_prepared: Tensor | None
+    names: ClassVar[tuple[str, str, str]] = STORED  # of the checkpoint's tensors: codes, scales, zero points
+    exact: bool = True  # accuracy of a prepared layer; accuracy.py says what it means
+    unprepared: str = ""  # why `prepare` did nothing, in words; empty if it did or was not called
+    kernels: Kernels | None = None  # what runs `weight_prepared`; None if it is not prepared
+    lent: dict[str, Lent] | None = None  # tensors of a prepared layer that others may change; None if there are none
+    weight_prepared: Tensor | None  # (bytes,) in kernel layout; None if it is not prepared
     weight_packed: nn.Parameter
     weight_scale: nn.Parameter
     weight_zero_point: nn.Parameter | None

@@ -36,29 +36,17 @@ _ALIKE = 2  # candidates that differ only in the depth of their pipeline
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What an architecture can do; rates are per multiprocessor, and B/ns is GB/s.
+    """What an architecture can do; rates are per multiprocessor, and B/ns is GB/s."""
 
-    Attributes:
-        shared: bytes of shared memory of a multiprocessor; one program may have all but 1 KB.
-        memory: B/ns of device memory.
-        cache: B/ns of the level-2 cache.
-        tensor: bf16 operations per ns of the tensor cores.
-        convert: ns to turn 128 x 128 4-bit codes into operands.
-        asynchronous: whether products run beside the program (wgmma, tcgen05), so that x needs one more buffer.
-        registers: of a thread, by the estimate of `residents`; more would spill.
-        stages: depths of the software pipeline worth a try, the best guess first.
-        splits: whether split-K may be used; not on AMD as long as nobody has seen its compiler order the sums of a
-            program before its count.
-    """
-
-    shared: int
-    memory: float
-    cache: float
-    tensor: float
-    convert: float
-    asynchronous: bool = False
-    registers: int = 205
-    stages: tuple[int, ...] = (4, 3, 5, 6)
+    shared: int  # bytes of shared memory of a multiprocessor; one program may have all but 1 KB
+    memory: float  # B/ns of device memory
+    cache: float  # B/ns of the level-2 cache
+    tensor: float  # bf16 operations per ns of the tensor cores
+    convert: float  # ns to turn 128 x 128 4-bit codes into operands
+    asynchronous: bool = False  # products run beside the program (wgmma, tcgen05), so that x needs one more buffer
+    registers: int = 205  # of a thread, by the estimate of `residents`; more would spill
+    stages: tuple[int, ...] = (4, 3, 5, 6)  # of the software pipeline, the best guess first
+    # Not on AMD as long as nobody has seen its compiler order the sums of a program before its count.
     splits: bool = True
 
 

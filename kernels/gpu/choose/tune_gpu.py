@@ -62,11 +62,7 @@ class OnGpu:
             return Timing(self._microseconds(config), error)
 
     def error(self, case: Case, m: int, config: Config) -> float:
-        """Relative error in Frobenius norm, against the reference in float32.
-
-        Raises:
-            CannotRun: as a call.
-        """
+        """Relative error in Frobenius norm, against the reference in float32."""
         from triton.errors import TritonError
 
         subject = self._set_up(case, m)
