@@ -6,18 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from llmquant.kernels.bench.common.contender import ONNXRUNTIME, OURS, contender
-from llmquant.kernels.bench.common.weights import Shape, random_weight
+from llmquant.kernels.bench.common.contender import ONNXRUNTIME, OURS
 from llmquant.kernels.bench.cpu import measure
 from llmquant.kernels.bench.cpu.measure import Bursts
-from llmquant.kernels.bench.peers.torch import Dense, Int4Pack, Int8Pack, IntMm
 from llmquant.kernels.cpu import native
-from llmquant.spec import Scheme
 
 MICRO = ["--device", "cpu", "--quick", "--sizes", "64x128", "--m", "1", "3", "--threads", "1", "--seconds", "0.02"]
 
@@ -51,26 +46,6 @@ def test_bursts_take_each_copy_in_turn() -> None:
 def test_an_exception_in_a_kernel_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         measure.measure([Bursts([lambda: 1 / 0])], threads=1, seconds=0)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "scheme", "limit"),
-    [
-        (Dense("bf16"), "int8", 4e-3),
-        (Int4Pack(), "int4-g32", 1e-2),
-        (Int4Pack(), "int4-g128-asym", 1e-2),
-        (Int8Pack(), "int8", 1e-2),
-        (IntMm(), "w8a8-dynamic", 1.2e-2),
-    ],
-)
-def test_peers_of_torch_compute_the_product(kernel: Any, scheme: str, limit: float) -> None:
-    weight = random_weight(Scheme.parse(scheme), Shape(64, 256), "cpu")
-    check = contender(kernel, weight, 0, torch.bfloat16).check
-    assert check
-    found = check(20)
-    assert found.problem is None
-    assert found.error is not None
-    assert found.error < limit
 
 
 @pytest.mark.skipif(native.library() is None, reason="no C++ kernels")
