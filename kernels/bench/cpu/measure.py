@@ -113,13 +113,7 @@ class Bursts:
 
 
 def measure(bursts: list[Bursts], threads: int, seconds: float) -> None:
-    """Let all take turns.
-
-    Args:
-        bursts: who runs, and where the times go.
-        threads: decides the clock.
-        seconds: in all; longer where three bursts of each take longer.
-    """
+    """Let all take turns, for so many seconds, or longer where three bursts of each take longer."""
     clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
     turn, began, last_pool = seconds / _ROUNDS / len(bursts), time.perf_counter(), OPENMP
 

@@ -37,24 +37,14 @@ _ROTATED_L2 = 4  # times the level-2 cache that all copies of a weight fill toge
 
 @dataclass(frozen=True)
 class Chain:
-    """A captured graph.
-
-    Attributes:
-        graph: to replay.
-        calls: in it.
-    """
+    """A captured graph, and how many calls are in it."""
 
     graph: Any
     calls: int
 
 
 class Stopwatch:
-    """Times calls on a CUDA device.
-
-    Args:
-        seconds: about how long all rounds of one `chains` may take.
-        device: where.
-    """
+    """Times calls on a CUDA device; all rounds of one `chains` take about so many seconds."""
 
     def __init__(self, seconds: float, device: str = "cuda") -> None:
         self._seconds = seconds

@@ -99,10 +99,7 @@ def _quantized(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loaded(library: str | None) -> Callable[[Weight], list[Kernel]]:
-    """What gives Marlin for a weight; W8A8 is for another kernel of vLLM's.
-
-    Args:
-        library: path of the file.
+    """What gives Marlin, of the file `library`, for a weight; W8A8 is for another kernel of vLLM's.
 
     Raises:
         OSError, RuntimeError: if it is not there, or does not fit this torch.
