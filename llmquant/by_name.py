@@ -9,43 +9,46 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from typing import Any
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
 from llmquant.errors import RecipeError
 from llmquant.words import did_you_mean, listed
 
-_NOT_ONE = ("base", "shared")
+Found = TypeVar("Found")
 
 
-def names_in(package: str, others: tuple[str, ...] = ()) -> list[str]:
-    """Names of the modules of a package, sorted.
+@dataclass(frozen=True)
+class ByName(Generic[Found]):
+    """The modules of a package, each of which is a `Found`.
 
-    Args:
+    Attributes:
         package: its full name, such as "llmquant.algorithms.rounding".
+        what: one of them is, for messages: "rounding method".
         others: files that are none of them, besides `base` and `shared`.
     """
-    path = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(path) if _is_one(module.name, others))
 
+    package: str
+    what: str
+    others: tuple[str, ...] = ()
 
-def find_in(package: str, name: str, what: str, others: tuple[str, ...] = ()) -> Any:
-    """One module of a package.
+    def names(self) -> list[str]:
+        """The names of all, sorted."""
+        path = importlib.import_module(self.package).__path__
+        return sorted(module.name for module in pkgutil.iter_modules(path) if self._is_one(module.name))
 
-    Args:
-        package: as in `names_in`.
-        name: of the module, such as "gptq".
-        what: it is, for the message: "rounding method".
-        others: as in `names_in`.
+    def find(self, name: str) -> Found:
+        """The module of this name, such as "gptq".
 
-    Raises:
-        RecipeError: if there is none of this name; the message suggests the nearest.
-    """
-    # Looking before importing keeps a module with a missing dependency from being called unknown.
-    if not _is_one(name, others) or importlib.util.find_spec(f"{package}.{name}") is None:
-        known = names_in(package, others)
-        raise RecipeError(f"unknown {what} {name!r}{did_you_mean(name, known)} There are: {listed(known)}")
-    return importlib.import_module(f"{package}.{name}")
+        Raises:
+            RecipeError: if there is none; the message suggests the nearest.
+        """
+        full = f"{self.package}.{name}"
+        # Looking before importing keeps a module with a missing dependency from being called unknown.
+        if not self._is_one(name) or importlib.util.find_spec(full) is None:
+            known = self.names()
+            raise RecipeError(f"unknown {self.what} {name!r}{did_you_mean(name, known)} There are: {listed(known)}")
+        return cast(Found, importlib.import_module(full))
 
-
-def _is_one(name: str, others: tuple[str, ...]) -> bool:
-    return name.isidentifier() and not name.startswith("_") and name not in (*_NOT_ONE, *others)
+    def _is_one(self, name: str) -> bool:
+        return name.isidentifier() and not name.startswith("_") and name not in ("base", "shared", *self.others)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from types import ModuleType
 
-from llmquant.by_name import find_in, names_in
+from llmquant.by_name import ByName
 from llmquant.eval.metrics.base import Metric
+
+_ALL: ByName[ModuleType] = ByName(__name__, "metric")
 
 
 def find(name: str) -> Metric:
@@ -14,10 +17,10 @@ def find(name: str) -> Metric:
     Raises:
         RecipeError: if there is none of this name; the message suggests the nearest.
     """
-    return Metric.of(name, find_in(__name__, name, "metric"))
+    return Metric.of(name, _ALL.find(name))
 
 
 @cache
 def metrics() -> tuple[Metric, ...]:
     """All of them, in the order in which they are measured and shown."""
-    return tuple(sorted(map(find, names_in(__name__)), key=lambda each: (each.place, each.name)))
+    return tuple(sorted(map(find, _ALL.names()), key=lambda each: (each.place, each.name)))

@@ -67,12 +67,14 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
         console.print(f"  {number}  {escaped(str(rule))}", highlight=False)
     for note in dict.fromkeys(row.note for row in plan.rows if row.note):
         console.print(f"  [yellow]note[/]  {escaped(note)}", highlight=False)
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+    readers = plan.format.readers(plan)
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for device in devices if readers["llmquant"].ok else ():
         console.print(f"\nkernels on this machine's {'GPU' if device == 'cuda' else 'CPU'}")
         for scheme in dict.fromkeys(row.scheme for row in plan.quantized):
             console.print(f"  {scheme}  {escaped(kernel_on(scheme, device))}", highlight=False)
     console.print("\nwho loads the result")
-    for reader, verdict in plan.format.readers(plan).items():
+    for reader, verdict in readers.items():
         mark = "[green]yes[/]" if verdict.ok else "[red]no [/]"
         console.print(f"  {mark}  {reader:<13} {escaped(verdict.note)}", highlight=False)
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmquant.by_name import find_in, names_in
+from llmquant.by_name import ByName
 
 if TYPE_CHECKING:
     from llmquant.formats.base import Format
 
 DEFAULT = "compressed-tensors"
-_SHARED = ("safetensors_file",)
+_ALL: ByName[Format] = ByName(__name__, "format", others=("safetensors_file",))
 
 
 def names() -> list[str]:
     """Names of the formats, sorted."""
-    return [name.replace("_", "-") for name in names_in(__name__, _SHARED)]
+    return [name.replace("_", "-") for name in _ALL.names()]
 
 
 def find(name: str) -> Format:
@@ -24,4 +24,4 @@ def find(name: str) -> Format:
     Raises:
         RecipeError: if there is none of this name.
     """
-    return find_in(__name__, name.replace("-", "_"), "format", _SHARED)
+    return _ALL.find(name.replace("-", "_"))

@@ -150,10 +150,13 @@ class Format(Protocol):
     Attributes:
         NAME: as recipes say it; the module has underscores for its hyphens.
         UNIT_SUFFIX: of the names of units: where each has a file, how that ends.
+        FUSED_BY: the reader that loads q/k/v and gate/up as one layer each, so that what stays of one stays as a whole;
+            empty where none does.
     """
 
     NAME: str
     UNIT_SUFFIX: str
+    FUSED_BY: str
 
     def why_not(self, module: ModuleInfo, scheme: Scheme, *, portable: bool) -> str:
         """Why a module cannot have a scheme, with the fix; empty if it can. `portable`: others must read it too."""
@@ -196,7 +199,7 @@ class Format(Protocol):
         ...
 
     def readers(self, plan: Planned) -> dict[str, Verdict]:
-        """Who can load what a plan will write."""
+        """Who can load what a plan will write, "llmquant" among them: whether its own kernels run it."""
         ...
 
     def writer(self, folder: Path, contents: Mapping[str, Content], config: Mapping[str, Any]) -> Writer:

@@ -194,7 +194,7 @@ def make_plan(recipe: Recipe, inventory: Inventory) -> Plan:
     deciders = _deciders(recipe, inventory)
     check_rules(recipe, inventory, deciders, problems)
     decisions = [_decide(module, recipe, decider) for module, decider in zip(inventory.modules, deciders, strict=True)]
-    decisions = _with_tied(_with_fused(decisions))
+    decisions = _with_tied(_with_fused(decisions, find(recipe.format).FUSED_BY))
     check_decisions(recipe, inventory, decisions, problems)
     _raise_if_any(problems, recipe, inventory)
     rows = (row for decision in decisions for row in rows_of(decision, recipe, inventory.dtype))
@@ -243,12 +243,14 @@ def _asked_for(module: ModuleInfo, rule: Rule) -> bool:
     return any(pattern.kind == "name" and pattern.matches(module) for pattern in rule.patterns)
 
 
-def _with_fused(decisions: list[Decision]) -> list[Decision]:
-    """What readers load as one layer stays as a whole where one part of it has to."""
+def _with_fused(decisions: list[Decision], reader: str) -> list[Decision]:
+    """What a reader of the format loads as one layer stays as a whole where one part of it has to."""
+    if not reader:
+        return decisions
     kept = [decision for decision in decisions if decision.module.obstacle and decision.scheme.is_keep]
     stays = {decision.module.fused: decision.module.name for decision in kept if decision.module.fused}
     return [
-        replace(decision, scheme=KEEP, note=f"vLLM loads it as one with {stays[decision.module.fused]}")
+        replace(decision, scheme=KEEP, note=f"{reader} loads it as one with {stays[decision.module.fused]}")
         if decision.module.fused in stays and not decision.scheme.is_keep and not decision.module.obstacle
         else decision
         for decision in decisions

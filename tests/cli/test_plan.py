@@ -29,6 +29,16 @@ def test_kernels_of_the_devices_that_are_there(
     assert (on_gpu in shown) == with_gpu
 
 
+def test_no_kernels_where_llmquant_does_not_run_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_llama().config.save_pretrained(tmp_path)
+    recipe = tmp_path / "gguf.yaml"
+    recipe.write_text("version: 1\nformat: gguf\nrules:\n  - match: linear\n    scheme: int4-g32\n")
+    assert main(["plan", str(tmp_path / "config.json"), "-r", str(recipe)]) == 0
+    shown = capsys.readouterr().out
+    assert "llama.cpp" in shown
+    assert "kernels on this machine" not in shown
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_names_stay_in_one_piece(width: int, tmp_path: Path) -> None:
     tiny_llama().config.save_pretrained(tmp_path)

@@ -22,6 +22,7 @@ def test_contract(name: str) -> None:
     found = formats.find(name)
     assert name == found.NAME
     assert isinstance(found.UNIT_SUFFIX, str)
+    assert isinstance(found.FUSED_BY, str)
     for method in METHODS:
         wanted = list(inspect.signature(getattr(Format, method)).parameters)[1:]
         assert list(inspect.signature(getattr(found, method)).parameters) == wanted, method

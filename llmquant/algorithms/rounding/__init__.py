@@ -6,18 +6,7 @@ Every file here but `base` is one: see `base.Algorithm`. What they have in commo
 from __future__ import annotations
 
 from llmquant.algorithms.rounding.base import Algorithm
-from llmquant.by_name import find_in, names_in
+from llmquant.by_name import ByName
 
-
-def names() -> list[str]:
-    """Names of the methods, sorted."""
-    return names_in(__name__)
-
-
-def find(name: str) -> Algorithm:
-    """The module of a method, such as "gptq".
-
-    Raises:
-        RecipeError: if there is none of this name; the message suggests the nearest.
-    """
-    return find_in(__name__, name, "rounding method")
+_ALL: ByName[Algorithm] = ByName(__name__, "rounding method")
+names, find = _ALL.names, _ALL.find

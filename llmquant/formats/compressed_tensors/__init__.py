@@ -21,6 +21,7 @@ __all__ = ["payload_bytes", "readers", "stored_bytes"]
 
 NAME = "compressed-tensors"
 UNIT_SUFFIX = ".safetensors"
+FUSED_BY = "vLLM"
 
 
 def why_not(module: ModuleInfo, scheme: Scheme, *, portable: bool) -> str:
@@ -85,7 +86,7 @@ def _split_sets(rows: Sequence[Row]) -> Iterator[Problem]:
         fix = f", for example by a rule with `match: {part}`" if part else ""
         first = members[0].module
         parent = ModuleInfo(first.name.rpartition(".")[0], "other", (), 0, first.block)
-        yield f"vLLM loads these as one layer, so they need one scheme{fix}: {schemes}", parent
+        yield f"{FUSED_BY} loads these as one layer, so they need one scheme{fix}: {schemes}", parent
 
 
 def _embeddings(rows: Sequence[Row], *, portable: bool) -> Iterator[Problem]:

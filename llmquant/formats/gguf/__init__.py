@@ -25,6 +25,7 @@ __all__ = ["obstacles"]
 
 NAME = "gguf"
 UNIT_SUFFIX = ""  # all in one file
+FUSED_BY = ""
 _FILE_TYPES = {Scheme(4, "group", 32): 2, Scheme(8, "group", 32): 7}
 _QUANTIZATION_VERSION = 2
 
