@@ -35,12 +35,7 @@ def check_name(path: Path, kind: type[LlmquantError] = CheckpointError) -> None:
 
 
 def open_plain(file: Path, kind: type[LlmquantError] = CheckpointError, *, buffering: int = -1) -> BinaryIO:
-    """Open a file for reading, if it is a plain one.
-
-    Args:
-        file: path of the file; links are followed.
-        kind: of the error.
-        buffering: as in `open`.
+    """Open a file for reading, if it is a plain one; links are followed.
 
     Raises:
         LlmquantError: of `kind`, if it cannot be opened, or is a folder, a pipe, a socket or a device.
@@ -74,12 +69,7 @@ def read_plain(file: Path, kind: type[LlmquantError] = CheckpointError, *, limit
 
 
 def parse_json(data: bytes, what: str, kind: type[LlmquantError] = CheckpointError) -> Any:
-    """The value that JSON text holds, nested `MAX_DEPTH` deep at most.
-
-    Args:
-        data: the text in UTF-8.
-        what: names it in errors.
-        kind: of the error.
+    """The value that JSON text in UTF-8 holds, nested `MAX_DEPTH` deep at most; errors call it `what`.
 
     Raises:
         LlmquantError: of `kind`, if it is not JSON, or more than a program should have to take.

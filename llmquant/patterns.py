@@ -98,9 +98,7 @@ def compiled(text: str) -> Expression:
 def target_matches(target: str, name: str) -> bool:
     """Whether an entry of `targets` or `ignore` of a compressed-tensors config names a module.
 
-    Args:
-        target: a name, or "re:" and an expression that matches at the start of names.
-        name: of a module.
+    An entry is a name, or "re:" and an expression that matches at the start of names.
 
     Raises:
         PatternError: if it is no expression, or takes too long.

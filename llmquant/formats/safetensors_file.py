@@ -48,15 +48,10 @@ _SPARE = 1 << 20
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> int:
-    """Write one safetensors file, replacing an older one. The same tensors give the same bytes.
+    """Write one safetensors file, replacing an older one; return its bytes. The same tensors give the same file.
 
-    Args:
-        path: of the file; its folder must exist.
-        tensors: by name, on any device; at most one of them is copied at a time.
-        metadata: of the header; "format": "pt", which transformers asks for, when not given.
-
-    Returns:
-        size of the file in bytes.
+    Tensors may be on any device, and at most one of them is copied at a time. The header's metadata are "format": "pt",
+    which transformers asks for, when none are given.
 
     Raises:
         OutputError: if there is no space, or the file cannot be written; nothing is left of it then.
@@ -92,29 +87,13 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 
 
 def copy_file(source: Path, path: Path) -> None:
-    """Copy a small file, replacing an older one whole.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
+    """Copy a small file, replacing an older one whole; errors as in `write_json_atomic`."""
     with _replacing(path) as stream:
         _write_all(stream, memoryview(source.read_bytes()))
 
 
 def write_index(folder: Path, weight_map: Mapping[str, str], total_size: int) -> Path:
-    """Write the index of a sharded checkpoint.
-
-    Args:
-        folder: of the checkpoint.
-        weight_map: file name of each tensor.
-        total_size: bytes of all tensors, without headers.
-
-    Returns:
-        path of the index.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
+    """Write the index of a sharded checkpoint: the file of each tensor, and the bytes of all without headers."""
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
     write_json_atomic(folder / INDEX, index)
     return folder / INDEX

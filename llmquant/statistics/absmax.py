@@ -12,7 +12,6 @@ OF: Literal["inputs"] = "inputs"
 
 
 def start() -> AbsoluteMaxima:
-    """Maxima of nothing yet."""
     return AbsoluteMaxima()
 
 
@@ -23,16 +22,13 @@ class AbsoluteMaxima:
         self._largest: Tensor | None = None
 
     def add(self, rows: Float[Tensor, "tokens features"]) -> None:
-        """Raise the maxima to those of the rows."""
         self._raise(rows.abs().amax(0))
 
     def merge(self, other: AbsoluteMaxima) -> None:
-        """Raise the maxima to those of `other`."""
         if other._largest is not None:
             self._raise(other._largest)
 
     def take(self) -> Float[Tensor, " features"]:
-        """The maxima."""
         assert self._largest is not None
         return self._largest
 

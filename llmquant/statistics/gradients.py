@@ -17,7 +17,6 @@ OF: Literal["gradients"] = "gradients"
 
 
 def start() -> SquaredGradients:
-    """Squares of nothing yet."""
     return SquaredGradients()
 
 
@@ -29,16 +28,13 @@ class SquaredGradients:
         self._tokens = 0
 
     def add(self, rows: Float[Tensor, "tokens features"]) -> None:
-        """Add the squares of gradients."""
         self._add(rows.float().square().sum(0), rows.shape[0])
 
     def merge(self, other: SquaredGradients) -> None:
-        """Add the sum of `other`."""
         if other._sum is not None:
             self._add(other._sum, other._tokens)
 
     def take(self) -> Float32[Tensor, " features"]:
-        """The mean."""
         assert self._sum is not None
         return self._sum / self._tokens
 

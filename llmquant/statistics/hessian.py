@@ -12,7 +12,6 @@ OF: Literal["inputs"] = "inputs"
 
 
 def start() -> Hessian:
-    """A Hessian that has counted nothing yet."""
     return Hessian()
 
 
@@ -24,7 +23,6 @@ class Hessian:
         self._tokens = 0
 
     def add(self, rows: Float[Tensor, "tokens features"]) -> None:
-        """Add rows^T rows."""
         if self._sum is None:
             size = rows.shape[1]
             self._sum = torch.zeros(size, size, dtype=rows.dtype, device=rows.device)
@@ -32,7 +30,6 @@ class Hessian:
         self._tokens += rows.shape[0]
 
     def merge(self, other: Hessian) -> None:
-        """Add the sum of `other`."""
         if other._sum is not None:
             self._sum = other._sum.clone() if self._sum is None else self._sum.add_(other._sum.to(self._sum))
         self._tokens += other._tokens

@@ -19,7 +19,6 @@ _ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # the golden ratio in 64 bits, as a signe
 
 
 def start() -> Samples:
-    """A sample of nothing yet."""
     return Samples()
 
 
@@ -41,7 +40,6 @@ class Samples:
         self._rows = together[order[: self._limit]]
 
     def merge(self, other: Samples) -> None:
-        """Put the sample of `other` into this one."""
         if other._rows is not None:
             self.add(other._rows)
 

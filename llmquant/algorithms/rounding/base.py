@@ -57,14 +57,9 @@ class Algorithm(Protocol):
         *,
         scale_dtype: torch.dtype,
     ) -> LayerResult:
-        """Round one weight.
+        """Round one weight; it and the statistics of its inputs are read only.
 
-        Args:
-            weight: read only.
-            statistics: of the inputs of this layer; read only.
-            scheme: what the weight becomes; groups run along in_features.
-            options: an instance of this module's `Options`.
-            scale_dtype: dtype in which the scales will be stored.
+        Groups run along in_features; scales will be stored in `scale_dtype`.
 
         Raises:
             QuantizationError: if the weight or a needed statistic is missing or not finite, or the groups do not

@@ -53,12 +53,7 @@ class Transform(Protocol):
         ...
 
     def fit(self, block: Block, statistics: Mapping[str, LayerStatistics], options: Any) -> list[Edit]:
-        """The edits of this block.
-
-        Args:
-            block: the block.
-            statistics: of each module that `reads` names.
-            options: an instance of this module's `Options`.
+        """The edits of this block, by the statistics of each module that `reads` names.
 
         Raises:
             QuantizationError: if a weight or a statistic cannot be used.

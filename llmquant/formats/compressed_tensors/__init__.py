@@ -1,4 +1,4 @@
-"""The layout of compressed-tensors, in safetensors: what llmquant itself, transformers and vLLM load."""
+"""The layout of compressed-tensors, in safetensors: what llmquant, transformers and vLLM load. See `base.Format`."""
 
 from __future__ import annotations
 
@@ -25,51 +25,42 @@ FUSED_BY = "vLLM"
 
 
 def why_not(module: ModuleInfo, scheme: Scheme, *, portable: bool) -> str:
-    """See `base.Format`."""
     if module.turned and portable:
         return "Conv1D layers are read back by llmquant alone; say `portable: false` in the recipe if that is enough"
     return ""
 
 
 def problems(rows: Sequence[Row], inventory: Inventory, *, portable: bool) -> Iterator[Problem]:
-    """See `base.Format`."""
     yield from _split_sets(rows)
     yield from _embeddings(rows, portable=portable)
 
 
 def obstacles(config: Mapping[str, Any]) -> Iterator[str]:
-    """See `base.Format`."""
     yield from ()
 
 
 def scale_dtype(scheme: Scheme, checkpoint: torch.dtype) -> torch.dtype:
-    """See `base.Format`."""
     return checkpoint
 
 
 def dense_dtype(scale_dtype: torch.dtype) -> torch.dtype:
-    """See `base.Format`."""
     return scale_dtype
 
 
 def kept_dtype(shape: tuple[int, ...], dtype: torch.dtype) -> torch.dtype:
-    """See `base.Format`."""
     return dtype
 
 
 def names(key: str, scheme: Scheme) -> tuple[str, ...]:
-    """See `base.Format`."""
     base = key.removesuffix(".weight")
     return (key,) if scheme.is_keep else tuple(f"{base}.{suffix}" for suffix in suffixes(scheme))
 
 
 def writer(folder: Path, contents: Mapping[str, Content], config: Mapping[str, Any]) -> ShardWriter:
-    """See `base.Format`."""
     return ShardWriter(folder, contents)
 
 
 def open(folder: Path) -> Shards:
-    """See `base.Format`."""
     return Shards(Checkpoint.open(folder, allow_quantized=True))
 
 

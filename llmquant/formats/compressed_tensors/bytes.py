@@ -15,13 +15,7 @@ SHAPE_BYTES = 16
 
 
 def payload_bytes(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> int:
-    """Bytes of codes, scales and zero points of a weight.
-
-    Args:
-        shape: (out_features, in_features).
-        scheme: not keep.
-        scale_dtype: of the scales.
-    """
+    """Bytes of codes, scales and zero points of a weight (out_features, in_features)."""
     out_features, in_features = shape
     rows, groups = scheme.scale_shape(out_features, in_features)
     scales = rows * groups * scale_dtype.itemsize

@@ -26,15 +26,7 @@ from llmquant.spec import Scheme
 
 
 def encode(name: str, quantized: QuantizedTensor, scheme: Scheme) -> dict[str, Tensor]:
-    """Turn one quantized weight into the tensors that a checkpoint stores.
-
-    Args:
-        name: of the module, such as "model.layers.0.mlp.down_proj".
-        quantized: codes (out_features, in_features) with scales and zeros.
-        scheme: how `quantized` was made.
-
-    Returns:
-        tensors under their full names.
+    """Turn one quantized weight into the tensors that a checkpoint stores, under their full names.
 
     Raises:
         QuantizationError: if `quantized` does not fit the scheme, or the scheme needs more than a weight.
@@ -56,12 +48,7 @@ def encode(name: str, quantized: QuantizedTensor, scheme: Scheme) -> dict[str, T
 
 
 def decode(name: str, tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedTensor:
-    """Read one quantized weight back; the inverse of `encode`.
-
-    Args:
-        name: of the module.
-        tensors: at least the tensors of this module, under their full names.
-        scheme: from the checkpoint's quantization_config.
+    """Read one quantized weight back, the inverse of `encode`, from tensors that are at least those of the module.
 
     Raises:
         CheckpointError: if a tensor is missing or has another dtype or shape than the scheme says.

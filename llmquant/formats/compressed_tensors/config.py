@@ -74,9 +74,7 @@ def quantization_config(
 def model_quantization_config(plan: Planned, contents: Mapping[str, Content] | None = None) -> dict[str, Any]:
     """The `quantization_config` of a model that was quantized by `plan`.
 
-    Args:
-        plan: what became of each module, by its name in the causal language model.
-        contents: the same by the keys of the checkpoint, which may hold more: a vision tower, draft layers.
+    `contents` says the same by the keys of the checkpoint, which may hold more: a vision tower, draft layers.
     """
     schemes = {row.module.name: row.scheme for row in plan.quantized}
     kept = [row.module.name for row in plan.rows if row.scheme.is_keep and row.module.layer]
@@ -125,9 +123,6 @@ class SchemeTable:
 
 def schemes_of(config: Mapping[str, Any]) -> SchemeTable:
     """Read the `quantization_config` of a compressed-tensors checkpoint, ours or another tool's.
-
-    Args:
-        config: the entry of config.json.
 
     Raises:
         CheckpointError: if it is malformed, or not of compressed-tensors.

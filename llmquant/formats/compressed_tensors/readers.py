@@ -39,14 +39,7 @@ class _Reader:
 
 
 def readers(plan: Planned) -> dict[str, Verdict]:
-    """Tell for each reader whether it loads what the plan will write.
-
-    Args:
-        plan: of any model; without quantized modules every reader takes it.
-
-    Returns:
-        verdicts by the reader's name, llmquant first.
-    """
+    """Whether each reader loads what the plan will write, llmquant first; without quantized modules all do."""
     return {name: _judge(reader, plan) for name, reader in _READERS.items()}
 
 

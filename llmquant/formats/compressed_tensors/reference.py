@@ -21,15 +21,7 @@ _CODES_AT_ONCE = 1 << 18  # keeps the eight times longer stream of bits small
 
 
 def decode_reference(name: str, tensors: Mapping[str, Tensor], scheme: Scheme) -> QuantizedTensor:
-    """Decode one module of a compressed-tensors checkpoint.
-
-    Args:
-        name: of the module.
-        tensors: the tensors of this module, as read from the file, under their full names.
-        scheme: how the module was meant to be quantized.
-
-    Returns:
-        codes, scales and zeros with the shapes of `QuantizedTensor`.
+    """Decode one module from its tensors, as read from the file, under their full names.
 
     Raises:
         CheckpointError: if a tensor is missing or has an impossible size.

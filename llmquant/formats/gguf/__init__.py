@@ -2,6 +2,7 @@
 
 Q8_0 is int8-g32 and Q4_0 is int4-g32 with float16 scales; what stays is F16, BF16 or F32, one-dimensional tensors F32,
 as llama.cpp's arithmetic wants them. The file has no tokenizer yet: it is for checking what was written.
+What each function is for: `base.Format`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ _QUANTIZATION_VERSION = 2
 
 
 def why_not(module: ModuleInfo, scheme: Scheme, *, portable: bool) -> str:
-    """See `base.Format`."""
     if scheme in BLOCKS:
         return ""
     if scheme.activations:
@@ -42,28 +42,23 @@ def why_not(module: ModuleInfo, scheme: Scheme, *, portable: bool) -> str:
 
 
 def problems(rows: Sequence[Row], inventory: Inventory, *, portable: bool) -> Iterator[Problem]:
-    """See `base.Format`."""
     if inventory.architecture != ARCHITECTURE:
         yield f"GGUF is written for {ARCHITECTURE} only, not {inventory.architecture}; drop `format: gguf`", None
 
 
 def scale_dtype(scheme: Scheme, checkpoint: torch.dtype) -> torch.dtype:
-    """See `base.Format`."""
     return SCALE_DTYPE
 
 
 def dense_dtype(scale_dtype: torch.dtype) -> torch.dtype:
-    """See `base.Format`."""
     return torch.float32
 
 
 def kept_dtype(shape: tuple[int, ...], dtype: torch.dtype) -> torch.dtype:
-    """See `base.Format`."""
     return torch.float32 if len(shape) == 1 else dtype
 
 
 def payload_bytes(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> int:
-    """See `base.Format`."""
     return shape[0] * row_bytes(shape[1], scheme)
 
 
@@ -71,12 +66,10 @@ stored_bytes = payload_bytes
 
 
 def names(key: str, scheme: Scheme) -> tuple[str, ...]:
-    """See `base.Format`."""
     return (named(key),)
 
 
 def readers(plan: Planned) -> dict[str, Verdict]:
-    """See `base.Format`."""
     return {
         "llmquant": Verdict(False, "writes and verifies GGUF, and does not run it"),
         "llama.cpp": Verdict(True, "by token ids: the file has no tokenizer yet"),
@@ -85,7 +78,6 @@ def readers(plan: Planned) -> dict[str, Verdict]:
 
 
 def writer(folder: Path, contents: Mapping[str, Content], config: Mapping[str, Any]) -> GgufWriter:
-    """See `base.Format`."""
     entries = [_entry(key, content) for key, content in contents.items()]
     metadata = hyperparameters(config) | {
         "general.file_type": _file_type(contents),
@@ -96,7 +88,6 @@ def writer(folder: Path, contents: Mapping[str, Content], config: Mapping[str, A
 
 
 def open(folder: Path) -> GgufFile:
-    """See `base.Format`."""
     return GgufFile.open(folder)
 
 

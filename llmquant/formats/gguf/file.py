@@ -60,15 +60,7 @@ class Entry:
 
 
 def make_header(metadata: Mapping[str, Value], entries: Sequence[Entry]) -> tuple[bytes, int]:
-    """What stands before the tensors.
-
-    Args:
-        metadata: numbers become u32 or f32.
-        entries: in the order of the data.
-
-    Returns:
-        the header, and the size of the whole file.
-    """
+    """What stands before the tensors, whose entries are in the order of the data, and the size of the whole file."""
     raw = _MAGIC + struct.pack("<IQQ", _VERSION, len(entries), len(metadata))
     for key, value in metadata.items():
         raw += _text(key) + _value(value)
@@ -83,10 +75,7 @@ def make_header(metadata: Mapping[str, Value], entries: Sequence[Entry]) -> tupl
 
 
 def read_header(file: Path) -> tuple[dict[str, Value], dict[str, TensorInfo]]:
-    """Read what `make_header` made.
-
-    Returns:
-        the metadata, and where each tensor lies; blocks are uint8 of shape (rows, bytes of a row).
+    """The metadata, and where each tensor lies; blocks are uint8 of shape (rows, bytes of a row).
 
     Raises:
         CheckpointError: if the file is missing or damaged, or holds what llmquant does not write.

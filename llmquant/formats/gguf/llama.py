@@ -65,11 +65,7 @@ def turn_back(rows: Shaped[Tensor, "rows ..."], heads: int) -> Shaped[Tensor, "r
 
 
 def obstacles(config: Mapping[str, Any]) -> Iterator[str]:
-    """Why a model cannot be written, by its config.
-
-    Args:
-        config: of transformers, with all defaults.
-    """
+    """Why a model cannot be written, by its config, with all defaults of transformers."""
     rope = config.get("rope_parameters") or {}
     if config.get("hidden_act") != "silu":
         yield f"GGUF's llama computes with SiLU, this model with {config.get('hidden_act')}"
@@ -78,11 +74,7 @@ def obstacles(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Value]:
-    """The metadata that llama.cpp computes by.
-
-    Args:
-        config: of transformers, with all defaults, and without `obstacles`.
-    """
+    """The metadata that llama.cpp computes by, of a config with all defaults and without `obstacles`."""
     head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     numbers: dict[str, Value] = {
         "vocab_size": config["vocab_size"],
