@@ -166,3 +166,37 @@ def test_the_docs_name_only_files_that_exist(repository: Path, page: str) -> Non
     for name in re.findall(r"`(\w[\w./]*/[\w./]*|\w+\.(?:py|cpp|h|json|yaml))`", text):
         wanted = f"/{name.removeprefix('llmquant/').strip('/')}"
         assert any(file.endswith(wanted) or f"{wanted}/" in file or f"{wanted}." in file for file in files), name
+
+
+# What a whole room keeps, whichever of its files does it; and tests of the repository.
+_OF_A_ROOM = {
+    "contract": "every module that a room finds by name",
+    "golden": "bytes that must not change",
+    "isolation": "the C++ library in a process that is not ours",
+    "memory": "what the C++ library leaves behind",
+    "sanitized": "the C++ library under sanitizers",
+    "spills": "the machine code of the C++ library",
+    "inline_asm": "the machine code of the Triton kernels",
+}
+_OF_THE_REPOSITORY = {"constraints", "install", "packaging", "shapes", "structure"}
+
+
+def test_a_test_lies_where_what_it_tests_lies(repository: Path) -> None:
+    """tests/a/test_b.py, or test_b_more.py, is of a/b.py or the folder b; or of the room a."""
+    rooms = [repository / name for name in ("llmquant", "eval", "kernels", "benchmarks")]
+    code = {_place(file, repository) for room in rooms for file in room.rglob("*") if file.suffix in (".py", ".cpp")}
+    known = code | {place.rpartition("/")[0] for place in code}
+    for test in sorted((repository / "tests").rglob("test_*.py")):
+        folder = test.parent.relative_to(repository / "tests").as_posix()
+        stem = test.stem.removeprefix("test_")
+        if stem in _OF_A_ROOM or folder == stem or (folder == "." and stem in _OF_THE_REPOSITORY):
+            continue
+        words = stem.split("_")
+        places = ["/".join((folder, "_".join(words[:end]))).removeprefix("./") for end in range(1, len(words) + 1)]
+        here = [place for place in places if place in known or folder.endswith(f"/{stem}")]
+        assert here, f"{test.relative_to(repository)} tests nothing that lies there"
+
+
+def _place(file: Path, repository: Path) -> str:
+    parts = file.relative_to(repository).with_suffix("").parts
+    return "/".join(part for part in parts[parts[0] == "llmquant" :] if part != "src")
