@@ -55,13 +55,13 @@ def render_table(reports: Sequence[EvalReport]) -> Group:
     """
     check_comparable(reports)
     more = [table for metric in metrics() for table in metric.tables(reports)]
-    return Group(_loss_table(reports), *more, Text(_caption(reports), style="dim"))
+    return Group(_loss_table(reports), *more, Text(f"\n{_caption(reports)}", style="dim"))
 
 
 def _loss_table(reports: Sequence[EvalReport]) -> Table:
     first, protocol = reports[0], reports[0].protocol
     title = f"against {first.baseline.name}, {protocol.scored_tokens} tokens of {protocol.source}"
-    table = Table(title=Text(printable(title)))
+    table = Table(title=Text(printable(title)), title_justify="left", box=None, header_style="dim", pad_edge=False)
     table.add_column("model", overflow="fold")
     columns = [(column, cells) for column, cells in columns_of(reports) if column.terminal]
     for column, _ in columns:

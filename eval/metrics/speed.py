@@ -64,7 +64,11 @@ def _speed_lines(each: SpeedLine) -> list[Markup]:
     sign, style = {"slower": ("▼ slower, ", "bad"), "faster": ("▲ ", "good"), "equal": ("", None)}[each.kind]
     ratio, _, spread_of = each.ratio.replace("x", "×", 1).partition(" ")
     return [
-        element("div", element("span", f"{sign}{ratio}", class_=style), element("small", f"of {each.against}")),
+        element(
+            "div",
+            element("span", f"{sign}{ratio}", class_=style),
+            element("small", f"of {each.against}", class_="words"),
+        ),
         element("small", f"{spread_of + ', ' if spread_of else ''}{each.rounds}"),
         element("small", f"{each.speeds} tok/s"),
     ]
@@ -74,7 +78,8 @@ def tables(reports: Sequence[EvalReport]) -> list[Table]:
     """A row for each phase and dense dtype; the ratio is that of the rounds in which both ran."""
     if not (timed := Section.of(reports)):
         return []
-    table = Table(title=Text("speed, as a multiple of the baseline's"))
+    title = Text("\nspeed, as a multiple of the baseline's")
+    table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
     table.add_column("model", overflow="fold")
     table.add_column("phase")
     table.add_column("ratio", justify="right")

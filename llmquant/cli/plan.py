@@ -80,7 +80,7 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
 
 
 def _table(plan: Plan, *, full: bool, wide: bool) -> Table:
-    """A narrow terminal gets no rounding and no bytes before, so that the names stay in one piece."""
+    """A narrow terminal gets no rounding, rule and bytes before, so that the names stay in one piece."""
     from llmquant.cli.tables import plain_table
     from llmquant.recipe.plan import NO_RULE
     from llmquant.recipe.summary import summarize
@@ -93,7 +93,7 @@ def _table(plan: Plan, *, full: bool, wide: bool) -> Table:
         ]
     else:
         lines = [(row, row.name, row.count, row.shape, row.rounding) for row in summarize(plan)]
-    shown = heads if wide else [head for head in heads if head not in ("rounding", ">before")]
+    shown = heads if wide else [head for head in heads if head not in ("rounding", ">rule", ">before")]
     table = plain_table(*shown, fold="module")
     for row, name, count, shape, rounding in lines:
         cells = (
