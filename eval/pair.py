@@ -53,14 +53,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known before a model is loaded.
-
-    Attributes:
-        subject: where the pair comes from.
-        windows: the text, from `make_windows`.
-        tokenizer: of the baseline.
-        options: what was asked.
-    """
+    """What is known before a model is loaded; the tokenizer is the baseline's."""
 
     subject: Subject
     windows: Windows
@@ -93,13 +86,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores of all tokens, and how the models computed meanwhile.
-
-    Attributes:
-        tokens: of both models.
-        kernels: what the packed layers of the quantized model ran on.
-        accuracy: of these kernels.
-    """
+    """Scores of all tokens, and which kernels the quantized model's packed layers ran on meanwhile."""
 
     tokens: TokenScores
     kernels: dict[str, int]
@@ -108,13 +95,7 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Facts):
-    """Two loaded models on the same device.
-
-    Attributes:
-        baseline: the 16-bit (or 32-bit) model.
-        quantized: the other one.
-        progress: is told what happens.
-    """
+    """Two loaded models on the same device."""
 
     baseline: PreTrainedModel
     quantized: PreTrainedModel

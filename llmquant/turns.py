@@ -9,14 +9,9 @@ Measured = TypeVar("Measured")
 
 
 def take_turns(runs: Sequence[Callable[[], Measured]], goes_on: Callable[[int], bool]) -> list[list[Measured]]:
-    """Call all `runs` once in each round, every second round in reverse.
+    """Call all `runs` once in each round, every second round in reverse; for each round the results in their order.
 
-    Args:
-        runs: each measures once.
-        goes_on: asked before each round, with the number of rounds so far.
-
-    Returns:
-        For each round the results in the order of `runs`.
+    `goes_on` is asked before each round, with the number of rounds so far.
     """
     rounds: list[list[Measured]] = []
     while goes_on(len(rounds)):

@@ -41,16 +41,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def demo(out: Path, page: Path, console: Console) -> list[EvalReport]:
-    """Quantize and evaluate the bundled model.
-
-    Args:
-        out: working folder; each recipe's result lies in it.
-        page: the HTML report.
-        console: is printed to.
-
-    Raises:
-        LlmquantError: as `quantize` and `evaluate`.
-    """
+    """Quantize the bundled model into folders of `out` and evaluate it; errors as of `quantize` and `evaluate`."""
     from llmquant.api import evaluate, quantize
     from llmquant.cli.display import RunDisplay
     from llmquant.eval.report import render_page

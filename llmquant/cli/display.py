@@ -27,16 +27,7 @@ class Stage:
     """How far a stage is, and how long it will go on.
 
     The time left is that of the steps so far, by the work that each was: a bar that looks only at the last seconds
-    has nothing to say when a step takes a minute.
-
-    Attributes:
-        name: what is done.
-        total: steps.
-        unit: what a step is, such as "blocks".
-        work: of all steps that are still to be done when the stage begins, in any unit.
-        clock: gives seconds.
-        done: steps behind us.
-        detail: of the last step.
+    has nothing to say when a step takes a minute. `work` is that of all steps still to be done when the stage begins.
     """
 
     name: str

@@ -35,12 +35,7 @@ class Bandwidth:
 
 
 def measure_bandwidth(threads: int, *, compiled: bool) -> Bandwidth:
-    """Read memory on one thread and on `threads`.
-
-    Args:
-        threads: of torch.
-        compiled: read by the C++ library, which must be there; otherwise by torch.
-    """
+    """Read memory on one thread and on `threads`, if `compiled` by the C++ library, else by torch."""
     read = native.stream_read_gbs if compiled else _read_by_torch
     others = OtherPrograms()
     gbs = {str(count): read(count, _SECONDS, _BYTES) for count in sorted({1, threads})}

@@ -83,14 +83,7 @@ def diagnose() -> Diagnosis:
 
 
 def expected(parameters: float, name: str, gbs: float, available: int | None) -> Expected:
-    """The decode speed that a bandwidth allows.
-
-    Args:
-        parameters: weights.
-        name: "bf16", or a symmetric scheme; its scales have 16 bits.
-        gbs: gigabytes per second.
-        available: bytes of free memory, if known.
-    """
+    """The decode speed that `gbs` GB/s allow in "bf16" or a symmetric scheme, whose scales have 16 bits."""
     size = int(parameters * bits_per_weight(name) / 8)
     return Expected(
         parameters=parameters, format=name, bytes=size, tokens_per_second=gbs * 1e9 / size,
