@@ -11,6 +11,7 @@ Importing the package is cheap: the functions below load what they need when the
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from llmquant.hf import register as _register
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
     from llmquant.hf.load import load
     from llmquant.hf.recipe import RecipeConfig
     from llmquant.hub.push import push_to_hub
+    from llmquant.recipe.presets import presets
 
-__all__ = ["RecipeConfig", "evaluate", "load", "plan", "push_to_hub", "quantize"]
+__all__ = ["RecipeConfig", "evaluate", "load", "plan", "presets", "push_to_hub", "quantize"]
 
 _HOME = {
     "RecipeConfig": "llmquant.hf.recipe",
     "evaluate": "llmquant.api",
     "load": "llmquant.hf.load",
     "plan": "llmquant.api",
+    "presets": "llmquant.recipe.presets",
     "push_to_hub": "llmquant.hub.push",
     "quantize": "llmquant.api",
 }
@@ -36,6 +39,12 @@ _register()
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("llmquant")
     if name not in _HOME:
         raise AttributeError(f"module 'llmquant' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

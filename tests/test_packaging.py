@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
+import llmquant
 from llmquant.kernels.cpu import native
 from llmquant.recipe.load import preset_names
 
@@ -88,24 +90,15 @@ def test_dependencies_are_pinned(repository: Path) -> None:
     assert re.search(r"^torch==2\.13\.0$", pins, re.MULTILINE)
 
 
-def test_the_architecture_page_names_what_is_there(repository: Path) -> None:
-    page = (repository / "docs" / "architecture.md").read_text()
-    drawn = page.partition("## Layers")[2].split("```")[1]
-    layers = [re.findall(r"\w+", line) for line in drawn.strip().splitlines()]
-    tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
-    contract = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
-    package = {path.stem for path in (repository / "llmquant").iterdir()} - {"__main__", "recipes"}
-    checked = [re.findall(r"llmquant\.(\w+)", line) for line in contract["layers"]]
-    checked = [there for names in checked if (there := [name for name in names if name in package])]
-    assert layers == checked
-    text = "".join(page.split("```")[::2])
-    files = re.findall(r"`([\w./*]*(?:/|\.py|\.cpp|\.h|\.md)[\w./*]*)`", text)
-    parts = ("", "llmquant", "llmquant/models", "docs", "kernels/cpu", "kernels/cpu/src", "kernels/gpu")
-    roots = [repository / part for part in parts]
-    assert len(files) > 40
-    assert not [name for name in files if name != "OUT.partial/replaced" and not any(any(r.glob(name)) for r in roots)]
-
-
 def test_no_large_files(repository: Path) -> None:
     large = [name for name in tracked(repository) if (repository / name).stat().st_size > 500_000]
     assert [name for name in large if name != "examples/demo_model/model.safetensors"] == []
+
+
+def test_what_the_package_offers_is_seen_and_typed() -> None:
+    assert {"quantize", "load", "evaluate", "push_to_hub", "presets", "__version__"} <= set(dir(llmquant))
+    for name in llmquant.__all__:
+        assert getattr(llmquant, name).__module__.startswith("llmquant.")
+    assert llmquant.__version__ == version("llmquant")
+    assert llmquant.presets().keys() == set(preset_names())
+    assert (files("llmquant") / "py.typed").is_file()

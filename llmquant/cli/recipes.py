@@ -22,14 +22,14 @@ def add(commands: arguments.Commands) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """List them, or print one."""
     from llmquant.cli.tables import plain_table
-    from llmquant.recipe.presets import preset_description, preset_names, preset_text
+    from llmquant.recipe.presets import preset_text, presets
     from llmquant.words import escaped
 
     if args.name:
         sys.stdout.write(preset_text(args.name))
         return 0
     table = plain_table("recipe", "what it does", fold="what it does")
-    for name in preset_names():
-        table.add_row(f"[bold]{escaped(name)}[/]", escaped(preset_description(name)))
+    for name, description in presets().items():
+        table.add_row(f"[bold]{escaped(name)}[/]", escaped(description))
     console.print(table)
     return 0

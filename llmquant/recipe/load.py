@@ -15,6 +15,7 @@ from llmquant.files import read_plain
 from llmquant.recipe.presets import preset_names, preset_text
 from llmquant.recipe.schema import VERSION, Budget, Calibration, Recipe, Rounding, Rule, recipe_to_dict
 from llmquant.recipe.yaml_nodes import MAX_CHARACTERS, Document, RecipeDumper, parse_yaml
+from llmquant.spec import Scheme
 from llmquant.words import did_you_mean, listed, shown
 
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -32,8 +33,9 @@ _EXPECTED = {
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     """Read a recipe.
 
-    `source` is the name of a preset; the path of a YAML or JSON file (a `str` is one if it holds a slash or ends in
-    .yaml, .yml or .json); the content as a mapping; or a recipe, which is returned as it is.
+    `source` is the name of a preset; that of a scheme, such as "int4-g64", which all linear layers get; the path of a
+    YAML or JSON file (a `str` is one if it holds a slash or ends in .yaml, .yml or .json); the content as a mapping; or
+    a recipe, which is returned as it is.
 
     Raises:
         RecipeError: if there is no such recipe, or it is malformed; all mistakes are listed.
@@ -42,6 +44,9 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
         return source
     if isinstance(source, Mapping):
         return _validate(Document(dict(source)), "recipe")
+    if isinstance(source, str) and _is_scheme(source) and source not in preset_names():
+        rules = [{"match": "linear", "scheme": source}]
+        return _validate(Document({"version": VERSION, "name": source, "rules": rules}), source)
     if isinstance(source, str) and not _looks_like_path(source):
         return _named(_validate(parse_yaml(preset_text(source), f"preset {source}"), f"preset {source}"), source)
     if not isinstance(source, (str, Path)):
@@ -54,6 +59,13 @@ def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML text, defaults written out; reading it again gives an equal recipe."""
     # Without allow_unicode: PyYAML writes a few line separators bare and then reads them as line breaks.
     return yaml.dump(recipe_to_dict(recipe), Dumper=RecipeDumper, sort_keys=False, width=100)
+
+
+def _is_scheme(source: str) -> bool:
+    try:
+        return not Scheme.parse(source).is_keep
+    except ValueError:
+        return False
 
 
 def _looks_like_path(source: str) -> bool:

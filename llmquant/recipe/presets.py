@@ -23,14 +23,11 @@ def preset_text(name: str) -> str:
     """
     if name not in preset_names():
         hint = did_you_mean(name, preset_names()) or f"; presets are {listed(preset_names())}"
-        raise RecipeError(f"unknown preset {shown(name)} (a file is named with its ending, such as my.yaml){hint}")
+        ways = "a scheme such as int4-g64 is a recipe too, and a file is named with its ending, such as my.yaml"
+        raise RecipeError(f"unknown preset {shown(name)} ({ways}){hint}")
     return (files("llmquant.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def preset_description(name: str) -> str:
-    """What a shipped recipe says about itself.
-
-    Raises:
-        RecipeError: as `preset_text`.
-    """
-    return yaml.safe_load(preset_text(name)).get("description", "")
+def presets() -> dict[str, str]:
+    """The recipes that ship with llmquant: names, and what each says about itself."""
+    return {name: yaml.safe_load(preset_text(name)).get("description", "") for name in preset_names()}

@@ -160,7 +160,7 @@ def test_eval_names_kernels_and_accuracy_and_the_reference_agrees(
     ("arguments", "said"),
     [
         (["plan", "nowhere/at-all/x", "-r", "int8"], "nowhere/at-all/x"),
-        (["plan", "MODEL", "-r", "int4-g127"], "unknown preset"),
+        (["plan", "MODEL", "-r", "int4-g12x"], "unknown preset"),
         (["plan", "MODEL", "-r", "missing.yaml"], "missing.yaml"),
         (["quantize", "MODEL", "-r", "int8", "-o", "OUT"], "--overwrite"),
         (["quantize", "MODEL", "-r", "int8", "-o", "NEW", "--calibration", "x.txt"], "uses no calibration text"),

@@ -228,6 +228,16 @@ def test_empty_and_unreadable_files(tmp_path: Path) -> None:
         load_recipe(tmp_path / "int4-g32.yaml")
 
 
+@pytest.mark.parametrize("scheme", ["int4-g64", "int3-g128-asym", "int8-tensor", "w8a8-static"])
+def test_the_name_of_a_scheme_is_a_recipe_for_all_linear_layers(scheme: str) -> None:
+    recipe = load_recipe(scheme)
+    assert (recipe.name, [(rule.match, rule.scheme) for rule in recipe.rules]) == (scheme, [(("linear",), scheme)])
+
+
+def test_a_preset_goes_before_a_scheme_of_its_name() -> None:
+    assert load_recipe("int4-g128").description
+
+
 def test_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"unknown preset 'int4_g128'.*did you mean 'int4-g128'"):
         load_recipe("int4_g128")
