@@ -22,27 +22,10 @@ import torch
 from torch import Tensor
 
 from llmquant.errors import OutputError, QuantizationError
+from llmquant.models.safetensors_header import DTYPES
 
 INDEX = "model.safetensors.index.json"
-_DTYPES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.complex64: "C64",
-}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Left free for the rest of the system beside what we write ourselves.
 _SPARE = 1 << 20
 
@@ -123,7 +106,7 @@ def _mebibytes(count: int) -> str:
 def _check(name: str, tensor: Tensor) -> None:
     if tensor.is_meta or tensor.layout != torch.strided:
         raise QuantizationError(f"{name}: is a {tensor.layout} tensor on {tensor.device}, without data to write")
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in _NAMES:
         raise QuantizationError(f"{name}: has dtype {tensor.dtype}, which is not written to a checkpoint")
     if name.endswith(".weight_scale"):
         bad = int((~torch.isfinite(tensor) | (tensor == 0)).sum())
@@ -136,7 +119,7 @@ def _header(ordered: list[tuple[str, Tensor]], metadata: dict[str, str]) -> byte
     begin = 0
     for name, tensor in ordered:
         end = begin + tensor.nbytes
-        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
         begin = end
     raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)

@@ -16,21 +16,17 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Float32, Int8, Num
+from jaxtyping import Float, Float32, Int8
 from torch import Tensor
 
 from llmquant.errors import QuantizationError
 from llmquant.numerics.checks import require_finite
 from llmquant.numerics.grid_search import Piece, Values, search_scales
 from llmquant.numerics.stored_scale import SCALE_DTYPES, as_stored
-from llmquant.numerics.threads import map_chunks
+from llmquant.numerics.threads import map_chunks, row_chunks
 from llmquant.spec import Scheme
 
 Objective = Literal["absmax", "mse"]
-
-# Elements at a time: few enough for the cache, enough that starting threads costs little beside the work.
-_CPU_CHUNK = 1 << 18
-_GPU_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +92,7 @@ def choose_grid(
             zeros[rows] = torch.where(empty, 0.0, zero).to(torch.int8)
         return int(empty.sum())
 
-    chunks = row_chunks(weight)
+    chunks = row_chunks(weight.shape[0], weight.shape[1], weight.device)
     # One scale for all rows is chosen from all of them.
     parts = [chunks] if scheme.granularity == "tensor" else [[chunk] for chunk in chunks]
     grid = Grid(scales, zeros, sum(map_chunks(fill, parts, weight.device)))
@@ -121,15 +117,8 @@ def round_to_grid(weight: Float[Tensor, "out in"], grid: Grid, scheme: Scheme) -
             steps.add_(grid.zeros[rows].float().unsqueeze(-1))
         codes[begin:end] = steps.clamp_(scheme.code_min, scheme.code_max).view(end - begin, -1)
 
-    map_chunks(fill, row_chunks(weight), weight.device)
+    map_chunks(fill, row_chunks(weight.shape[0], weight.shape[1], weight.device), weight.device)
     return codes
-
-
-def row_chunks(weight: Num[Tensor, "rows cols"]) -> list[tuple[int, int]]:
-    """Ranges of rows small enough for their float32 copies to stay in the cache (or, on a GPU, to be cheap)."""
-    rows, cols = weight.shape
-    step = max(1, (_CPU_CHUNK if weight.device.type == "cpu" else _GPU_CHUNK) // max(1, cols))
-    return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
 def _require_arguments(

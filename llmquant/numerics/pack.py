@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Int8, Int32, Int64
 from torch import Tensor
 
+from llmquant.numerics.threads import row_chunks
+
 WORD_BITS = 32
-_CPU_CHUNK = 1 << 18
-_GPU_CHUNK = 1 << 26
 
 
 def pack(codes: Int8[Tensor, "rows cols"], bits: int) -> Int32[Tensor, "rows words"]:
@@ -36,7 +36,7 @@ def pack(codes: Int8[Tensor, "rows cols"], bits: int) -> Int32[Tensor, "rows wor
     offset = 1 << (bits - 1)
     packed = torch.empty(rows, packed_words(cols, bits), dtype=torch.int32, device=codes.device)
     padded = -(-cols // WORD_BITS) * WORD_BITS
-    for begin, end in _row_chunks(rows, padded, codes.device):
+    for begin, end in row_chunks(rows, padded, codes.device):
         # The pad code becomes 0 once the offset is added.
         chunk = codes.new_full((end - begin, padded), -offset)
         chunk[:, :cols] = codes[begin:end]
@@ -67,7 +67,7 @@ def unpack(packed: Int32[Tensor, "rows words"], bits: int, cols: int) -> Int8[Te
         raise ValueError(f"{cols} codes of {bits} bits need {packed_words(cols, bits)} words a row, not {words}")
     codes = torch.empty(rows, cols, dtype=torch.int8, device=packed.device)
     blocks = -(-cols // WORD_BITS)
-    for begin, end in _row_chunks(rows, blocks * WORD_BITS, packed.device):
+    for begin, end in row_chunks(rows, blocks * WORD_BITS, packed.device):
         dense = packed.new_zeros(end - begin, blocks * bits)
         dense[:, :words] = packed[begin:end]
         spread = torch.zeros(end - begin, blocks * 4, 8, dtype=torch.uint8, device=packed.device)
@@ -103,12 +103,6 @@ def _require(tensor: Tensor, dtype: torch.dtype, bits: int) -> None:
         raise ValueError(f"expected a matrix of {dtype}, got {tensor.dtype} of shape {list(tensor.shape)}")
     if sys.byteorder != "little":
         raise ValueError("packing is written for little-endian machines only")
-
-
-def _row_chunks(rows: int, cols: int, device: torch.device) -> list[tuple[int, int]]:
-    budget = _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
-    step = max(1, budget // max(1, cols))
-    return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
 def _repeat(pattern: int, width: int) -> int:

@@ -17,6 +17,16 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# Elements at a time: few enough for the cache, enough that starting threads costs little beside the work.
+_CPU_CHUNK = 1 << 18
+_GPU_CHUNK = 1 << 24
+
+
+def row_chunks(rows: int, cols: int, device: torch.device) -> list[tuple[int, int]]:
+    """Ranges of rows small enough for their float32 copies to stay in the cache (or, on a GPU, to be cheap)."""
+    step = max(1, (_CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK) // max(1, cols))
+    return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:

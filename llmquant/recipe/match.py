@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from llmquant.models.inventory import NAMED_SETS, Inventory, ModuleInfo
+from llmquant.models.inventory import NAMED_SETS, ModuleInfo
 from llmquant.patterns import Expression, compiled
 
 _GLOB_CHARACTERS = frozenset("*?[")
@@ -68,8 +68,3 @@ class Pattern:
     def matches(self, module: ModuleInfo) -> bool:
         """Whether the pattern reaches the module: `names`, less protected modules for globs and expressions."""
         return self.names(module) and (self.kind in ("set", "name") or not module.protected)
-
-
-def matching(pattern: Pattern, inventory: Inventory) -> list[int]:
-    """Positions in `inventory.modules` that the pattern reaches, in order."""
-    return [index for index, module in enumerate(inventory.modules) if pattern.matches(module)]

@@ -14,7 +14,6 @@ from llmquant.formats import find
 from llmquant.formats.base import Format
 from llmquant.models.inventory import Inventory, Matrix, ModuleInfo
 from llmquant.recipe.checks import Decision, Problems, check_budget, check_decisions, check_rules
-from llmquant.recipe.match import matching
 from llmquant.recipe.schema import Recipe, Rounding, Rule, recipe_to_dict
 from llmquant.spec import KEEP, Scheme
 from llmquant.words import dtype_name
@@ -206,19 +205,13 @@ def make_plan(recipe: Recipe, inventory: Inventory) -> Plan:
     return plan
 
 
-def rule_label(recipe: Recipe, index: int) -> str:
-    """How plans name a rule: "rule 2: mlp.down -> int8"."""
-    return f"rule {index + 1}: {recipe.rules[index]}"
-
-
 def _deciders(recipe: Recipe, inventory: Inventory) -> list[int | None]:
     """Index of the last rule that matches each module."""
-    deciders: list[int | None] = [None] * len(inventory.modules)
-    for index, rule in enumerate(recipe.rules):
-        for pattern in rule.patterns:
-            for position in matching(pattern, inventory):
-                deciders[position] = index
-    return deciders
+    patterns = [rule.patterns for rule in recipe.rules]
+    return [
+        max((index for index, own in enumerate(patterns) if any(p.matches(module) for p in own)), default=None)
+        for module in inventory.modules
+    ]
 
 
 def _decide(module: ModuleInfo, recipe: Recipe, decider: int | None) -> Decision:
@@ -231,7 +224,7 @@ def _decide(module: ModuleInfo, recipe: Recipe, decider: int | None) -> Decision
         return Decision(module, decider, KEEP, module.obstacle)
     if scheme.divides(module.shape[-1]):
         return Decision(module, decider, scheme, tied)
-    fallback = _fallback(rule, module.shape[-1])
+    fallback = next((scheme for scheme in rule.fallbacks if scheme.divides(module.shape[-1])), None)
     if fallback is None:
         return Decision(module, decider, scheme, tied)
     note = f"groups of {scheme.group_size} do not divide {module.shape[-1]} inputs, so {fallback.name}"
@@ -268,15 +261,11 @@ def _with_tied(decisions: list[Decision]) -> list[Decision]:
     ]
 
 
-def _fallback(rule: Rule, in_features: int) -> Scheme | None:
-    return next((scheme for scheme in rule.fallbacks if scheme.divides(in_features)), None)
-
-
 def rows_of(decision: Decision, recipe: Recipe, dtype: torch.dtype) -> Iterator[PlanRow]:
     """The rows of one module: one, or one for each matrix of a stack that is quantized."""
     module, scheme, note = decision.module, decision.scheme, decision.note
     format_ = find(recipe.format)
-    rule = NO_RULE if decision.decider is None else rule_label(recipe, decision.decider)
+    rule = NO_RULE if decision.decider is None else f"rule {decision.decider + 1}: {recipe.rules[decision.decider]}"
     if scheme.is_keep or decision.decider is None or module.tied_to is not None:
         before = module.parameters * dtype.itemsize
         yield PlanRow(module, scheme, rule, None, before, _kept_bytes(module, format_, dtype), note)

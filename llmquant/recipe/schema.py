@@ -9,7 +9,8 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from importlib import import_module
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -28,11 +29,6 @@ from llmquant.limits import limits
 from llmquant.recipe.match import Pattern
 from llmquant.spec import BITS, EXAMPLES, KEEP, Scheme
 from llmquant.words import did_you_mean, listed, shortened, shown
-
-if TYPE_CHECKING:
-    from llmquant.algorithms.rounding.base import Algorithm
-    from llmquant.algorithms.transforms.base import Transform
-    from llmquant.algorithms.tuning.base import Tuning
 
 VERSION = 1
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*(/[\w-]+)?")
@@ -57,6 +53,7 @@ class _Method(_Model):
     """A method of `llmquant.algorithms` and its options, side by side in one mapping."""
 
     model_config = ConfigDict(extra="allow")
+    package: ClassVar[str]
 
     method: str
 
@@ -67,8 +64,8 @@ class _Method(_Model):
 
     @property
     def algorithm(self) -> Any:
-        """The module of the method."""
-        raise NotImplementedError
+        """The module of the method; what it has says the `base` of its package."""
+        return import_module(f"llmquant.algorithms.{self.package}").find(self.method)
 
     def build_options(self) -> Any:
         """An instance of the method's `Options` dataclass."""
@@ -100,36 +97,21 @@ class _Method(_Model):
 class Rounding(_Method):
     """How codes are chosen."""
 
+    package = "rounding"
+
     method: str = "rtn"
-
-    @property
-    def algorithm(self) -> Algorithm:
-        """The module in `llmquant.algorithms.rounding`."""
-        from llmquant.algorithms.rounding import find
-
-        return find(self.method)
 
 
 class TransformStep(_Method):
     """How a block is rewritten before it is rounded."""
 
-    @property
-    def algorithm(self) -> Transform:
-        """The module in `llmquant.algorithms.transforms`."""
-        from llmquant.algorithms.transforms import find
-
-        return find(self.method)
+    package = "transforms"
 
 
 class TuningStep(_Method):
     """How a block is improved after it was rounded."""
 
-    @property
-    def algorithm(self) -> Tuning:
-        """The module in `llmquant.algorithms.tuning`."""
-        from llmquant.algorithms.tuning import find
-
-        return find(self.method)
+    package = "tuning"
 
 
 class Rule(_Model):

@@ -11,10 +11,6 @@ from torch import Tensor
 OF: Literal["inputs"] = "inputs"
 
 
-def start() -> AbsoluteMaxima:
-    return AbsoluteMaxima()
-
-
 class AbsoluteMaxima:
     """The largest magnitude so far."""
 
@@ -34,3 +30,6 @@ class AbsoluteMaxima:
 
     def _raise(self, values: Float[Tensor, " features"]) -> None:
         self._largest = values if self._largest is None else torch.maximum(self._largest, values.to(self._largest))
+
+
+start = AbsoluteMaxima

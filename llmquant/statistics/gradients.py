@@ -16,10 +16,6 @@ from torch import Tensor
 OF: Literal["gradients"] = "gradients"
 
 
-def start() -> SquaredGradients:
-    return SquaredGradients()
-
-
 class SquaredGradients:
     """The sum of the squares, and how many rows are in it."""
 
@@ -41,6 +37,9 @@ class SquaredGradients:
     def _add(self, squares: Float32[Tensor, " features"], tokens: int) -> None:
         self._sum = squares.clone() if self._sum is None else self._sum.add_(squares.to(self._sum.device))
         self._tokens += tokens
+
+
+start = SquaredGradients
 
 
 def project(output: Float[Tensor, "*shape"], seed: int) -> Float[Tensor, ""]:

@@ -11,10 +11,6 @@ from torch import Tensor
 OF: Literal["inputs"] = "inputs"
 
 
-def start() -> Hessian:
-    return Hessian()
-
-
 class Hessian:
     """The sum X^T X, and how many rows are in it."""
 
@@ -38,3 +34,6 @@ class Hessian:
         """The mean; symmetric. The sum becomes it in place, as no second matrix of this size may fit."""
         assert self._sum is not None
         return self._sum.div_(self._tokens)
+
+
+start = Hessian

@@ -18,10 +18,6 @@ LIMIT = 256
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # the golden ratio in 64 bits, as a signed number
 
 
-def start() -> Samples:
-    return Samples()
-
-
 class Samples:
     """The rows with the smallest hashes so far."""
 
@@ -47,6 +43,9 @@ class Samples:
         """The sample, in the order of the hashes."""
         assert self._rows is not None
         return self._rows
+
+
+start = Samples
 
 
 def _hashes(rows: Float32[Tensor, "tokens features"]) -> Int64[Tensor, " tokens"]:

@@ -197,7 +197,7 @@ def test_weights_too_large_for_float16_are_refused(name: str) -> None:
 def test_chunks_do_not_show(scheme: Scheme, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(12, 32)
     whole = choose_grid(weight, scheme, scale_dtype=torch.bfloat16, objective=objective)
-    monkeypatch.setattr("llmquant.numerics.grid._CPU_CHUNK", 100)
+    monkeypatch.setattr("llmquant.numerics.threads._CPU_CHUNK", 100)
     parts = choose_grid(weight, scheme, scale_dtype=torch.bfloat16, objective=objective)
     assert torch.equal(parts.scales, whole.scales)
     assert (parts.zeros is None) == (whole.zeros is None)

@@ -75,7 +75,7 @@ def test_round_trip(bits: int, rows: int, cols: int, seed: int) -> None:
 def test_chunks_do_not_show(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = random_codes(bits, 21, 100)
     whole = pack(codes, bits)
-    monkeypatch.setattr("llmquant.numerics.pack._CPU_CHUNK", 300)
+    monkeypatch.setattr("llmquant.numerics.threads._CPU_CHUNK", 300)
     assert torch.equal(pack(codes, bits), whole)
     assert torch.equal(unpack(whole, bits, 100), codes)
 

@@ -49,7 +49,7 @@ def test_settings_survive_an_error() -> None:
 @pytest.mark.parametrize("name", ["int4-g16-asym", "int3", "int4-tensor"])
 def test_grids_do_not_depend_on_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scheme, weight = Scheme.parse(name), torch.randn(40, 64, requires_grad=True)
-    monkeypatch.setattr("llmquant.numerics.grid._CPU_CHUNK", 200)
+    monkeypatch.setattr("llmquant.numerics.threads._CPU_CHUNK", 200)
     parallel = choose_grid(weight, scheme, scale_dtype=torch.bfloat16, objective="mse")
     codes = round_to_grid(weight, parallel, scheme)
     torch.set_num_threads(1)

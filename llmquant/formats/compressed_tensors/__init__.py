@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from llmquant.formats.base import Content, Problem, Row
-from llmquant.formats.compressed_tensors.bytes import payload_bytes, stored_bytes
-from llmquant.formats.compressed_tensors.codec import suffixes
+from llmquant.formats.compressed_tensors.codec import payload_bytes, stored_bytes, suffixes
 from llmquant.formats.compressed_tensors.files import Shards, ShardWriter
 from llmquant.formats.compressed_tensors.readers import readers
 from llmquant.models.checkpoint import Checkpoint

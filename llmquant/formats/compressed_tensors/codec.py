@@ -15,12 +15,13 @@ cannot read.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
 
 from llmquant.errors import CheckpointError, QuantizationError
-from llmquant.numerics.pack import pack, pack_zeros, unpack, unpack_zeros
+from llmquant.numerics.pack import pack, pack_zeros, packed_words, unpack, unpack_zeros
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
 
@@ -71,17 +72,22 @@ def decode(name: str, tensors: Mapping[str, Tensor], scheme: Scheme) -> Quantize
     out_features, in_features = part("weight_shape", torch.int64, (2,)).tolist()
     if not scheme.divides(in_features):
         raise CheckpointError(f"{name}: in_features {in_features} are no multiple of the group of {scheme}")
-    packed = part("weight_packed", torch.int32, (out_features, -(-in_features * scheme.bits // 32)))
-    codes = unpack(packed, scheme.bits, in_features)
+    wanted = _layout((out_features, in_features), scheme)
+    parts = {suffix: part(suffix, dtype, shape) for suffix, (dtype, shape) in wanted.items()}
+    codes = unpack(parts["weight_packed"], scheme.bits, in_features)
+    scales, zeros = parts["weight_scale"], parts.get("weight_zero_point")
     if scheme.granularity == "tensor":
-        zeros = None if scheme.symmetric else part("weight_zero_point", torch.int8, (1,)).reshape(1, 1)
-        return QuantizedTensor(codes, part("weight_scale", None, (1,)).reshape(1, 1), zeros)
-    shape = scheme.scale_shape(out_features, in_features)
-    scales = part("weight_scale", None, shape)
-    if scheme.symmetric:
-        return QuantizedTensor(codes, scales)
-    zeros = part("weight_zero_point", torch.int32, (-(-out_features * scheme.bits // 32), shape[1]))
-    return QuantizedTensor(codes, scales, unpack_zeros(zeros, scheme.bits, out_features))
+        return QuantizedTensor(codes, scales.reshape(1, 1), None if zeros is None else zeros.reshape(1, 1))
+    return QuantizedTensor(codes, scales, None if zeros is None else unpack_zeros(zeros, scheme.bits, out_features))
+
+
+def payload_bytes(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> int:
+    return stored_bytes(shape, scheme, scale_dtype) - (0 if scheme.activations else 2 * torch.int64.itemsize)
+
+
+def stored_bytes(shape: tuple[int, int], scheme: Scheme, scale_dtype: torch.dtype) -> int:
+    parts = _layout(shape, scheme).values()
+    return sum(prod(part) * (dtype or scale_dtype).itemsize for dtype, part in parts)
 
 
 def suffixes(scheme: Scheme) -> tuple[str, ...]:
@@ -89,6 +95,21 @@ def suffixes(scheme: Scheme) -> tuple[str, ...]:
     if scheme.activations:
         return ("weight", "weight_scale")
     return ("weight_packed", "weight_scale", "weight_shape", *(() if scheme.symmetric else ("weight_zero_point",)))
+
+
+def _layout(shape: tuple[int, int], scheme: Scheme) -> Mapping[str, tuple[torch.dtype | None, tuple[int, ...]]]:
+    """Dtype (None: that of scales) and shape of each tensor that stands for a weight (out_features, in_features)."""
+    out_features, in_features = shape
+    scales = scheme.scale_shape(out_features, in_features)
+    if scheme.activations:
+        return {"weight": (torch.int8, shape), "weight_scale": (None, scales)}
+    per_tensor = scheme.granularity == "tensor"
+    zeros = (torch.int8, (1,)) if per_tensor else (torch.int32, (packed_words(out_features, scheme.bits), scales[1]))
+    return {
+        "weight_packed": (torch.int32, (out_features, packed_words(in_features, scheme.bits))),
+        "weight_scale": (None, (1,) if per_tensor else scales),
+        "weight_shape": (torch.int64, (2,)),
+    } | ({} if scheme.symmetric else {"weight_zero_point": zeros})
 
 
 def _check_parts(name: str, quantized: QuantizedTensor, scheme: Scheme) -> None:
