@@ -1,6 +1,7 @@
 """A device that this machine does not have: tensors that lie in the CPU's memory and say that they are elsewhere.
 
-Operations refuse operands of two devices, as a GPU does, and everything computes on the CPU, so results are the CPU's.
+Operations refuse operands of two devices, as a GPU does, and everything computes on the CPU by the kernels that it uses
+for its own tensors, so results are the CPU's to the bit.
 It is made for tests on machines without a GPU: whatever a test forgets to move, or moves for nothing, shows.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -50,6 +52,15 @@ class OnCard(Tensor):
     def tolist(self) -> Any:
         """The numbers of the memory behind it."""
         return self.behind.tolist()
+
+    # Attention chooses its kernel by the type of the device before it gets to `__torch_dispatch__`. For an unknown one
+    # it takes the plain formula, which rounds otherwise than the kernel of the CPU.
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention and not torch.is_grad_enabled():
+            return _run(torch.ops.aten.scaled_dot_product_attention.default, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
