@@ -42,18 +42,6 @@ def change(ratio: Estimate) -> str:
     return f"{text} [{100 * (ratio.low - 1):+.{digits}f}, {100 * (ratio.high - 1):+.{digits}f}]"
 
 
-def speed_text(speed: Spread | None) -> str:
-    """Median tokens per second."""
-    return "–" if speed is None else number(speed.median)
-
-
-def quartiles(speed: Spread | None) -> str:
-    """The quartiles, such as "412–430"; nothing where too few rounds give none."""
-    if speed is None or speed.q25 is None or speed.q75 is None:
-        return ""
-    return f"{number(speed.q25)}–{number(speed.q75)}"
-
-
 def speedup(ratio: Spread) -> tuple[str, str]:
     """Quantized over baseline with its quartiles, and "faster", "slower" or, where they do not tell, "equal"."""
     if ratio.q25 is None or ratio.q75 is None:
@@ -64,7 +52,5 @@ def speedup(ratio: Spread) -> tuple[str, str]:
 
 def accuracy_text(mode: str | None) -> str:
     """In which accuracy kernels ran, as the end of a footnote; "" where there were none."""
-    if mode is None:
-        return ""
-    bits = {"exact": " (activations in 16 bits)", "fast": " (activations in 8 bits)"}.get(mode, "")
-    return f" The kernels of packed layers ran in accuracy “{mode}”{bits}."
+    bits = {"exact": " (activations in 16 bits)", "fast": " (activations in 8 bits)"}.get(mode or "", "")
+    return f" The kernels of packed layers ran in accuracy “{mode}”{bits}." if mode else ""

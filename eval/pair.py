@@ -28,26 +28,15 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """Where the pair comes from.
+    """Where the pair comes from."""
 
-    Attributes:
-        name: short name of the quantized model, such as its recipe's.
-        baseline_name: name of the baseline, such as its hub id.
-        folder: the quantized checkpoint, for its size.
-        baseline_folder: the baseline's checkpoint.
-        made: what the quantizing run wrote down (llmquant.json): plan, losses of layers; None of another tool's.
-        baseline_made: the same of a baseline that is quantized itself.
-        limits: the recipe's budget by name (see `llmquant.limits`).
-        recipe_yaml: text of the recipe.
-    """
-
-    name: str
-    baseline_name: str
-    folder: Path | None = None
+    name: str  # of the quantized model, such as its recipe's
+    baseline_name: str  # such as its hub id
+    folder: Path | None = None  # the quantized checkpoint, for its size
     baseline_folder: Path | None = None
-    made: Mapping[str, Any] | None = None
-    baseline_made: Mapping[str, Any] | None = None
-    limits: Mapping[str, float | None] = field(default_factory=dict)
+    made: Mapping[str, Any] | None = None  # what the run wrote into llmquant.json: plan, losses; None of other tools
+    baseline_made: Mapping[str, Any] | None = None  # the same of a baseline that is quantized itself
+    limits: Mapping[str, float | None] = field(default_factory=dict)  # the recipe's budget (see `llmquant.limits`)
     recipe_yaml: str | None = None
 
 

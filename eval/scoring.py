@@ -34,29 +34,17 @@ _SLICE_ELEMENTS = 1 << 22  # float64 log-probabilities of one model at once: 32 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """What is kept of each scored token; all arrays (tokens,), in text order.
+    """What is kept of each scored token; all arrays (tokens,), in text order."""
 
-    Attributes:
-        window: number of its window.
-        position: place of the predicted token in its window.
-        nll_baseline: -ln p(token) by the baseline.
-        nll_quantized: the same by the quantized model.
-        kl: KL(baseline||quantized) of the whole predicted distribution, in nats.
-        confidence: highest probability in the baseline's distribution.
-        top_baseline: the baseline's most likely token.
-        top_quantized: the quantized model's.
-        target: the token of the text.
-    """
-
-    window: NDArray[np.int64]
-    position: NDArray[np.int64]
-    nll_baseline: Floats
+    window: NDArray[np.int64]  # number of its window
+    position: NDArray[np.int64]  # place of the predicted token in its window
+    nll_baseline: Floats  # -ln p(token)
     nll_quantized: Floats
-    kl: Floats
-    confidence: Floats
-    top_baseline: NDArray[np.int64]
+    kl: Floats  # KL(baseline||quantized) of the whole predicted distribution, in nats
+    confidence: Floats  # highest probability in the baseline's distribution
+    top_baseline: NDArray[np.int64]  # most likely token
     top_quantized: NDArray[np.int64]
-    target: NDArray[np.int64]
+    target: NDArray[np.int64]  # the token of the text
 
     @property
     def finite(self) -> NDArray[np.bool_]:

@@ -31,10 +31,8 @@ def plan(
 ) -> Plan:
     """What each module of a model would become. Reads only the config: no weights, hardly any memory.
 
-    Args:
-        source: model folder, path to a config.json, or hub id.
-        recipe: preset name, file, mapping, or `Recipe`.
-        trust_remote_code: run code that comes with the checkpoint, if its architecture needs it.
+    `source` is a model folder, path to a config.json, or hub id; `recipe` a preset name, file, mapping, or `Recipe`.
+    `trust_remote_code` runs code that comes with the checkpoint, if its architecture needs it.
 
     Raises:
         RecipeError: if the recipe is malformed.
@@ -71,8 +69,7 @@ def quantize(
         resume: continue an interrupted run.
         overwrite: replace a finished result, or drop an interrupted run.
         device: that does the work: "auto" (cuda, xpu or mps where there is one, else the CPU), "cuda:1", "cpu".
-        trust_remote_code: run code that comes with the checkpoint, if its architecture needs it, and copy it to the
-            result.
+        trust_remote_code: run code that comes with the checkpoint, if its architecture needs it, and copy it.
         progress: is told what happens.
 
     Raises:
@@ -81,17 +78,13 @@ def quantize(
     """
     loaded = load_recipe(recipe)
     if calibration is not None:
-        loaded = with_calibration(loaded, calibration)
+        loaded = _with_calibration(loaded, calibration)
     prepared = prepare(source, loaded, revision=revision, trust_remote_code=trust_remote_code)
     return run(prepared, Path(out), resume=resume, overwrite=overwrite, device=device, progress=progress)
 
 
-def with_calibration(recipe: Recipe, dataset: str) -> Recipe:
-    """The recipe with another calibration text, checked like a file's.
-
-    Raises:
-        RecipeError: if the recipe needs no calibration, or the data set is malformed.
-    """
+def _with_calibration(recipe: Recipe, dataset: str) -> Recipe:
+    """The recipe with another calibration text, checked like a file's."""
     data = recipe_to_dict(recipe)
     if "calibration" not in data:
         raise RecipeError(f"recipe {recipe.name!r} uses no calibration text, so {dataset!r} would be ignored; drop it")
@@ -108,15 +101,11 @@ def evaluate(
     progress: Progress | None = None,
     **changes: Any,
 ) -> EvalReport:
-    """Measure a quantized model against its baseline on the same tokens.
+    """Measure a quantized model (folder or hub id) against the one it was made from, with its tokenizer.
 
     Args:
-        model: the quantized folder, or hub id.
-        baseline: the model it was made from; its tokenizer is used.
-        options: what is measured, and how.
         speed: seconds to spend on prefill and decode throughput (20); 0 leaves it out.
         noise_floor: where losses are measured in 16 bits, also measure how much of them is rounding.
-        progress: is told what happens.
         changes: fields of `EvalOptions` in place of those of `options`: text, length, stride, max_windows, dtype,
             device, accuracy, kernel, budget, metrics, trust_remote_code and so on.
 

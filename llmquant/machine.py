@@ -18,24 +18,16 @@ BUSY = 0.15  # share of the processors that other programs take, from which on t
 _STAT = Path("/proc/stat")
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threads:
-    """Threads and the cores they can have.
+    """Threads and the cores they can have."""
 
-    Attributes:
-        torch: threads of torch, which the kernels use.
-        logical: processors that this process may run on.
-        physical: cores among them, where known (two hyperthreads share one).
-        quota: processors that a container grants, where it limits them.
-    """
-
-    torch: int
-    logical: int
-    physical: int | None
-    quota: float | None
+    torch: int  # threads of torch, which the kernels use
+    logical: int  # processors that this process may run on
+    physical: int | None  # cores among them, where known (two hyperthreads share one)
+    quota: float | None  # processors that a container grants, where it limits them
 
     @property
     def useful(self) -> int:
@@ -113,7 +105,8 @@ def device_name(device: torch.device) -> str:
 def threads() -> Threads:
     """Count threads and cores."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    siblings = {_text(Path(_SIBLINGS.format(number))) for number in usable}
+    cpus = Path("/sys/devices/system/cpu")
+    siblings = {_text(cpus / f"cpu{number}/topology/thread_siblings_list") for number in usable}
     return Threads(
         torch=torch.get_num_threads(),
         logical=len(usable),

@@ -18,8 +18,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict
@@ -55,19 +55,12 @@ class NoOptions:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell of the table.
+    """One cell of the table."""
 
-    Attributes:
-        text: the number.
-        below: small print, in the terminal and on the page.
-        more: small print that only the page has.
-        page: what stands on the page in place of all of these.
-    """
-
-    text: str
-    below: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()
-    page: Markup | None = None
+    text: str  # the number
+    below: tuple[str, ...] = ()  # small print, in the terminal and on the page
+    more: tuple[str, ...] = ()  # small print that only the page has
+    page: Markup | None = None  # what stands on the page in place of all of these
 
 
 NOTHING = Cell("–")
@@ -75,27 +68,16 @@ NOTHING = Cell("–")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the table, for one report.
+    """A column of the table, for one report."""
 
-    Attributes:
-        head: its title, which puts the cells of all reports into one column.
-        note: footnote; columns of the same note share its number.
-        baseline: cell of the baseline.
-        quantized: cell of the quantized model.
-        words: whether it holds words: they stand left, and come last.
-        terminal: False leaves the column to the page.
-        min_width: in the terminal.
-        remark: what the terminal says below the table, such as why there is no interval.
-    """
-
-    head: str
-    note: str
+    head: str  # its title, which puts the cells of all reports into one column
+    note: str  # footnote; columns of the same note share its number
     baseline: Cell
     quantized: Cell
-    words: bool = False
-    terminal: bool = True
-    min_width: int | None = None
-    remark: str | None = None
+    words: bool = False  # whether it holds words: they stand left, and come last
+    terminal: bool = True  # False leaves the column to the page
+    min_width: int | None = None  # in the terminal
+    remark: str | None = None  # what the terminal says below the table, such as why there is no interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +115,9 @@ class Metric:
     @classmethod
     def of(cls, name: str, module: Any) -> Metric:
         """The metric that a module defines."""
-        spelled = {"section": "Section", "options": "Options", "place": "PLACE", "by_default": "BY_DEFAULT"}
-        spelled |= {each: each for each in ("measure", "check", "columns", "words", "panels", "tables")} | {
-            "absent": "ABSENT"
-        }
-        given: Mapping[str, Any] = {
-            field: getattr(module, attribute) for field, attribute in spelled.items() if hasattr(module, attribute)
-        }
-        return cls(name=name, **given)
+        of_types = {"section": "Section", "options": "Options"}
+        constants = {each: each.upper() for each in ("place", "by_default", "absent")}
+        spelled = {each.name: each.name for each in fields(cls)} | of_types | constants
+        given: dict[str, Any] = {key: getattr(module, word) for key, word in spelled.items() if hasattr(module, word)}
+        given["name"] = name
+        return cls(**given)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from llmquant.eval.lines import accuracy_text, speed_text, speedup
+from llmquant.eval.lines import accuracy_text, speedup
 from llmquant.eval.markup import Markup, element, join
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import NOTHING, Cell, Column
 from llmquant.eval.throughput import Speed, SpeedProtocol, ThroughputOptions, check_prompt, measure_throughput
-from llmquant.words import kernels_text, printable
+from llmquant.words import kernels_text, number, printable
 
 if TYPE_CHECKING:
     from llmquant.eval.pair import Facts, Pair
@@ -63,12 +63,9 @@ def _cell(section: Section, phase: str) -> Cell:
 def _speed_lines(each: SpeedLine) -> list[Markup]:
     sign, style = {"slower": ("▼ slower, ", "bad"), "faster": ("▲ ", "good"), "equal": ("", None)}[each.kind]
     ratio, _, spread_of = each.ratio.replace("x", "×", 1).partition(" ")
+    against = element("small", f"of {each.against}", class_="words")
     return [
-        element(
-            "div",
-            element("span", f"{sign}{ratio}", class_=style),
-            element("small", f"of {each.against}", class_="words"),
-        ),
+        element("div", element("span", f"{sign}{ratio}", class_=style), against),
         element("small", f"{spread_of + ', ' if spread_of else ''}{each.rounds}"),
         element("small", f"{each.speeds} tok/s"),
     ]
@@ -110,13 +107,8 @@ def _note(speed: SpeedProtocol) -> str:
 def words(section: Section, report: EvalReport) -> list[str]:
     """How fast a token is decoded."""
     decode = (each for each in comparisons(section) if each.phase == "decode")
-    return [f"decode {each.ratio} of {_in_brackets(each.against)}" for each in decode]
-
-
-def _in_brackets(against: str) -> str:
-    """ "bfloat16 (the checkpoint's)" of "bfloat16, the checkpoint's", for a sentence that has commas of its own."""
-    dtype, comma, words = against.partition(", ")
-    return f"{dtype} ({words})" if comma else dtype
+    against = ((each.ratio, *each.against.partition(", ")) for each in decode)
+    return [f"decode {ratio} of {dtype}" + (f" ({which})" if which else "") for ratio, dtype, _, which in against]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +135,7 @@ def comparisons(section: Section) -> list[SpeedLine]:
             rounds = f"{ratio.runs} round{'' if ratio.runs == 1 else 's'}"
             words = [dense.dtype, *(["the checkpoint's"] if dense.dtype == dtypes[0] else [])]
             words += ["the fastest"] if dense.dtype == fastest and len(dtypes) > 1 else []
-            speeds = f"{speed_text(getattr(dense, phase))} → {speed_text(getattr(quantized, phase))}"
+            speeds = f"{number(getattr(dense, phase).median)} → {number(getattr(quantized, phase).median)}"
             found.append(SpeedLine(phase, ", ".join(words), *speedup(ratio), speeds, rounds))
     return found
 

@@ -142,10 +142,11 @@ def _kernels(row: BenchRow) -> str:
 
 
 def _cell(speed: Spread, against_first: Spread | None) -> str:
-    from llmquant.eval.lines import quartiles, speedup
+    from llmquant.eval.lines import speedup
 
-    spread_of = quartiles(speed)
-    text = number(speed.median) + (f" [dim]({spread_of})[/]" if spread_of else "")
+    text = number(speed.median)
+    if speed.q25 is not None:
+        text += f" [dim]({number(speed.q25)}–{number(speed.q75)})[/]"
     if against_first is None:
         return text
     ratio, kind = speedup(against_first)

@@ -50,13 +50,7 @@ def tune_model(
 ) -> tune.TuneReport:
     """Measure what runs a model's quantized layers fastest on the current GPU, and write it into the user's table.
 
-    Args:
-        model: as of `bench_model`.
-        schemes: for a 16- or 32-bit model: schemes, presets or recipe files.
-        accuracies: of weights of 4 bits and less; those of 8 bits have one.
-        rows: numbers of rows to measure.
-        trust_remote_code: run code that comes with the checkpoint, if its architecture needs it.
-        progress: is told of each weight.
+    `model` and `schemes` are as of `bench_model`, `accuracies` of weights of at most 4 bits (of 8 bits there is one).
 
     Raises:
         LlmquantError: if there is no GPU that can run the kernels, or the table cannot be written; and as `cases_of`.

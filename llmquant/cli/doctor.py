@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from llmquant.machine import Threads
     from llmquant.memory import Memory
 
-_LABEL_WIDTH = 18
 _TABLES = {"own": "tuned on this machine", "shipped": "with the table that ships", None: "by estimate, no table"}
 
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from llmquant.doctor import diagnose
 
     found = diagnose()
-    text = json.dumps(found.to_dict(), indent=2) + "\n"
+    text = json.dumps(asdict(found), indent=2) + "\n"
     if to_file:
         to_file.write_text(text, encoding="utf-8")
     if args.json == "-":
@@ -68,7 +68,7 @@ def _facts(found: Diagnosis) -> Table:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", min_width=_LABEL_WIDTH)
+    table.add_column(style="dim", min_width=18)
     table.add_column(overflow="fold")
     rows = (
         ("instruction set", _instructions(found.kernels)),
@@ -76,7 +76,7 @@ def _facts(found: Diagnosis) -> Table:
         ("threads", _threads(found.threads)),
         ("memory", _memory(found.memory)),
         ("memory bandwidth", _bandwidth(found.bandwidth.gbs, found.bandwidth.method)),
-        ("GPU", _gpus(found.gpus)),
+        ("GPU", "; ".join(f"{escaped(gpu.name)}, {bytes_text(gpu.bytes)}" for gpu in found.gpus.devices) or "none"),
         ("GPU kernels", _gpu_kernels(found.gpus)),
         ("software", ", ".join(escaped(f"{name} {version}") for name, version in found.versions.items())),
     )
@@ -120,10 +120,6 @@ def _bandwidth(gbs: dict[str, float], method: str) -> str:
         f"[bold]{number(value)} GB/s[/] on {count} thread{'' if count == '1' else 's'}" for count, value in gbs.items()
     )
     return f"{', '.join(parts)}  [dim](reading, by {escaped(method)})[/]"
-
-
-def _gpus(found: Gpus) -> str:
-    return "; ".join(f"{escaped(gpu.name)}, {bytes_text(gpu.bytes)}" for gpu in found.devices) or "none"
 
 
 def _gpu_kernels(found: Gpus) -> str:

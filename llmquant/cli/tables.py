@@ -8,12 +8,9 @@ from rich.table import Table
 
 
 def plain_table(*heads: str, fold: str | None = None, **more: Any) -> Table:
-    """A table with these columns.
+    """A table with these columns; ">" in front of a head sets it to the right.
 
-    Args:
-        heads: of the columns; ">" in front of one sets it to the right.
-        fold: the column that is broken where the terminal is narrow; the others are in one piece.
-        more: keywords of `Table`.
+    `fold` is the column that is broken where the terminal is narrow, the others are in one piece; `more` is of `Table`.
     """
     table = Table(box=None, header_style="dim", pad_edge=False, **more)
     for head in heads:

@@ -20,35 +20,26 @@ if TYPE_CHECKING:
     from llmquant.recipe.schema import Calibration
 
 SEPARATOR = "\n\n"  # between pieces, as evaluation puts it between documents
-_WINDOWS_PER_PIECE = 4
-_CHARACTERS_PER_TOKEN = 4  # about; only the size of the pieces depends on it
+_CHARACTERS_PER_PIECE = 4 * 4  # by the tokens of a window: four windows, about four characters in a token
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationData:
-    """Attributes:
-    windows: (samples, length) int64 token ids.
-    sha256: hash of the token ids, which goes into the report and guards a resumed run.
-    note: what the user should know: that the text is a built-in one, what had to be changed against the recipe; or "".
-    """
+    """`note` is what the user should know: that the text is a built-in one, what was changed against the recipe."""
 
-    windows: Tensor
-    sha256: str
+    windows: Tensor  # (samples, length) int64 token ids
+    sha256: str  # of the token ids, which goes into the report and guards a resumed run
     note: str = ""
 
 
 def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None = None) -> CalibrationData:
-    """Sample the windows that a recipe asks for.
+    """Sample the windows that a recipe's calibration block asks for.
 
     Each window is the beginning-of-text token (or whatever the tokenizer adds, if anything) and then text, as a model
     meets it at the start of a prompt; it stands nowhere else, whatever the text spells out, for none of the windows
     that a model is evaluated or used on has it inside. Documents are cut into pieces of about four windows, so that a
     long one does not fill the whole sample, and the pieces are drawn in an order fixed by the seed and laid end to end.
-
-    Args:
-        spec: the recipe's calibration block.
-        tokenizer: a Hugging Face tokenizer.
-        context: the longest input of the model; longer windows are cut to it, and the note says so.
+    Windows longer than `context`, the longest input of the model, are cut to it, and the note says so.
 
     Raises:
         DataError: if the text is too short for the windows that were asked, or the context for any text.
@@ -67,7 +58,7 @@ def load_calibration(spec: Calibration, tokenizer: Any, *, context: int | None =
             f"{len(prefix)} that the tokenizer puts in front of it; ask for longer samples"
         )
     wanted = spec.samples * body
-    size = body * _CHARACTERS_PER_TOKEN * _WINDOWS_PER_PIECE
+    size = body * _CHARACTERS_PER_PIECE
     documents = read_documents(spec.dataset, split=spec.split, column=spec.column)
     pieces = [document[i : i + size] for document in documents for i in range(0, len(document), size)]
     random.Random(spec.seed).shuffle(pieces)

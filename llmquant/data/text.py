@@ -18,11 +18,9 @@ _MAX_BYTES = 16 << 30
 def read_documents(dataset: str, *, split: str | None = None, column: str = "text") -> list[str]:
     """Documents of a data set, in a fixed order.
 
-    Args:
-        dataset: a .txt, .jsonl or .json file; "builtin:mixed" (shipped, for calibration) or "builtin:python" (the
-            standard library's own sources); or "hub:NAME", a data set of the `datasets` library, streamed.
-        split: split of a built-in or hub data set; calibration or train by default.
-        column: key of the text in jsonl rows, json rows and hub data sets.
+    `dataset` is a .txt, .jsonl or .json file; "builtin:mixed" (shipped, for calibration) or "builtin:python" (the
+    standard library's own sources); or "hub:NAME", a data set of the `datasets` library, streamed. `split` is of a
+    built-in or hub data set, calibration or train by default; `column` the key of the text in rows.
 
     Raises:
         DataError: if there is no such data set, or it holds no text.

@@ -28,43 +28,25 @@ _CHARACTERS_PER_TOKEN = 16  # generous: a long text is tokenised no further than
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How the text became scored tokens.
+    """How the text became scored tokens."""
 
-    Attributes:
-        source: the user's word for the text, such as a file name.
-        length: tokens in a window, `prefix_tokens` included.
-        stride: text tokens between the starts of neighbouring windows.
-        prefix_tokens: with how many tokens each window begins that the tokenizer puts in front of a text; 1 is BOS.
-        separator: text put after each document.
-        documents: documents read.
-        windows: windows scored.
-        scored_tokens: tokens whose log-probability counts; at most `length - 1` in a window.
-        data_hash: "sha256:" and the hash of all window token ids (row by row, little-endian int64).
-    """
-
-    source: str
-    length: int
-    stride: int
-    prefix_tokens: int
-    separator: str
+    source: str  # the user's word for the text, such as a file name
+    length: int  # tokens in a window, `prefix_tokens` included
+    stride: int  # text tokens between the starts of neighbouring windows
+    prefix_tokens: int  # that the tokenizer puts in front of a text; each window begins with them; 1 is BOS
+    separator: str  # put after each document
     documents: int
     windows: int
-    scored_tokens: int
-    data_hash: str
+    scored_tokens: int  # tokens whose log-probability counts; at most `length - 1` in a window
+    data_hash: str  # "sha256:" and the hash of all window token ids (row by row, little-endian int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Token windows and what is scored in them.
+    """Token windows and what is scored in them."""
 
-    Attributes:
-        ids: (windows, length) int64.
-        scored: (windows, length - 1) bool; position t stands for the prediction of token t + 1.
-        protocol: how they were made.
-    """
-
-    ids: Tensor
-    scored: Tensor
+    ids: Tensor  # (windows, length) int64
+    scored: Tensor  # (windows, length - 1) bool; position t stands for the prediction of token t + 1
     protocol: Protocol
 
     def __len__(self) -> int:
@@ -81,16 +63,10 @@ def make_windows(
     max_windows: int | None = None,
     context: int | None = None,
 ) -> Windows:
-    """Tokenise documents into windows.
+    """Tokenise documents (see `llmquant.data.text.read_documents`) with the baseline's tokenizer into windows.
 
-    Args:
-        documents: texts, in order (see `llmquant.data.text.read_documents`).
-        tokenizer: of the baseline; what it puts in front of a text, mostly a BOS token, starts each window.
-        source: the user's word for the text, kept in the protocol.
-        length: tokens in a window; 512 if None, or the context limit where that is smaller.
-        stride: text tokens from one window to the next; without it windows do not overlap.
-        max_windows: keep only the first windows.
-        context: the model's context limit (see `llmquant.data.calibration.context_limit`).
+    A window has `length` tokens: 512 if None, or the model's `context` limit where that is smaller. Without `stride`
+    windows do not overlap. `max_windows` keeps only the first; `source` is the user's word for the text.
 
     Raises:
         DataError: if the tokenizer is missing, a number is out of range, or the text is shorter than one window.
@@ -128,14 +104,9 @@ def make_windows(
         documents=len(documents),
         windows=len(ids),
         scored_tokens=int(scored.sum()),
-        data_hash=hash_ids(ids),
+        data_hash=f"sha256:{tokens_hash(ids)}",
     )
     return Windows(ids, scored, protocol)
-
-
-def hash_ids(ids: Tensor) -> str:
-    """ "sha256:" and the hash of token ids in row order as little-endian int64."""
-    return f"sha256:{tokens_hash(ids)}"
 
 
 def _checked_length(length: int | None, context: int | None, prefix: int) -> int:

@@ -16,17 +16,11 @@ _SECONDS = 0.4  # per thread count
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """How fast memory was read.
+    """How fast memory was read."""
 
-    Attributes:
-        gbs: gigabytes (1e9) per second by number of threads; the keys are text, as JSON wants them.
-        method: what read.
-        others: share of all processors that other programs kept busy meanwhile, where the system tells.
-    """
-
-    gbs: dict[str, float]
-    method: str
-    others: float | None
+    gbs: dict[str, float]  # gigabytes (1e9) per second by number of threads; the keys are text, as JSON wants them
+    method: str  # what read
+    others: float | None  # share of all processors that other programs kept busy meanwhile, where the system tells
 
     @property
     def best(self) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from llmquant.doctor.advice import Advice, advise
 from llmquant.doctor.bandwidth import Bandwidth, measure_bandwidth
@@ -18,26 +17,18 @@ FORMATS = ("bf16", "int8", "int4-g128")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What memory allows a dense model of that many parameters in that format.
+    """What memory allows a dense model of that many parameters in that format."""
 
-    Attributes:
-        parameters: weights, all of them in the format.
-        format: bf16 or a scheme.
-        bytes: of the weights.
-        tokens_per_second: bandwidth / bytes: decoding one sequence is never faster.
-        fits: whether the weights fit into the memory that is free now; None if that is not known.
-    """
-
-    parameters: float
-    format: str
-    bytes: int
-    tokens_per_second: float
-    fits: bool | None
+    parameters: float  # weights, all of them in the format
+    format: str  # bf16 or a scheme
+    bytes: int  # of the weights
+    tokens_per_second: float  # bandwidth / bytes: decoding one sequence is never faster
+    fits: bool | None  # whether the weights fit into the memory that is free now; None if that is not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """Result of `diagnose`; the fields are the keys of the JSON output."""
+    """Result of `diagnose`; the fields are the keys of the JSON output, with no host or user names."""
 
     cpu: str
     system: str
@@ -54,10 +45,6 @@ class Diagnosis:
     def broken(self) -> bool:
         """Whether something makes the kernels fail, not only slow."""
         return any(each.level == "error" for each in self.advice)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; no host or user names."""
-        return asdict(self)
 
 
 def diagnose() -> Diagnosis:
@@ -84,14 +71,14 @@ def diagnose() -> Diagnosis:
 
 def expected(parameters: float, name: str, gbs: float, available: int | None) -> Expected:
     """The decode speed that `gbs` GB/s allow in "bf16" or a symmetric scheme, whose scales have 16 bits."""
-    size = int(parameters * bits_per_weight(name) / 8)
+    size = int(parameters * _bits_per_weight(name) / 8)
     return Expected(
         parameters=parameters, format=name, bytes=size, tokens_per_second=gbs * 1e9 / size,
         fits=None if available is None else size < available,
     )  # fmt: skip
 
 
-def bits_per_weight(name: str) -> float:
+def _bits_per_weight(name: str) -> float:
     """Bits of a weight with its share of the group's scale; that of a whole row is too small to count."""
     if name == "bf16":
         return 16.0

@@ -19,64 +19,41 @@ _NVIDIA = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
-    """The C++ kernels of this machine.
+    """The C++ kernels of this machine."""
 
-    Attributes:
-        library: file name of the library; None where llmquant was installed without it, or it cannot be used.
-        interface: version of its interface that this llmquant speaks.
-        in_use: instruction set that runs; "torch" without the library, None if there is a problem.
-        available: instruction sets that both library and processor have, narrowest first.
-        isa_override: value of LLMQUANT_CPU_ISA.
-        kernels_override: value of LLMQUANT_CPU_KERNELS.
-        problem: what makes every use of the kernels fail.
-    """
-
-    library: str | None
-    interface: int
-    in_use: str | None
-    available: tuple[str, ...]
-    isa_override: str | None
-    kernels_override: str | None
-    problem: str | None
+    library: str | None  # file name; None where llmquant was installed without it, or it cannot be used
+    interface: int  # version of its interface that this llmquant speaks
+    in_use: str | None  # instruction set that runs; "torch" without the library, None if there is a problem
+    available: tuple[str, ...]  # instruction sets that both library and processor have, narrowest first
+    isa_override: str | None  # value of LLMQUANT_CPU_ISA
+    kernels_override: str | None  # value of LLMQUANT_CPU_KERNELS
+    problem: str | None  # what makes every use of the kernels fail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """A GPU that torch can use, and the Triton kernels on it.
 
-    Attributes:
-        name: of the product.
-        bytes: of its memory.
-        arch: what the kernels are compiled for, such as "sm90"; empty where a problem hides it.
-        off: why they do not run; None if they do.
-        table: where their measured configurations come from: "own" (`llmquant bench --tune`) or "shipped"; None if
-            there are none, and an estimate decides.
+    `table` is where their measured configurations come from: "own" (`llmquant bench --tune`) or "shipped"; None if
+    there are none, and an estimate decides.
     """
 
     name: str
-    bytes: int
-    arch: str
-    off: str | None
+    bytes: int  # of its memory
+    arch: str  # what the kernels are compiled for, such as "sm90"; empty where a problem hides it
+    off: str | None  # why they do not run; None if they do
     table: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpus:
-    """All GPUs.
+    """All GPUs."""
 
-    Attributes:
-        devices: those that torch can use.
-        driver: whether an NVIDIA driver is loaded.
-        cuda: the CUDA version torch was built for.
-        override: value of LLMQUANT_GPU_KERNELS.
-        problem: what makes every use of the kernels fail.
-    """
-
-    devices: tuple[Gpu, ...]
-    driver: bool
-    cuda: str | None
-    override: str | None
-    problem: str | None
+    devices: tuple[Gpu, ...]  # those that torch can use
+    driver: bool  # whether an NVIDIA driver is loaded
+    cuda: str | None  # the version torch was built for
+    override: str | None  # value of LLMQUANT_GPU_KERNELS
+    problem: str | None  # what makes every use of the kernels fail
 
 
 def kernels() -> Kernels:
@@ -100,9 +77,10 @@ def gpus() -> Gpus:
     """Ask torch for GPUs; a mistake in the environment or in a table becomes `problem`."""
     devices, problem = [], None
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        properties = torch.cuda.get_device_properties(number)
+        device, properties = torch.device("cuda", number), torch.cuda.get_device_properties(number)
         try:
-            arch, off, source = _kernels_on(torch.device("cuda", number), properties.multi_processor_count)
+            arch, off = runtime.arch(device), runtime.why_off(device)
+            source = _table(arch, properties.multi_processor_count)
         except LlmquantError as error:
             arch, off, source = "", str(error), None
             problem = off
@@ -116,12 +94,6 @@ def gpus() -> Gpus:
         devices=tuple(devices), driver=_NVIDIA.exists(), cuda=torch.version.cuda, problem=problem,
         override=os.environ.get(runtime.VARIABLE) or None,
     )  # fmt: skip
-
-
-def _kernels_on(device: torch.device, processors: int) -> tuple[str, str | None, str | None]:
-    """Fields of `Gpu`: arch, off, table."""
-    arch = runtime.arch(device)
-    return arch, runtime.why_off(device), _table(arch, processors)
 
 
 def _table(arch: str, processors: int) -> str | None:

@@ -28,17 +28,11 @@ _PACKED = "compressed-tensors"  # our default format, as the hub names it
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The model that was quantized.
+    """The model that was quantized."""
 
-    Attributes:
-        name: its hub id, or the name of its folder.
-        on_hub: whether `name` is a hub id.
-        card: metadata of its own card: licence, language and pipeline are inherited.
-    """
-
-    name: str
-    on_hub: bool
-    card: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # its hub id, or the name of its folder
+    on_hub: bool  # whether `name` is a hub id
+    card: Mapping[str, Any] = field(default_factory=dict)  # of its own card: licence, language, pipeline are inherited
 
 
 def make_card(
@@ -50,15 +44,10 @@ def make_card(
     *,
     own_text: str = "",
 ) -> ModelCard:
-    """Write the card of a result.
+    """Write the card of a result that goes to the hub id `repo`; `made` is what llmquant.json says.
 
-    Args:
-        repo: the hub id it goes to.
-        made: what llmquant.json says.
-        base: the model it was made from.
-        reports: evaluations of this result; none leaves the card without numbers, and it says so.
-        readers: who can load it.
-        own_text: what the user wrote for the card; it stands in front.
+    No `reports` leave the card without numbers, and it says so. `readers` can load it, or not; `own_text` is what the
+    user wrote for the card, and stands in front.
     """
     from huggingface_hub import ModelCard
 

@@ -41,13 +41,10 @@ class Upload:
 
 
 def collect(folder: Path, written: Mapping[str, Any], weights: Sequence[str], *, include: Sequence[str] = ()) -> Upload:
-    """Sort the files of a result.
+    """Sort the files of a finished result.
 
-    Args:
-        folder: a finished result.
-        written: what its llmquant.json says.
-        weights: names of the files that hold its tensors.
-        include: patterns (as of a shell) of further files that shall go.
+    `written` is what its llmquant.json says, `weights` are the files that hold its tensors, `include` patterns (as of a
+    shell) of further files that shall go.
 
     Raises:
         OutputError: names strays, links that lead out of the folder, and files that hold something like a secret.
@@ -90,12 +87,7 @@ def _secrets(path: Path) -> Iterator[str]:
 
 
 def without_local_paths(value: Any, paths: Mapping[str, str]) -> Any:
-    """A copy of nested JSON where a path of this machine, wherever it stands in a string, is another word.
-
-    Args:
-        value: dicts, lists and plain values.
-        paths: what each path becomes.
-    """
+    """A copy of nested JSON where a path of this machine, wherever it stands in a string, is the word of `paths`."""
     if isinstance(value, Mapping):
         return {key: without_local_paths(each, paths) for key, each in value.items()}
     if isinstance(value, list):

@@ -41,21 +41,13 @@ _ADVICE = {
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What was, or with `dry_run` would be, published.
+    """What was, or with `dry_run` would be, published."""
 
-    Attributes:
-        url: of the repository or commit; empty for a dry run.
-        upload: the files.
-        removed: older weights of the repository that the new ones replace.
-        card: README.md.
-        notes: what the user should know, such as a licence that could not be found.
-    """
-
-    url: str
+    url: str  # of the repository or commit; empty for a dry run
     upload: Upload
-    removed: tuple[str, ...]
-    card: str
-    notes: tuple[str, ...]
+    removed: tuple[str, ...]  # older weights of the repository that the new ones replace
+    card: str  # README.md
+    notes: tuple[str, ...]  # what the user should know, such as a licence that could not be found
 
 
 def push_to_hub(
@@ -77,7 +69,7 @@ def push_to_hub(
     Args:
         folder: a finished result; everything in it is read and compared with its digests first.
         repo: "USER/NAME"; it is made if it is not there.
-        reports: evaluations of this result, for the card.
+        reports: evaluations of this result.
         base_model: hub id of the model it was made from, if it was made from a local folder.
         private: make the repository private; one that exists stays what it is.
         revision: branch that must exist; the default is "main".
@@ -116,8 +108,11 @@ def push_to_hub(
     card = make_card(repo, made, base, reports, readers, own_text=huggingface_hub.ModelCard(own).text if own else "")
     if not reports:
         notes.append("no evaluation was given (--report), so the card has no measured numbers")
-    local = {str(made["source"]): base.name} | _data_path(made)
-    contents = {CARD: str(card).encode(), PROVENANCE: _json(without_local_paths(made, local))}
+    local, dataset = {str(made["source"]): base.name}, made["recipe"].get("calibration", {}).get("dataset", "")
+    if Path(dataset).is_absolute():
+        local[dataset] = Path(dataset).name
+    shown = json.dumps(without_local_paths(made, local), indent=2, ensure_ascii=False) + "\n"
+    contents = {CARD: str(card).encode(), PROVENANCE: shown.encode()}
     with _explained(repo):
         removed = () if dry_run else _prepare(api, repo, revision, upload, private=private, overwrite=overwrite)
         url = "" if dry_run else _upload(api, repo, path, upload, contents, removed, revision, message)
@@ -157,15 +152,6 @@ def _base(source: str, given: str | None, token: str | None) -> tuple[Base, list
     if "license" not in card:
         notes.append("no licence was found in the card of the base model; add it to the card by hand")
     return Base(name, on_hub, card), notes
-
-
-def _data_path(made: Mapping[str, Any]) -> dict[str, str]:
-    dataset = made["recipe"].get("calibration", {}).get("dataset", "")
-    return {dataset: Path(dataset).name} if Path(dataset).is_absolute() else {}
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _prepare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -158,7 +158,7 @@ def test_diagnosis_of_this_machine(quick: None, monkeypatch: pytest.MonkeyPatch)
     shown = Console(width=120, record=True, file=io.StringIO())
     print_diagnosis(shown, found)
     assert native.isa() in shown.export_text()
-    assert json.loads(json.dumps(found.to_dict()))["threads"]["torch"] == found.threads.torch
+    assert json.loads(json.dumps(asdict(found)))["threads"]["torch"] == found.threads.torch
 
 
 def _diagnosis(**changes: object) -> Diagnosis:
@@ -180,7 +180,7 @@ def test_command_prints_text_or_json(monkeypatch: pytest.MonkeyPatch, tmp_path, 
             assert word in shown
         assert ("mend it" in shown and "[broken]" in shown) == found.broken
         assert main(["doctor", "--json"]) == status
-        assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found.to_dict()))
+        assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(asdict(found)))
     assert main(["doctor", "--json", str(tmp_path / "d.json")]) == 1
     assert json.loads((tmp_path / "d.json").read_text())["threads"]["quota"] is None
     assert "avx512" in capsys.readouterr().out
