@@ -115,7 +115,7 @@ def _sources(
         )
     dense = checkpoint if not quantized else None if baseline is None else Checkpoint.open(baseline, code=trust)
     found: list[Source] = []
-    bytes_needed = checkpoint.total_bytes if quantized else 0
+    bytes_needed = sum(tensor.bytes for tensor in checkpoint.tensors.values()) if quantized else 0
     if dense is not None:
         parameters = sum(prod(tensor.shape) for tensor in dense.tensors.values())
         for name in dtypes or DEFAULT_DTYPES:

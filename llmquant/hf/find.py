@@ -7,7 +7,7 @@ only this class has, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -94,8 +94,10 @@ def named_packed(model: PreTrainedModel, stored: Mapping[str, Any]) -> dict[str,
     borrowed = {name.removesuffix(".weight") for name in tied(model)}
     return {
         name: _scheme(module, name, name, table)
-        for name, module in _matrices(model)
-        if name not in borrowed and not _said(table, name, module).is_keep
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Embedding) or is_linear(module))  # Conv1D, our extension, too
+        and name not in borrowed
+        and not _said(table, name, module).is_keep
     }
 
 
@@ -139,13 +141,6 @@ def _said(table: SchemeTable, name: str, module: nn.Module) -> Scheme:
     scheme = table.scheme_for(name, "Embedding" if isinstance(module, nn.Embedding) else "Linear")
     assert scheme is not None  # `check_config` knows
     return scheme
-
-
-def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """What compressed-tensors quantizes, and Conv1D, our extension."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) or is_linear(module):
-            yield name, module
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int]:

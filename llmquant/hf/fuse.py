@@ -10,6 +10,7 @@ from types import MethodType
 from torch import nn
 
 from llmquant.hf import fused_layers
+from llmquant.models.families import find_family
 
 
 def fuse(model: nn.Module) -> int:
@@ -20,11 +21,11 @@ def fuse(model: nn.Module) -> int:
 
     Returns how many layers are fused now, those that were before included.
     """
-    layers = [layer for layer in model.modules() if _is_known(layer)]
-    for layer in layers:
-        if _has_own_forward(layer) and fused_layers.find_parts(layer, fused_layers.FUSED[type(layer).__name__]):
+    for layer in model.modules():
+        family = find_family(layer)
+        if family and family.fusing and _has_own_forward(layer) and fused_layers.find_parts(layer, family.fusing):
             layer.forward = MethodType(fused_layers.forward, layer)
-    return sum(map(is_fused, layers))
+    return sum(map(is_fused, model.modules()))
 
 
 def unfuse(model: nn.Module) -> int:
@@ -47,8 +48,3 @@ def _has_own_forward(layer: nn.Module) -> bool:
     """Whether calling a layer runs its class's forward; pickle may have bound that to the instance."""
     forward = layer.__dict__.get("forward")
     return forward is None or getattr(forward, "__func__", None) is type(layer).forward
-
-
-def _is_known(layer: nn.Module) -> bool:
-    kind = type(layer)  # code from a checkpoint may use the same names for something else
-    return kind.__name__ in fused_layers.FUSED and kind.__module__.startswith("transformers.models.")

@@ -21,8 +21,7 @@ from llmquant.kernels.product import Product
 from llmquant.models.families import FAMILIES, Fusing
 from llmquant.nn.linear import PackedLinear
 
-# By the class of the decoder layer, and the names that the parts have in all of them.
-FUSED = {name: family.fusing for name, family in FAMILIES.items() if family.fusing}
+# The names that the parts have in all families that can be fused.
 INPUT_NORM, ATTENTION, MLP_NORM, MLP = "input_layernorm", "self_attn", "post_attention_layernorm", "mlp"
 QKV, OUT, GATE_UP, DOWN = ("q_proj", "k_proj", "v_proj"), "o_proj", ("gate_proj", "up_proj"), "down_proj"
 HEAD_NORMS = ("q_norm", "k_norm")
@@ -71,11 +70,12 @@ def forward(
     position_embeddings: tuple[Tensor, Tensor] | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Forward of a decoder layer; the arguments and the result are those of the classes in `FUSED`.
+    """Forward of a decoder layer; the arguments and the result are those of its class.
 
     The name matters: pickle stores a bound method by its name, so a pickled model gets the original forward back.
     """
-    family = FUSED[type(self).__name__]
+    family = FAMILIES[type(self).__name__].fusing
+    assert family is not None  # `fuse` looked
     watched = self.training or kwargs.get("output_attentions") or _global_hooks()
     parts = None if watched else find_parts(self, family)
     if parts is None or position_embeddings is None or not _fits(hidden_states, parts):

@@ -18,7 +18,7 @@ from llmquant.engine.output.folder import JOURNAL, is_finished
 from llmquant.errors import CheckpointError, RecipeError
 from llmquant.files import check_name
 from llmquant.hf import register
-from llmquant.hf.shapes import check_shapes
+from llmquant.hf.stored import check_shapes
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import config_from
 from llmquant.nn.accuracy import Accuracy, set_accuracy

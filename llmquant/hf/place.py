@@ -64,20 +64,11 @@ def finish(model: nn.Module) -> None:
     # transformers has tied what is tied; from now on it is by the modules themselves.
     heads = tuple(f"{name}." for name in tied_heads(model))
     set_tied(model, {target: source for target, source in tied(model).items() if not target.startswith(heads)})
-    prepare(model)
-    fuse(model)
-
-
-def prepare(model: nn.Module) -> None:
-    """Bring every packed linear layer that fast kernels can run into their layout, one at a time, where it lies.
-
-    The tensors it had are gone before the next one follows, so memory holds one copy of the model and one of a layer.
-
-    A vocabulary that serves as embedding too is prepared once, for both.
-    """
+    # One at a time: the tensors it had are gone before the next follows, so memory holds the model and one layer more.
     for module in model.modules():
         if isinstance(module, PackedStorage):
             module.prepare()
+    fuse(model)
 
 
 def place_dense(model: nn.Module, dtype: torch.dtype) -> None:

@@ -5,6 +5,7 @@ transformers fills what is missing with random numbers, and converts what has an
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from llmquant.errors import CheckpointError
-from llmquant.hf.find import NotPackable
+from llmquant.hf.find import NotPackable, find_packed
+from llmquant.hf.place import place_empty
+from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.safetensors_header import TensorInfo, read_header
+from llmquant.models.skeleton import build_skeleton
 from llmquant.nn.storage import PackedStorage
 from llmquant.words import dtype_name
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from llmquant.compat.loading import KeyMap
 
@@ -77,6 +81,33 @@ def check_packed_places(model: PreTrainedModel, keys: Iterable[str]) -> None:
             "format, quantization_status) it is not, and would be filled with random numbers; the config and the "
             "weights do not belong together"
         )
+
+
+def check_shapes(checkpoint: Checkpoint, config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:
+    """Compare every tensor of a checkpoint with the model that would take it, packed layers included.
+
+    transformers looks only while it loads, after it has made room for what it will then refuse, and a wrong number in a
+    config.json can ask for more memory than there is.
+
+    Checkpoints in formats that llmquant leaves to other readers are not compared.
+
+    Raises:
+        CheckpointError: naming the first tensor that does not fit, or what in the configuration makes no sense.
+    """
+    from llmquant.compat.loading import check_fits
+    from llmquant.compat.quantizers import METHOD
+
+    plain = copy.deepcopy(config)
+    stored = plain.__dict__.pop("quantization_config", None)
+    if stored is not None and (not isinstance(stored, Mapping) or stored.get("quant_method") != METHOD):
+        return
+    model = build_skeleton(plain, trust_remote_code=trust_remote_code)
+    if stored is not None:
+        try:
+            place_empty(model, find_packed(model, stored, list(checkpoint.tensors)), model.dtype)
+        except NotPackable:
+            return
+    check_fits(model, {key: info.on_meta() for key, info in checkpoint.tensors.items()})
 
 
 def _check_kinds(model: nn.Module, tensors: Mapping[str, TensorInfo], key_map: KeyMap, new: frozenset[str]) -> None:

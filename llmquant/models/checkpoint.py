@@ -43,7 +43,6 @@ class Checkpoint:
 
     folder: Path
     tensors: dict[str, TensorInfo]
-    total_bytes: int
     config: ConfigFile | None = None
 
     @classmethod
@@ -71,7 +70,7 @@ class Checkpoint:
             raise _no_weights(folder)
         if not tensors:
             raise CheckpointError(f"{folder}: its safetensors hold no tensor")
-        return cls(folder, tensors, sum(tensor.bytes for tensor in tensors.values()), config)
+        return cls(folder, tensors, config)
 
     def read(self, name: str) -> Tensor:
         """Read one tensor into fresh memory on the CPU.

@@ -130,6 +130,7 @@ def apply_edits(
         QuantizationError: if a value does not fit the dtype.
     """
     start = f"{prefix}." if prefix else ""
+    modules = dict(module.named_modules(remove_duplicate=False))
     parameters = dict(module.named_parameters(remove_duplicate=False))
 
     def read(name: str) -> Tensor | None:
@@ -139,13 +140,13 @@ def apply_edits(
     values = {}
     for name in dict.fromkeys(edit.name for edit in edits if edit.kind != "config" and edit.name.startswith(start)):
         inner = name.removeprefix(start)
-        owner, _, leaf = inner.rpartition(".")
+        owner = inner.rpartition(".")[0]
         there = parameters.get(inner)
-        if (there is not None and there.is_meta) or not _has_module(module, owner):
+        if (there is not None and there.is_meta) or owner not in modules:
             continue
         value = edited_value(name, edits, read)
         assert value is not None
-        like = there if there is not None else next(module.get_submodule(owner).parameters())
+        like = there if there is not None else next(modules[owner].parameters())
         values[inner] = round_to(value, dtype or like.dtype, name).to(like)
     for inner, value in values.items():
         owner, _, leaf = inner.rpartition(".")
@@ -153,7 +154,7 @@ def apply_edits(
         if there is not None and all(edit.kind != "untie" for edit in edits if edit.name == f"{start}{inner}"):
             there.copy_(value)  # a tied parameter changes wherever it is used
         else:
-            setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+            setattr(modules[owner], leaf, nn.Parameter(value, requires_grad=False))
 
 
 def edited_config(config: Mapping[str, Any], edits: Iterable[Edit]) -> dict[str, Any]:
@@ -194,14 +195,6 @@ def edits_from_bytes(data: bytes) -> list[Edit]:
         return [Edit(by=tensors[row.pop("by")] if "by" in row else None, **row) for row in rows]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise OutputError(f"the edits of an earlier run are damaged ({error}); start again with --overwrite") from error
-
-
-def _has_module(module: nn.Module, name: str) -> bool:
-    try:
-        module.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
 
 
 def _applied(value: Tensor, edit: Edit) -> Tensor:

@@ -35,12 +35,11 @@ ROUTER_BESIDE_EXPERTS = "gate"  # a router only where `experts` is its sibling; 
 
 # Layers that readers such as vLLM load as one, so they need one scheme. Families that fuse them themselves have one
 # module (qkv_proj, gate_up_proj, query_key_value) and no set.
-FUSED = (
-    ("qkv", frozenset({"q_proj", "k_proj", "v_proj"})),
-    ("qkv_a", frozenset({"q_a_proj", "kv_a_proj_with_mqa"})),
-    ("gate_up", frozenset({"gate_proj", "up_proj"})),
-    ("gate_up", frozenset({"w1", "w3"})),
-)
+FUSED = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv"),
+    **dict.fromkeys(("q_a_proj", "kv_a_proj_with_mqa"), "qkv_a"),
+    **dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), "gate_up"),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,11 +113,6 @@ class ModuleInfo:
         return self.kind in ("linear", "conv1d", "embedding", "router") or "lm_head" in self.sets
 
     @property
-    def packable(self) -> bool:
-        """Whether everyone who knows packed weights could pack its."""
-        return self.kind in ("linear", "embedding") and not self.obstacle
-
-    @property
     def table(self) -> bool:
         """Whether its rows are looked up."""
         return self.kind == "embedding"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -147,17 +148,13 @@ def _part_sets(parents: list[str], leaf: str) -> set[str]:
 
 def _with_fused(modules: tuple[ModuleInfo, ...]) -> tuple[ModuleInfo, ...]:
     """Mark sets of sibling layers that readers load as one."""
-    siblings: dict[tuple[str, frozenset[str]], list[str]] = {}
-    labels: dict[str, tuple[tuple[str, frozenset[str]], str]] = {}
+    labels: dict[str, str] = {}
     for module in modules:
         parent, _, leaf = module.name.rpartition(".")
-        for label, members in families.FUSED:
-            if leaf in members and "linear" in module.sets:
-                siblings.setdefault((parent, members), []).append(module.name)
-                labels[module.name] = ((parent, members), f"{parent}:{label}")
+        if leaf in families.FUSED and "linear" in module.sets:
+            labels[module.name] = f"{parent}:{families.FUSED[leaf]}"
+    together = Counter(labels.values())
     return tuple(
-        replace(module, fused=labels[module.name][1])
-        if module.name in labels and len(siblings[labels[module.name][0]]) > 1
-        else module
+        replace(module, fused=label) if (label := labels.get(module.name)) and together[label] > 1 else module
         for module in modules
     )

@@ -134,11 +134,8 @@ def _why_dead(pattern: Pattern, inventory: Inventory) -> str:
     leaves = [f"*.{name.rpartition('.')[2]}" for name in names]
     known = leaves if pattern.kind == "glob" else [*NAMED_SETS, *names, *(leaf[2:] for leaf in leaves)]
     hint = "" if pattern.kind == "regex" else did_you_mean(pattern.text, known)
-    return f"{pattern.text!r} matches nothing{hint or f'; names look like {_example(inventory)}'}"
-
-
-def _example(inventory: Inventory) -> str:
-    return next((module.name for module in inventory.modules if "linear" in module.sets), "lm_head")
+    example = next((module.name for module in inventory.modules if "linear" in module.sets), "lm_head")
+    return f"{pattern.text!r} matches nothing{hint or f'; names look like {example}'}"
 
 
 def _why_not(module: ModuleInfo, scheme: Scheme, *, shared: bool) -> str:

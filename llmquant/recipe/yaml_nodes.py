@@ -78,7 +78,9 @@ def parse_yaml(text: str, source: str) -> Document:
         raise RecipeError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     if node is None:
         raise RecipeError(f"{source}: empty; a recipe holds at least `version: 1` and `rules:`")
-    return _Walk(loader, source).document(node)
+    walk = _Walk(loader, source)
+    walk.lines[()] = node.start_mark.line + 1
+    return Document(walk.value(node, ()), walk.lines)
 
 
 class _Walk:
@@ -87,10 +89,6 @@ class _Walk:
         self.source = source
         self.lines: dict[Path, int] = {}
         self.values = 0
-
-    def document(self, node: yaml.Node) -> Document:
-        self.lines[()] = node.start_mark.line + 1
-        return Document(self.value(node, ()), self.lines)
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         self.values += 1

@@ -20,7 +20,7 @@ contiguous.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int8, Int64
@@ -29,7 +29,6 @@ from torch import Tensor
 from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.algorithms.rounding.shared.ldl import unit_lower
 from llmquant.algorithms.rounding.shared.loss import relative_loss
-from llmquant.algorithms.rounding.shared.order import Order, processing_order
 from llmquant.errors import QuantizationError, RecipeError
 from llmquant.numerics.checks import require_finite
 from llmquant.numerics.grid import Grid, choose_grid
@@ -41,6 +40,7 @@ from llmquant.statistics.base import LayerStatistics
 NEEDS: frozenset[str] = frozenset({"hessian"})
 BLOCK = 128
 GridObjective = Literal["absmax", "mse", "diag"]
+Order = Literal["static", "group", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +62,6 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 <= self.damp <= 1:
             raise RecipeError(f"gptq: damp is a share of the mean diagonal in 0 to 1, not {self.damp}")
-        for key, choices in (("order", get_args(Order)), ("grid", get_args(GridObjective))):
-            if getattr(self, key) not in choices:
-                raise RecipeError(f"gptq: {key} is one of {', '.join(choices)}, not {getattr(self, key)!r}")
 
 
 @torch.no_grad()
@@ -104,6 +101,29 @@ def quantize(
     counters = {"zero_groups": grid.zero_groups, "dead_columns": int(dead.sum()), "damping_raised": raised}
     loss = relative_loss(weight, quantized, hessian)
     return LayerResult(quantized, loss, {key: count for key, count in counters.items() if count})
+
+
+def processing_order(importance: Float[Tensor, " in"], groups: int, order: Order) -> Int64[Tensor, " in"]:
+    """Which input is rounded first, second, and so on; ties keep the order in memory.
+
+    Grids belong to the original groups whatever the order ("static groups"), so no order leaves a trace in the file.
+
+    Args:
+        importance: diagonal of the Hessian.
+        groups: groups in a row.
+        order: "static" sorts all inputs, the most important first: their errors are spread over the most others.
+            "group" keeps groups together: it sorts the groups by their largest importance, and the inputs inside each
+            (group-aware reordering, arXiv:2505.14638). "none" is the order in memory.
+    """
+    if order == "none":
+        return torch.arange(len(importance), device=importance.device)
+    if order == "static":
+        return torch.sort(importance, descending=True, stable=True).indices
+    grouped = importance.view(groups, -1)
+    within = torch.sort(grouped, dim=1, descending=True, stable=True).indices
+    between = torch.sort(grouped.amax(1), descending=True, stable=True).indices
+    starts = torch.arange(groups, device=importance.device).unsqueeze(1) * grouped.shape[1]
+    return (within + starts)[between].flatten()
 
 
 def _require_hessian(statistics: LayerStatistics, in_features: int) -> Float32[Tensor, "{in_features} {in_features}"]:
@@ -149,8 +169,8 @@ def _round_in_order(
     out_features, in_features = weight.shape
     errors = weight.t()[order].float().contiguous()
     codes = torch.empty(in_features, out_features, dtype=torch.int8, device=weight.device)
-    columns = _Columns(grid, scheme, in_features)
-    groups = columns.group_of(order)
+    columns = _Columns(grid, scheme)
+    groups = (order // (in_features // grid.scales.shape[1])).tolist()
     for end in range(in_features, 0, -BLOCK):
         begin = max(0, end - BLOCK)
         block = slice(begin, end)
@@ -170,16 +190,11 @@ def _round_in_order(
 class _Columns:
     """Rounds one input of all outputs to the grid of its group."""
 
-    def __init__(self, grid: Grid, scheme: Scheme, in_features: int) -> None:
+    def __init__(self, grid: Grid, scheme: Scheme) -> None:
         self._dtype = grid.scales.dtype
         self._scales = grid.scales.float().t().contiguous()
         self._zeros = None if grid.zeros is None else grid.zeros.float().t().contiguous()
         self._scheme = scheme
-        self._group_size = in_features // grid.scales.shape[1]
-
-    def group_of(self, order: Int64[Tensor, " in"]) -> list[int]:
-        """The group of each input, in the given order."""
-        return (order // self._group_size).tolist()
 
     def round(self, target: Tensor, group: int, codes: Tensor) -> Tensor:
         """Write the codes (O,) of `target` (O,); return the values that they dequantize to."""

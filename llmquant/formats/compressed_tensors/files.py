@@ -60,7 +60,7 @@ class ShardWriter:
         return path.stat().st_size, sorted(tensors)
 
     def written(self, file: str) -> Shards:
-        return Shards(Checkpoint(self._folder, read_header(self._folder / file), 0))
+        return Shards(Checkpoint(self._folder, read_header(self._folder / file)))
 
     def finish(self, plan: Planned, config: dict[str, Any], files: Mapping[str, Sequence[str]]) -> None:
         weight_map = {name: file for file, names in files.items() for name in names}

@@ -127,7 +127,7 @@ def _plain_loading(plan: Planned) -> Reason:
     dense = len(_schemes(plan)) == 1 and _dense_at_load(plan)
     reasons: dict[str, list[str]] = {}
     for row in plan.rows:
-        packable = row.module.packable
+        packable = row.module.kind in ("linear", "embedding") and not row.module.obstacle
         hinders = row.scheme.is_keep if not packable else not row.scheme.is_keep and not dense
         if row.module.plain_obstacle and hinders:
             reasons.setdefault(row.module.plain_obstacle, []).append(row.module.name)

@@ -43,7 +43,7 @@ class GgufFile:
         metadata, tensors = read_header(folder / FILE)
         if not all(isinstance(metadata.get(key), int) and metadata[key] for key in HEADS):
             raise CheckpointError(f"{folder / FILE}: does not say {' and '.join(HEADS)}, as llmquant's files do")
-        return cls(metadata, tensors, Checkpoint(folder, tensors, sum(info.bytes for info in tensors.values())))
+        return cls(metadata, tensors, Checkpoint(folder, tensors))
 
     def read(self, name: str) -> Tensor:
         return self._checkpoint.read(name)

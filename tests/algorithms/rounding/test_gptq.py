@@ -212,12 +212,7 @@ def test_unusable_statistics_are_refused(weight: Tensor, statistics: LayerStatis
         run(weight, LayerStatistics({"hessian": hessian}, 9))
 
 
-def test_unknown_options() -> None:
-    for options, message in [
-        ({"grid": "max"}, "gptq: grid is one of absmax, mse, diag, not 'max'"),
-        ({"order": "dynamic"}, "gptq: order is one of static, group, none, not 'dynamic'"),
-        ({"damp": -0.1}, "gptq: damp is a share of the mean diagonal in 0 to 1, not -0.1"),
-        ({"damp": float("nan")}, "not nan"),
-    ]:
-        with pytest.raises(RecipeError, match=message):
-            gptq.Options(**options)
+def test_impossible_damping() -> None:
+    for damp in (-0.1, float("nan")):
+        with pytest.raises(RecipeError, match=f"gptq: damp is a share of the mean diagonal in 0 to 1, not {damp}"):
+            gptq.Options(damp=damp)

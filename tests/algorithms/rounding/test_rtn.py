@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from llmquant.algorithms.rounding import rtn
-from llmquant.errors import RecipeError
 from llmquant.numerics.grid import choose_grid, round_to_grid
 from llmquant.spec import Scheme
 from llmquant.statistics.base import LayerStatistics
@@ -31,8 +30,3 @@ def test_rounds_to_the_chosen_grid(weight: Tensor, name: str, objective: Literal
     assert torch.equal(result.quantized.codes, round_to_grid(weight, grid, scheme))
     error = result.quantized.dequantize().double() - weight.double()
     assert result.loss == pytest.approx((error.square().sum() / weight.double().square().sum()).item(), rel=1e-5)
-
-
-def test_unknown_grid() -> None:
-    with pytest.raises(RecipeError, match="rtn: grid is one of absmax, mse, not 'diag'"):
-        rtn.Options(grid="diag")  # pyright: ignore[reportArgumentType]

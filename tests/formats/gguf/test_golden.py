@@ -28,7 +28,7 @@ def test_metadata() -> None:
 
 @pytest.mark.parametrize(("name", "scheme"), [("q4", Scheme.parse("int4-g32")), ("q8", Scheme.parse("int8-g32"))])
 def test_blocks(name: str, scheme: Scheme) -> None:
-    source = Checkpoint(FILE.parent, TENSORS, 0)
+    source = Checkpoint(FILE.parent, TENSORS)
     stored, dense = source.read(f"{name}.weight"), source.read(f"{name}.dense")
     quantized = decode(name, stored, scheme)
     assert torch.equal(quantized.dequantize(torch.float32), dense)
