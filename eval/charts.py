@@ -32,7 +32,9 @@ def tradeoff_chart(points: Sequence[Point], noise_floor: float | None = None) ->
     lows = [_on_log_axis(each.kl.low, each.kl.value) for each in points]
     highs = [_on_log_axis(each.kl.high, each.kl.value) for each in points]
     bottom, top = math.floor(math.log10(min(lows)) - 0.1), math.ceil(math.log10(max(highs)) + 0.1)
-    left, right = _bits_range([each.bits for each in points])
+    bits_of = [each.bits for each in points]
+    margin = max(0.8, 0.2 * (max(bits_of) - min(bits_of)))  # so that names have room on either side
+    left, right = max(0.0, min(bits_of) - margin), max(bits_of) + margin
 
     def x(bits: float) -> float:
         return _LEFT + (bits - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT)
@@ -62,11 +64,6 @@ def tradeoff_chart(points: Sequence[Point], noise_floor: float | None = None) ->
 def _on_log_axis(bound: float | None, mean: float) -> float:
     """A bound of the interval, the mean where there is none; one of zero goes two decades below the mean."""
     return max(mean if bound is None else bound, mean / 100, _SMALLEST)
-
-
-def _bits_range(bits: Sequence[float]) -> tuple[float, float]:
-    margin = max(0.8, 0.2 * (max(bits) - min(bits)))  # so that names have room on either side
-    return max(0.0, min(bits) - margin), max(bits) + margin
 
 
 def _ticks(low: float, high: float) -> list[float]:

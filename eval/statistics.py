@@ -78,12 +78,7 @@ def clustered_standard_error(sums: Floats, counts: Floats) -> float | None:
 
 
 def cluster_bootstrap(
-    sums: Floats,
-    counts: Floats,
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    least: float = -math.inf,
+    sums: Floats, counts: Floats, *, seed: int = 0, resamples: int = RESAMPLES, least: float = -math.inf
 ) -> Estimate:
     """Mean over tokens with a 95 % interval.
 

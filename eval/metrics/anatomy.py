@@ -72,16 +72,14 @@ def panels(reports: Sequence[EvalReport]) -> list[Panel]:
     kinds = list(dict.fromkeys(part.kind for _, parts in rows for part in parts))
     largest = max(sum(part.bytes for part in parts) for _, parts in rows)
     bars = [_bar(place, name, parts, kinds, largest) for place, (name, parts) in enumerate(rows)]
-    legend = element("ul", *(_legend_entry(place, kind) for place, kind in enumerate(kinds)), class_="legend")
+    swatches = (element("span", class_=f"swatch k{place % _COLOURS}") for place in range(len(kinds)))
+    entries = (element("li", swatch, kind) for swatch, kind in zip(swatches, kinds, strict=True))
+    legend = element("ul", *entries, class_="legend")
     title = "Bytes by kind of module: " + "; ".join(
         f"{name} {bytes_text(sum(part.bytes for part in parts))}" for name, parts in rows
     )
     chart = svg(_WIDTH, _ROW * len(rows), title, *bars)
     return [Panel("Where the bytes are", join(legend, chart, _table(rows)))]
-
-
-def _legend_entry(place: int, kind: str) -> Markup:
-    return element("li", element("span", class_=f"swatch k{place % _COLOURS}"), kind)
 
 
 def _bar(place: int, name: str, parts: Sequence[Part], kinds: Sequence[str], largest: int) -> Markup:

@@ -29,7 +29,6 @@ PLACE = 40
 LIMITS = {"kl": ("KL", "kl.estimate")}
 _BUCKETS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 _LOG10_KL = (-8.0, 2.0)
-_BINS = 50
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,15 @@ def measure(pair: Pair, options: base.NoOptions) -> Section:
 def summarize(scores: TokenScores, seed: int = 0) -> Section:
     """Summarise the finite positions, and count the others; `seed` is of the bootstrap."""
     kept = scores.kept()
+    shift = np.exp(-kept.nll_quantized) - np.exp(-kept.nll_baseline)
+    before, after = kept.top_baseline == kept.target, kept.top_quantized == kept.target
     return Section(
         tokens=len(kept.kl),
         nonfinite=len(scores.kl) - len(kept.kl),
         kl=_kl(kept, seed),
         top1_agreement=cluster_share(kept.top_baseline == kept.top_quantized, kept.window),
-        probability_shift=_shift(kept),
-        flips=_flips(kept),
+        probability_shift=ProbabilityShift(float(shift.mean()), math.sqrt(float(np.square(shift).mean()))),
+        flips=Flips(right_to_wrong=int((before & ~after).sum()), wrong_to_right=int((~before & after).sum())),
         confidence_buckets=_confidence_buckets(kept),
         kl_histogram=kl_histogram(kept.kl),
     )
@@ -126,16 +127,6 @@ def _kl(scores: TokenScores, seed: int) -> Kl:
     mean = cluster_bootstrap(*cluster_sums(scores.kl, scores.window), seed=seed, least=0.0)
     median, p90, p99, p999, top = (float(x) for x in np.quantile(scores.kl, [0.5, 0.9, 0.99, 0.999, 1.0]))
     return Kl(mean.value, mean.low, mean.high, mean.standard_error, median, p90, p99, p999, top, mean.note)
-
-
-def _shift(scores: TokenScores) -> ProbabilityShift:
-    delta = np.exp(-scores.nll_quantized) - np.exp(-scores.nll_baseline)
-    return ProbabilityShift(float(delta.mean()), math.sqrt(float(np.square(delta).mean())))
-
-
-def _flips(scores: TokenScores) -> Flips:
-    before, after = scores.top_baseline == scores.target, scores.top_quantized == scores.target
-    return Flips(right_to_wrong=int((before & ~after).sum()), wrong_to_right=int((~before & after).sum()))
 
 
 def _confidence_buckets(scores: TokenScores) -> tuple[ConfidenceBucket, ...]:
@@ -150,9 +141,8 @@ def _confidence_buckets(scores: TokenScores) -> tuple[ConfidenceBucket, ...]:
 def kl_histogram(kl: Floats) -> Histogram:
     """Counts of per-token KL in 50 equal bins of log10, 1e-8 to 100; the outermost bins take what lies outside."""
     logs = np.log10(np.clip(kl, 10.0 ** _LOG10_KL[0], None))
-    edges = np.linspace(*_LOG10_KL, _BINS + 1)
-    counts, _ = np.histogram(np.clip(logs, *_LOG10_KL), bins=edges)
-    return Histogram(low=_LOG10_KL[0], high=_LOG10_KL[1], counts=tuple(int(count) for count in counts))
+    counts, _ = np.histogram(np.clip(logs, *_LOG10_KL), bins=np.linspace(*_LOG10_KL, 50 + 1))
+    return Histogram(*_LOG10_KL, tuple(counts.tolist()))
 
 
 def columns(section: Section, report: EvalReport) -> list[Column]:

@@ -70,10 +70,10 @@ def measure(pair: Pair, options: base.NoOptions) -> Section:
     with pair.as_stored():
         score_window(pair.baseline, pair.windows)  # the first forward of a process also pays for the libraries it loads
         for model, folder in zip(pair.models, (pair.subject.baseline_folder, pair.subject.folder), strict=True):
-            size = None if folder is None else checkpoint_size(folder)
+            files, tensors = (None, None) if folder is None else checkpoint_size(folder)
             rise, note = measure_memory(model, partial(score_window, model, pair.windows))
-            bits = size and size.bits_per_weight(parameters)
-            found.append(ModelMemory(size and size.file_bytes, bits, parameter_bytes(model), rise, note))
+            bits = None if tensors is None else 8 * tensors / parameters
+            found.append(ModelMemory(files, bits, parameter_bytes(model), rise, note))
     return Section(parameters, *found)
 
 
@@ -105,35 +105,21 @@ def words(section: Section, report: EvalReport) -> list[str]:
     return found if section.ratio is None else [*found, f"{number(section.ratio)}x smaller"]
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointSize:
-    """Bytes of the safetensors files of a folder, with headers, and of the tensors alone."""
-
-    file_bytes: int
-    tensor_bytes: int
-
-    def bits_per_weight(self, parameters: int) -> float:
-        """Bits of all stored tensors (scales, zeros and kept tensors too) per weight of the original model."""
-        return 8 * self.tensor_bytes / parameters
-
-
-def checkpoint_size(folder: str | Path) -> CheckpointSize:
-    """Size of the safetensors files that a folder's index names, or of all where it has no index.
+def checkpoint_size(folder: Path) -> tuple[int, int]:
+    """Bytes of the safetensors files that a folder's index names (or of all without an index), and of their tensors.
 
     Raises:
         CheckpointError: if there is none, or one is missing or truncated.
     """
-    folder = Path(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / name for name in names]
+        files = [folder / name for name in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())]
     else:
-        files = sorted(folder.glob("*.safetensors"))
+        files = list(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder}: no safetensors files; give a folder that holds a model")
-    sizes = [_file_size(file) for file in files]
-    return CheckpointSize(sum(total for total, _ in sizes), sum(tensors for _, tensors in sizes))
+    totals, tensors = zip(*map(_file_size, sorted(files)), strict=True)
+    return sum(totals), sum(tensors)
 
 
 def _file_size(file: Path) -> tuple[int, int]:

@@ -77,8 +77,12 @@ def _recipe(report: EvalReport) -> Markup | None:
 def _overview(reports: Sequence[EvalReport]) -> Markup:
     """The baseline, then one row per quantized model; superscripts lead to the footnotes."""
     columns = columns_of(reports)
-    places = {note: str(place) for place, note in enumerate(_notes(reports), 1)}
-    head = element("tr", element("th", "model", scope="col"), *(_head(each, places[each.note]) for each, _ in columns))
+    marks = {
+        note: element("sup", element("a", str(place), href=f"#note-{place}"))
+        for place, note in enumerate(_notes(reports), 1)
+    }
+    heads = (element("th", each.head, marks[each.note], scope="col") for each, _ in columns)
+    head = element("tr", element("th", "model", scope="col"), *heads)
     rows = [_row(reports[0].baseline.name, [(each, each.baseline) for each, _ in columns], class_="baseline")]
     for place, report in enumerate(reports):
         badges = [_budget_badge(each) for each in report.budget]
@@ -102,11 +106,6 @@ def _notes(reports: Sequence[EvalReport]) -> list[str]:
     absent = [metric for metric in metrics() if metric.absent and metric.name not in measured]
     numbers = [note for note, words in found.items() if not words]
     return [*numbers, *(str(each.absent) for each in absent), *(note for note, words in found.items() if words)]
-
-
-def _head(column: Column, place: str) -> Markup:
-    mark = element("sup", element("a", place, href=f"#note-{place}"))
-    return element("th", column.head, mark, scope="col")
 
 
 def _row(

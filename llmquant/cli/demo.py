@@ -53,17 +53,11 @@ def demo(out: Path, page: Path, console: Console) -> list[EvalReport]:
             with RunDisplay(console) as display:
                 quantize(model, recipe, out / recipe, overwrite=True, progress=display)
             with RunDisplay(console) as display:
-                reports.append(
-                    evaluate(
-                        out / recipe,
-                        model,
-                        max_windows=_WINDOWS,
-                        speed=_SPEED_SECONDS,
-                        noise_floor=True,
-                        progress=display,
-                    )
+                report = evaluate(
+                    out / recipe, model, max_windows=_WINDOWS, speed=_SPEED_SECONDS, noise_floor=True, progress=display
                 )
-            (out / f"{recipe}.json").write_text(reports[-1].to_json(), encoding="utf-8")
+            reports.append(report)
+            (out / f"{recipe}.json").write_text(report.to_json(), encoding="utf-8")
     page.write_text(render_page(reports), encoding="utf-8")
     print_reports(console, reports)
     console.print(

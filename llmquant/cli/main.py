@@ -16,8 +16,6 @@ from llmquant.cli import bench, demo, doctor, evaluate, plan, push, quantize, re
 from llmquant.errors import LlmquantError
 
 OVER_BUDGET = evaluate.OVER_BUDGET
-_INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
-_WIDTH_OF_FILES = 120  # rich would take 80 columns where there is no terminal
 _EPILOG = """\
 exit status:
   0    done
@@ -36,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from llmquant.words import escaped
 
     _never_fail_to_print()
-    # Without emoji: "a:key:b" in a name is not a picture.
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES, emoji=False)
+    # Without emoji: "a:key:b" in a name is not a picture. Rich would take 80 columns where there is no terminal.
+    console = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
     errors = Console(stderr=True, emoji=False)
     try:
         return args.run(args, console)
@@ -46,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         errors.print(f"interrupted{args.if_interrupted}", markup=False, highlight=False, soft_wrap=True)
-        return _INTERRUPTED
+        return 130  # as a shell reports a program that Ctrl-C ended
 
 
 def _never_fail_to_print() -> None:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from llmquant.engine.run import RunResult
 
-_WORST_LAYERS = 5
-
 
 def add(commands: arguments.Commands) -> None:
     """Describe the arguments."""
@@ -70,6 +68,6 @@ def _worst_layers(layers: dict[str, dict[str, Any]]) -> Table:
 
     title = "Layers with the largest error"
     table = plain_table("layer", "scheme", "rounding", ">error", fold="layer", title=title, title_justify="left")
-    for name, layer in sorted(layers.items(), key=lambda item: -item[1]["loss"])[:_WORST_LAYERS]:
+    for name, layer in sorted(layers.items(), key=lambda item: -item[1]["loss"])[:5]:
         table.add_row(escaped(name), escaped(layer["scheme"]), escaped(layer["method"]), f"{layer['loss']:.3%}")
     return table
