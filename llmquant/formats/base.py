@@ -94,6 +94,14 @@ class Written(Protocol):
         """Every tensor by its name in the format."""
         ...
 
+    def schemes(self) -> Mapping[str, Scheme]:
+        """The quantized weights of a finished result, as it says itself without llmquant.json; empty if it does not.
+
+        Raises:
+            CheckpointError: if it says that nothing is quantized, or what it says is malformed.
+        """
+        ...
+
     def read(self, name: str) -> Tensor:
         """Read one tensor; raises CheckpointError if it cannot be read."""
         ...

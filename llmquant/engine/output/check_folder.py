@@ -21,11 +21,8 @@ from llmquant.engine.output.verify import hash_bytes, hash_file
 from llmquant.errors import CheckpointError
 from llmquant.files import read_json
 from llmquant.formats import DEFAULT
-from llmquant.formats.base import Written
-from llmquant.formats.compressed_tensors.codec import suffixes
-from llmquant.formats.compressed_tensors.config import schemes_of
-from llmquant.formats.compressed_tensors.reference import decode_reference
-from llmquant.models.checkpoint import Checkpoint
+from llmquant.formats.base import Format, Written
+from llmquant.models.hub import locate
 from llmquant.spec import Scheme
 
 _SHOWN = 10
@@ -56,14 +53,20 @@ def verify_folder(source: str | Path) -> Verified:
     Raises:
         CheckpointError: naming the files and tensors that are missing, foreign, changed, or hold numbers that are none.
     """
-    folder, found, stored = _open(source)
+    folder = Path(source).expanduser()
+    if not (folder / PROVENANCE).is_file():  # a folder of any format has it, and `locate` knows one format
+        folder = locate(source)
     file = folder / PROVENANCE
     written = read_json(file) if file.exists() else {}
+    format_ = _format(written.get("recipe"))
+    found = format_.open(folder)
     hashes, files = _strings(written.get("tensors")), _strings(written.get("files"))
-    problems = [*_files(folder, files), *_names(found, hashes), *_numbers(found, hashes)]
+    problems = list(_files(folder, files))
+    schemes = {} if problems else found.schemes()  # of a config.json that is the one that was written
+    problems += [*_names(found, hashes), *_numbers(found, hashes)]
     checked = {name for name in found.tensors if name in hashes}
-    if stored and not hashes:
-        problems += _layers(found, stored, written.get("layers"), checked)
+    if not hashes:
+        problems += _layers(format_, found, schemes, written.get("layers"), checked)
     if problems:
         more = f"\n  and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
         raise CheckpointError(f"{folder} is not what was written:\n  " + "\n  ".join(problems[:_SHOWN]) + more)
@@ -71,21 +74,9 @@ def verify_folder(source: str | Path) -> Verified:
     return Verified(len(found.tensors), len(checked), len(files), _note(left, bool(written)))
 
 
-def _open(source: str | Path) -> tuple[Path, Written | Checkpoint, Mapping[str, Any]]:
-    """The folder, its tensors, and what config.json says of them in the layout of compressed-tensors."""
-    file = Path(source).expanduser() / PROVENANCE
-    recipe = read_json(file).get("recipe") if file.is_file() else None
+def _format(recipe: Any) -> Format:
     name = recipe.get("format", DEFAULT) if isinstance(recipe, Mapping) else DEFAULT
-    if name != DEFAULT and name in formats.names():
-        return file.parent, formats.find(name).open(file.parent), {}
-    checkpoint = Checkpoint.open(source, allow_quantized=True)
-    stored = checkpoint.config.data.get("quantization_config") if checkpoint.config else None
-    if not stored:
-        raise CheckpointError(
-            f"{checkpoint.folder}: is not quantized (config.json has no quantization_config), so there is nothing to "
-            "verify; give a folder that llmquant wrote"
-        )
-    return checkpoint.folder, checkpoint, stored
+    return formats.find(name if name in formats.names() else DEFAULT)
 
 
 def _note(left: int, has_provenance: bool) -> str:
@@ -111,7 +102,7 @@ def _files(folder: Path, hashes: Mapping[str, str]) -> Iterator[str]:
             yield f"{name}: differs from the file that was written"
 
 
-def _names(found: Written | Checkpoint, hashes: Mapping[str, str]) -> Iterator[str]:
+def _names(found: Written, hashes: Mapping[str, str]) -> Iterator[str]:
     for name in sorted(hashes.keys() - found.tensors.keys()):
         yield f"{name}: is missing"
     if hashes:
@@ -119,7 +110,7 @@ def _names(found: Written | Checkpoint, hashes: Mapping[str, str]) -> Iterator[s
             yield f"{name}: was not written by this run"
 
 
-def _numbers(found: Written | Checkpoint, hashes: Mapping[str, str]) -> Iterator[str]:
+def _numbers(found: Written, hashes: Mapping[str, str]) -> Iterator[str]:
     for name in found.tensors:
         tensor = found.read(name)
         if name in hashes and hash_bytes(tensor) != hashes[name]:
@@ -132,20 +123,15 @@ def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
 
 
-def _layers(found: Written | Checkpoint, stored: Mapping[str, Any], records: Any, checked: set[str]) -> Iterator[str]:
-    """Packed layers by their own digests, of folders that have no others; or at least that they can be decoded."""
+def _layers(
+    format_: Format, found: Written, schemes: Mapping[str, Scheme], records: Any, checked: set[str]
+) -> Iterator[str]:
+    """Quantized layers by their own digests, of folders that have no others; or at least that they can be decoded."""
     records = records if isinstance(records, Mapping) else {}
-    table = schemes_of(stored)
-    for key in found.tensors:
-        base = key.removesuffix(".weight_scale")
-        if base == key:
-            continue
-        scheme = table.scheme_for(base)
-        if scheme is None or scheme.is_keep:
-            continue
-        names = [f"{base}.{suffix}" for suffix in suffixes(scheme)]
+    for base, scheme in schemes.items():
+        names = format_.names(f"{base}.weight", scheme)
         try:
-            decoded = _digest(found, base, names, scheme)
+            decoded = digest(found.decode_reference(base, {name: found.read(name) for name in names}, scheme))
         except CheckpointError as error:
             yield str(error)
             continue
@@ -154,8 +140,3 @@ def _layers(found: Written | Checkpoint, stored: Mapping[str, Any], records: Any
             checked.update(names)
             if decoded != wanted:
                 yield f"{base}: does not decode to what was written"
-
-
-def _digest(found: Written | Checkpoint, base: str, names: list[str], scheme: Scheme) -> str:
-    tensors = {name: found.read(name) for name in names}
-    return digest(decode_reference(base, tensors, scheme))

@@ -10,9 +10,10 @@ from typing import Any
 from jaxtyping import Shaped
 from torch import Tensor
 
+from llmquant.errors import CheckpointError
 from llmquant.formats.base import Content, Planned
 from llmquant.formats.compressed_tensors import codec, reference
-from llmquant.formats.compressed_tensors.config import model_quantization_config
+from llmquant.formats.compressed_tensors.config import model_quantization_config, schemes_of
 from llmquant.formats.safetensors_file import write_index, write_shard
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.safetensors_header import TensorInfo, read_header
@@ -29,6 +30,19 @@ class Shards:
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self.checkpoint.tensors
+
+    def schemes(self) -> Mapping[str, Scheme]:
+        config = self.checkpoint.config
+        stored = config.data.get("quantization_config") if config else None
+        if not stored:
+            raise CheckpointError(
+                f"{self.checkpoint.folder}: is not quantized (config.json has no quantization_config), so there is "
+                "nothing to verify; give a folder that llmquant wrote"
+            )
+        table = schemes_of(stored)
+        bases = [name.removesuffix(".weight_scale") for name in self.tensors if name.endswith(".weight_scale")]
+        found = {base: table.scheme_for(base) for base in bases}
+        return {base: scheme for base, scheme in found.items() if scheme and not scheme.is_keep}
 
     def read(self, name: str) -> Tensor:
         return self.checkpoint.read(name)

@@ -45,6 +45,9 @@ class GgufFile:
             raise CheckpointError(f"{folder / FILE}: does not say {' and '.join(HEADS)}, as llmquant's files do")
         return cls(metadata, tensors, Checkpoint(folder, tensors))
 
+    def schemes(self) -> Mapping[str, Scheme]:
+        return {}  # llmquant.json has digests of all tensors of each file that was ever written
+
     def read(self, name: str) -> Tensor:
         return self._checkpoint.read(name)
 
