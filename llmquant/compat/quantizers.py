@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 METHOD = "compressed-tensors"
 _ASKED = "dequantize or use_optimized_inference was asked for"
+# Up to transformers 5.22 `dequantize` reads packed tensors into packed places first, and is set by itself for a status
+# such as "frozen"; from 5.23 on it happens on the way from the file, and needs no places.
+_NEEDS_PLACES = "_process_model_after_weight_loading" in vars(CompressedTensorsHfQuantizer)
 
 
 class CompressedTensorsConfig(OriginalConfig):
@@ -119,8 +122,16 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
         if not self.packed:
             super().validate_environment(*args, **kwargs)
 
-    def get_load_operations(self) -> dict[str, Any]:
+    def get_load_operations(self) -> dict[str, Any]:  # asked for from transformers 5.21 on
         return {} if self.packed else super().get_load_operations()
+
+    def update_weight_conversions(  # pyright: ignore[reportIncompatibleMethodOverride]  # up to 5.20 without `model`
+        self, weight_conversions: list[Any], *model: Any
+    ) -> list[Any]:
+        # The original's own, up to transformers 5.20, looks for packed experts also where they were kept.
+        if self.packed:
+            return HfQuantizer.update_weight_conversions(self, weight_conversions, *model)
+        return super().update_weight_conversions(weight_conversions, *model)
 
     @property
     def is_trainable(self) -> bool:
@@ -148,7 +159,7 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
         if not self.packed:
             super()._process_model_before_weight_loading(model, checkpoint_files=checkpoint_files, **kwargs)
             original: Any = self.quantization_config
-            if checkpoint_files is not None and not original.dequantize:  # that is done while loading
+            if checkpoint_files is not None and (_NEEDS_PLACES or not original.dequantize):
                 self.check_original(model, checkpoint_files)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:

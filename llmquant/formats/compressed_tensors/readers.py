@@ -3,7 +3,7 @@
 A rule looks at one quantized module (or at the plan as a whole) and gives the reason why a reader cannot take it, or
 None. The rules for transformers 5.23 with compressed-tensors 0.20 and for vLLM 0.32 on CPU were found by running 119
 hand-written checkpoints in them; tests/clients repeats it with llmquant's own. Those for vLLM on GPU were read in the
-source of 0.33.
+source of 0.33. What transformers 5.17 to 5.22 do otherwise is a remark.
 """
 
 from __future__ import annotations
@@ -180,6 +180,11 @@ def _dense_at_load(plan: Planned) -> bool:
     return embeddings or any(not scheme.symmetric for scheme in _schemes(plan))
 
 
+def _tables_while_loading(plan: Planned) -> Reason:
+    """Older ones fail as with several schemes, see `_one_scheme_if_embeddings`."""
+    return "packed embeddings need transformers 5.23" if any(row.matrix.table for row in plan.quantized) else None
+
+
 def _new_three_bit_layout(plan: Planned) -> Reason:
     return "needs compressed-tensors 0.20" if any(scheme.bits == 3 for scheme in _schemes(plan)) else None
 
@@ -233,7 +238,7 @@ _READERS = {
     TRANSFORMERS: _Reader(
         (_only_linear,),
         (_one_scheme_if_asymmetric, _one_scheme_if_embeddings, _plain_loading, _recast),
-        (_dense_in_memory, _new_three_bit_layout, _quantized_activations),
+        (_dense_in_memory, _tables_while_loading, _new_three_bit_layout, _quantized_activations),
     ),
     VLLM_GPU: _Reader(
         (_only_linear, _no_embedding, _no_tensor_scale, _whole_words_of_zeros),

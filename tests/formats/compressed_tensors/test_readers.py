@@ -143,6 +143,8 @@ def test_reasons_name_the_modules() -> None:
         (plan_of("int4"), TRANSFORMERS, "weights become bfloat16 at the first forward"),
         (plan_of("int4-asym"), TRANSFORMERS, "weights become bfloat16 at load"),
         (plan_of("int3"), TRANSFORMERS, "needs compressed-tensors 0.20"),
+        (plan_of("int8"), TRANSFORMERS, "^weights become bfloat16 at the first forward$"),
+        (plan_of("int8", kind="embedding"), TRANSFORMERS, "packed embeddings need transformers 5.23$"),
         (plan_of("int4-g128"), VLLM_GPU, r"^Marlin \(Machete on Hopper\); by its source, not run$"),
         (plan_of("int4-g32"), VLLM_GPU, "^Marlin; by"),
         (plan_of("w8a8-dynamic"), VLLM_GPU, "^CUTLASS int8; by"),
