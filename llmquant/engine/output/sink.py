@@ -12,6 +12,7 @@ from llmquant.engine.layer import dense_weight, digest
 from llmquant.engine.output.edits import write_edits
 from llmquant.engine.output.journal import Journal, LayerRecord, ShardRecord
 from llmquant.engine.output.units import Unit
+from llmquant.errors import QuantizationError
 from llmquant.formats.base import Writer
 from llmquant.models.edits import Edit
 from llmquant.models.source import WeightSource
@@ -35,6 +36,7 @@ class FolderSink:
         self._folder, self._writer, self._plan, self._journal = folder, writer, plan, journal
         self._source, self._progress = source, progress
         self._units = {unit.block: unit for unit in units}
+        self._known = frozenset(source.tensors)
         self.blocks = tuple(self._units)
 
     def written(self, block: int | None) -> Callable[[MatrixRow], Tensor] | None:
@@ -52,8 +54,17 @@ class FolderSink:
         return read
 
     def emit(self, block: int | None, results: Results, edits: Sequence[Edit]) -> None:
-        """Write a unit. The source has applied `edits` already; they reach the disk before what they changed."""
+        """Write a unit. The source has applied `edits` already; they reach the disk before what they changed.
+
+        Raises:
+            QuantizationError: if they create a tensor, as what goes into which unit is decided before any work.
+        """
         unit = self._units[block]
+        if created := sorted(self._source.tensors.keys() - self._known):
+            raise QuantizationError(
+                f"{created[0]}: a transform creates this tensor, for which a folder has no place; transforms of a run "
+                "change what the checkpoint holds"
+            )
         digest_of_edits = write_edits(self._folder, unit.file, edits) if edits else ""
         quantized, records = {}, {}
         for row, key in unit.quantized:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import llmquant
@@ -18,8 +19,9 @@ from llmquant.engine.output import sink as sink_module
 from llmquant.engine.output.folder import EDITS
 from llmquant.engine.prepare import prepare
 from llmquant.engine.weights import Work
-from llmquant.errors import OutputError
+from llmquant.errors import OutputError, QuantizationError
 from llmquant.formats.compressed_tensors import files as shards
+from llmquant.models.edits import Edit
 from llmquant.recipe.load import load_recipe
 from tests.engine.conftest import tiny_llama
 
@@ -49,6 +51,37 @@ def test_a_transform_is_written(checkpoint: Path, recipe: dict[str, Any], tmp_pa
     ids = torch.randint(1, 250, (2, 40))
     quantized, dense = llmquant.load(folder), AutoModelForCausalLM.from_pretrained(checkpoint)
     torch.testing.assert_close(quantized(ids).logits, dense(ids).logits, atol=0.05, rtol=0.1)
+
+
+def test_what_stays_keeps_its_dtype_and_shape(checkpoint: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+    """A float32 norm of a bfloat16 model stays float32 behind a transform, and tensors keep their shapes."""
+    source = tmp_path / "source"
+    shutil.copytree(checkpoint, source)
+    norm = "model.layers.1.input_layernorm.weight"
+    for file in source.glob("*.safetensors"):
+        tensors = load_file(file)
+        if norm in tensors:
+            tensors[norm] = tensors[norm].float()
+            save_file(tensors, file, {"format": "pt"})
+    after, before = weights(quantize(source, recipe, tmp_path / "out").folder), weights(source)
+    kept = {name for name in after if name in before and after[name].dtype != torch.int8}
+    assert norm in kept
+    assert not torch.equal(after[norm], before[norm])
+    assert {name: (after[name].dtype, after[name].shape) for name in kept} == {
+        name: (before[name].dtype, before[name].shape) for name in kept
+    }
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.bias", "lm_head.bias"])
+def test_a_tensor_that_a_transform_creates_is_not_lost(
+    checkpoint: Path, recipe: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, rows = smoothquant.fit, 257 if name.startswith("lm_head") else 96
+    created = Edit("set", name, torch.ones(rows))
+    monkeypatch.setattr(smoothquant, "fit", lambda *args: [*fit(*args), created])
+    with pytest.raises(QuantizationError, match=f"{name}: a transform creates this tensor"):
+        quantize(checkpoint, recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_in_memory_as_on_disk(checkpoint: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
