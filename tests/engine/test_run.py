@@ -167,6 +167,27 @@ def test_damage_to_a_finished_shard_is_found(checkpoint, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("damage", ["a code", "cut", "gone"])
+def test_no_block_is_calibrated_on_a_damaged_one(checkpoint, gptq_recipe, tmp_path, monkeypatch, damage):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(Stop):
+            quantize(checkpoint, gptq_recipe, tmp_path / "out")
+    shard = tmp_path / "out.partial" / "model-00002-of-00004.safetensors"
+    if damage == "a code":
+        tensors = load_file(shard)
+        tensors["model.layers.0.mlp.up_proj.weight_packed"][-1, -1] ^= 1
+        save_file(tensors, shard, {"format": "pt"})
+    elif damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    else:
+        shard.unlink()
+    with pytest.raises(OutputError, match=rf"{shard.name}, which an earlier run .*; .* again with --overwrite"):
+        quantize(checkpoint, gptq_recipe, tmp_path / "out", resume=True)
+    assert not (tmp_path / "out.partial" / "model-00004-of-00004.safetensors").exists()
+    quantize(checkpoint, gptq_recipe, tmp_path / "out", overwrite=True)
+
+
 def test_too_little_disk_is_said_before_any_work(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("llmquant.engine.output.folder.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(OutputError, match="free, but"):

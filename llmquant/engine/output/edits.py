@@ -39,7 +39,10 @@ def read_edits(folder: Path, journal: Journal) -> list[Edit]:
     for record in sorted(journal.shards.values(), key=lambda record: record.file):
         if record.edits:
             file = folder / EDITS / record.file
-            data = read_plain(file, OutputError)
+            try:
+                data = read_plain(file, OutputError)
+            except OutputError as error:
+                raise OutputError(f"{error}; start again with --overwrite") from error
             if hashlib.sha256(data).hexdigest() != record.edits:
                 raise OutputError(f"{file} is damaged; start again with --overwrite")
             edits += edits_from_bytes(data)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from llmquant.engine.layer import dense_weight, digest
 from llmquant.engine.output.edits import write_edits
 from llmquant.engine.output.journal import Journal, LayerRecord, ShardRecord
 from llmquant.engine.output.units import Unit
-from llmquant.errors import QuantizationError
+from llmquant.errors import CheckpointError, OutputError, QuantizationError
 from llmquant.formats.base import Writer
 from llmquant.models.edits import Edit
 from llmquant.models.source import WeightSource
@@ -40,16 +41,27 @@ class FolderSink:
         self.blocks = tuple(self._units)
 
     def written(self, block: int | None) -> Callable[[MatrixRow], Tensor] | None:
-        """Gives the dequantized weights of a unit that an earlier run finished, as their parameters hold them."""
+        """Gives the dequantized weights of a unit that an earlier run finished, as their parameters hold them.
+
+        Raises:
+            OutputError: also from what is returned, if a weight is not the one that the journal has a digest of: all
+                blocks behind it would be calibrated on the damage.
+        """
         unit = self._units[block]
         if unit.file not in self._journal.shards:
             return None
-        written, keys = self._writer.written(unit.file), {row.name: key for row, key in unit.quantized}
+        keys, layers = {row.name: key for row, key in unit.quantized}, self._journal.shards[unit.file].layers
+        with self._trusted(unit):
+            written = self._writer.written(unit.file)
 
         def read(row: MatrixRow) -> Tensor:
             key = keys[row.name]
-            tensors = {name: written.read(name) for name in self._plan.format.names(key, row.scheme)}
-            return dense_weight(row, written.decode(key.removesuffix(".weight"), tensors, row.scheme))
+            with self._trusted(unit):
+                tensors = {name: written.read(name) for name in self._plan.format.names(key, row.scheme)}
+                quantized = written.decode(key.removesuffix(".weight"), tensors, row.scheme)
+                if digest(quantized) != layers[row.name].digest:
+                    raise CheckpointError(f"{row.name} is not what was written")
+            return dense_weight(row, quantized)
 
         return read
 
@@ -84,3 +96,13 @@ class FolderSink:
         for name, record in records.items():
             self._progress.layer(name, record.loss)
         self._progress.step(unit.file, work=unit.work)
+
+    @contextmanager
+    def _trusted(self, unit: Unit) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError as error:
+            raise OutputError(
+                f"{self._folder}: {unit.file}, which an earlier run finished, is damaged or was misread ({error}); if "
+                "--resume says so again, start again with --overwrite"
+            ) from error
