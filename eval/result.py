@@ -19,6 +19,7 @@ from llmquant.data.windows import Protocol
 from llmquant.errors import DataError, RecipeError
 from llmquant.eval.metrics import find, metrics
 from llmquant.eval.metrics.base import Column, Metric, Section
+from llmquant.words import listed
 
 SCHEMA_VERSION = 3
 S = TypeVar("S", bound=Section)
@@ -139,8 +140,11 @@ class EvalReport:
 def _section_of(name: str) -> type[Section]:
     try:
         return find(name).section
-    except RecipeError as error:
-        raise DataError(f"the report is malformed at 'sections.{name}': {error}") from None
+    except RecipeError:
+        known = listed(metric.name for metric in metrics())
+        raise DataError(
+            f"the report has a section of the metric {name!r}, which is not installed here; there are {known}"
+        ) from None
 
 
 def _checked(kind: type[Any], text: str, place: str = "") -> Any:

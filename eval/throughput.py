@@ -200,7 +200,8 @@ def check_prompt(length: int, options: ThroughputOptions) -> None:
     if length < wanted:
         raise DataError(
             f"the speed test needs {wanted} tokens (prompt {options.prompt_tokens} + decode {options.decode_tokens}), "
-            f"a window has {length}; use longer windows, or leave the speed out (--speed 0)"
+            f"a window has {length}; use longer windows, or leave the speed out "
+            "(--speed 0, in Python speed=0)"
         )
 
 

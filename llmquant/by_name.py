@@ -47,7 +47,8 @@ class ByName(Generic[Found]):
         # Looking before importing keeps a module with a missing dependency from being called unknown.
         if not self._is_one(name) or importlib.util.find_spec(full) is None:
             known = self.names()
-            raise RecipeError(f"unknown {self.what} {name!r}{did_you_mean(name, known)} There are: {listed(known)}")
+            hint = did_you_mean(name, known) or "."
+            raise RecipeError(f"unknown {self.what} {name!r}{hint} There are: {listed(known)}")
         return cast(Found, importlib.import_module(full))
 
     def _is_one(self, name: str) -> bool:

@@ -125,17 +125,17 @@ def _why_dead(pattern: Pattern, inventory: Inventory) -> str:
     protected = [module for module in inventory.modules if pattern.names(module)]
     if protected:
         return (
-            f"{pattern.text!r} fits only protected modules ({_names(protected)}), which patterns never reach; "
+            f"'{pattern.text}' fits only protected modules ({_names(protected)}), which patterns never reach; "
             "write their set or exact name"
         )
     names = [module.name for module in inventory.modules]
     if pattern.kind == "name" and any(name.startswith(f"{pattern.text}.") for name in names):
-        return f"{pattern.text!r} has no weight of its own; did you mean '{pattern.text}.*'?"
+        return f"'{pattern.text}' has no weight of its own; did you mean '{pattern.text}.*'?"
     leaves = [f"*.{name.rpartition('.')[2]}" for name in names]
     known = leaves if pattern.kind == "glob" else [*NAMED_SETS, *names, *(leaf[2:] for leaf in leaves)]
     hint = "" if pattern.kind == "regex" else did_you_mean(pattern.text, known)
     example = next((module.name for module in inventory.modules if "linear" in module.sets), "lm_head")
-    return f"{pattern.text!r} matches nothing{hint or f'; names look like {example}'}"
+    return f"'{pattern.text}' matches nothing{hint or f'; names look like {example}'}"
 
 
 def _why_not(module: ModuleInfo, scheme: Scheme, *, shared: bool) -> str:

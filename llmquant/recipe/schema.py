@@ -277,7 +277,8 @@ class Recipe(_Model):
     @classmethod
     def _check_format(cls, name: str) -> str:
         if name not in names():
-            raise ValueError(f"unknown format {name!r}{did_you_mean(name, names())}; there are {listed(names())}")
+            hint = did_you_mean(name, names()) or "."
+            raise ValueError(f"unknown format {name!r}{hint} There are: {listed(names())}")
         return name
 
     @model_validator(mode="after")

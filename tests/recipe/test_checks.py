@@ -31,6 +31,8 @@ def test_indivisible_without_a_word_is_an_error(llama: Make) -> None:
         ("down_proj", "'down_proj' matches nothing; did you mean"),
         ("model.layers.0", "'model.layers.0' has no weight of its own; did you mean 'model.layers.0.*'?"),
         ("re:nothing", "'re:nothing' matches nothing; names look like model.layers.0.self_attn.q_proj"),
+        (r"re:a\.b", r"rule 2 (re:a\.b -> keep): 're:a\.b' matches nothing"),
+        (r"re:lm\_.*", r"'re:lm\_.*' fits only protected modules"),
         ("re:lm_.*", "'re:lm_.*' fits only protected modules (lm_head), which patterns never reach"),
         ("experts", "this model has no experts (the experts of a mixture of experts); remove the pattern"),
     ],

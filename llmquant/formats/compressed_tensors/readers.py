@@ -248,6 +248,6 @@ _READERS = {
     VLLM_CPU: _Reader(
         (_only_linear, _no_embedding, _no_tensor_scale, _cpu_kernel, _whole_words_of_zeros),
         (_fused_alike, _cpu_head_size),
-        (_instructions, _served_in_16_bit),
+        (_instructions, _quantized_activations, _served_in_16_bit),
     ),
 }
