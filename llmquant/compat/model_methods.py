@@ -1,4 +1,4 @@
-"""Methods of every transformers model that read weights as they lie in memory, which packed ones do not do."""
+"""Methods of every transformers model that take weights for what they are not once they are packed."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ _MARK = "_llmquant_extended"
 
 
 def extend_models(
-    count: Callable[[Any, bool, bool], int | None], resized: Callable[[Any, int | None, int | None], Any]
+    count: Callable[[Any, bool, bool], int | None],
+    resized: Callable[[Any, int | None, int | None], Any],
+    check_save: Callable[[Any, Any], None],
 ) -> None:
-    """Let `num_parameters` and `resize_token_embeddings` ask us first. A second call changes nothing.
+    """Let `num_parameters`, `resize_token_embeddings` and `save_pretrained` ask us first; a second call does nothing.
 
     On the class, and not on the models: copies, pickles and parts of a model have the methods of their class.
 
     `count` of (model, only trainable, without embeddings) is None for a model that is not packed. `resized` of (model,
     tokens, multiple) is the input embedding if there is nothing to do, None if transformers is to do it, and raises
-    where it cannot.
+    where it cannot. `check_save` of (model, folder) raises where a model must not be saved.
     """
     from transformers.modeling_utils import PreTrainedModel
 
     if getattr(PreTrainedModel.num_parameters, _MARK, False):
         return
     count_all, resize = PreTrainedModel.num_parameters, PreTrainedModel.resize_token_embeddings
+    save = PreTrainedModel.save_pretrained
 
     @wraps(count_all)
     def num_parameters(self: Any, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
@@ -38,6 +41,12 @@ def extend_models(
         kept = resized(self, new_num_tokens, pad_to_multiple_of)
         return resize(self, new_num_tokens, pad_to_multiple_of, mean_resizing) if kept is None else kept
 
+    @wraps(save)
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        check_save(self, save_directory)
+        return save(self, save_directory, *args, **kwargs)
+
     setattr(num_parameters, _MARK, True)
     PreTrainedModel.num_parameters = num_parameters
     PreTrainedModel.resize_token_embeddings = resize_token_embeddings
+    PreTrainedModel.save_pretrained = save_pretrained

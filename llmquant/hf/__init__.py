@@ -21,7 +21,8 @@ def _install() -> None:
     from llmquant.compat.model_methods import extend_models
     from llmquant.compat.quantizers import take_over
     from llmquant.hf.packed import PackedQuantizer
+    from llmquant.hf.save import check_save
     from llmquant.hf.vocabulary import check_resize, count_parameters
 
     take_over(PackedQuantizer)
-    extend_models(count_parameters, check_resize)
+    extend_models(count_parameters, check_resize, check_save)

@@ -57,7 +57,8 @@ class RecipeConfig(QuantizationConfigMixin):
 
     Data-free recipes are applied tensor by tensor while the weights are read; recipes that need calibration data are
     applied after the whole model is loaded (`llmquant.quantize` does it without ever holding the whole model).
-    `save_pretrained` then writes the same portable folder as `llmquant.quantize`.
+    `save_pretrained` then writes the tensors and the config.json of `llmquant.quantize`, but no tokenizer and no
+    llmquant.json.
 
     Args:
         recipe: name of a preset, path of a recipe file, or a recipe as a mapping.
