@@ -12,7 +12,7 @@
 | `words(section, report)` | parts of the sentence that sums up the report | no words |
 | `panels(reports)` | sections of the page | no panels |
 | `tables(reports)` | tables of its own for the terminal | none |
-| `ABSENT` | the footnote of the page where nothing was measured | no footnote |
+| `ABSENT` | what the page says below its footnotes where nothing was measured | nothing |
 | `LIMITS` | literal: budget name -> (short name, where the estimate or number is in the section) | no budget |
 """
 

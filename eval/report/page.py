@@ -92,20 +92,20 @@ def _overview(reports: Sequence[EvalReport]) -> Markup:
 
 
 def _footnotes(reports: Sequence[EvalReport]) -> Markup:
-    """Numbered notes, which the table's heads link to, then machine and versions."""
+    """Numbered notes, which the table's heads link to, what was not measured, then machine and versions."""
     notes = [element("li", text, id=f"note-{place}") for place, text in enumerate(_notes(reports), 1)]
+    measured = {name for report in reports for name in report.sections}
+    absent = [
+        element("p", each.absent, class_="note") for each in metrics() if each.absent and each.name not in measured
+    ]
     facts = {**reports[0].machine, **reports[0].versions}
     machine = [join(element("dt", name), element("dd", str(value))) for name, value in facts.items()]
-    return join(element("ol", *notes, class_="notes"), element("dl", *machine))
+    return join(element("ol", *notes, class_="notes"), *absent, element("dl", *machine))
 
 
 def _notes(reports: Sequence[EvalReport]) -> list[str]:
-    """Each note once, in the order of the metrics; also of what nobody measured."""
-    found = {column.note: column.words for column, _ in columns_of(reports)}
-    measured = {name for report in reports for name in report.sections}
-    absent = [metric for metric in metrics() if metric.absent and metric.name not in measured]
-    numbers = [note for note, words in found.items() if not words]
-    return [*numbers, *(str(each.absent) for each in absent), *(note for note, words in found.items() if words)]
+    """Each note once, in the order of the columns."""
+    return list(dict.fromkeys(column.note for column, _ in columns_of(reports)))
 
 
 def _row(

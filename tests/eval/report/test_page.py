@@ -140,6 +140,31 @@ def test_footnote_links_lead_somewhere(report: EvalReport) -> None:
     assert links <= targets
 
 
+def test_footnotes_are_numbered_without_a_gap(report: EvalReport) -> None:
+    """What was not measured has no number, and stands last."""
+    bare = dataclasses.replace(report, sections={k: v for k, v in report.sections.items() if k != "speed"})
+    for shown in (report, bare):
+        page = render_page([shown])
+        parsed = _parsed(page)
+        links = [int(str(value)[6:]) for name, value in parsed.attributes if name == "href"]
+        notes = [value for name, value in parsed.attributes if name == "id" and str(value).startswith("note-")]
+        assert sorted(set(links)) == list(range(1, len(notes) + 1))
+        assert links == sorted(links)
+        assert ("Speed was not measured." in page.rpartition("</ol>")[2]) == (shown is bare)
+        assert ("Speed was not measured." in page) == (shown is bare)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said"), [("linear_int4: avx2, exact", True), ("linear_int4: reference, avx2 unpack", False)]
+)
+def test_a_loss_without_kernels_names_no_accuracy(report: EvalReport, kernel: str, said: bool) -> None:
+    sections = {k: v for k, v in report.sections.items() if k != "speed"}
+    page = render_page(
+        [dataclasses.replace(report, kernels={kernel: 14, "embedding_int8: avx2 unpack": 1}, sections=sections)]
+    )
+    assert ("The kernels of packed layers ran in accuracy “exact”" in page) == said
+
+
 def test_page_of_a_bare_report(report: EvalReport) -> None:
     kept = {name: section for name, section in report.sections.items() if name in ("divergence", "perplexity")}
     bare = dataclasses.replace(report, recipe_yaml=None, kernels={}, sections=kept, budget=())
