@@ -94,6 +94,11 @@ class Written(Protocol):
         """Every tensor by its name in the format."""
         ...
 
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the files of weights say of the model, by keys, as values of JSON; empty where config.json says it."""
+        ...
+
     def schemes(self) -> Mapping[str, Scheme]:
         """The quantized weights of a finished result, as it says itself without llmquant.json; empty if it does not.
 

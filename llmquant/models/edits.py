@@ -177,7 +177,7 @@ def edits_to_bytes(edits: Sequence[Edit]) -> bytes:
         row = {"kind": edit.kind, "name": edit.name, "turned": edit.turned, "offset": edit.offset, "value": edit.value}
         if edit.by is not None:  # one that several edits share goes there once
             row["by"] = stored.setdefault((edit.by.data_ptr(), edit.by.shape), str(len(stored)))
-            tensors[row["by"]] = edit.by
+            tensors[row["by"]] = edit.by.clone()  # others may be views of its memory, which safetensors refuses
         rows.append(row)
     return safetensors.torch.save(tensors, {"edits": json.dumps(rows, sort_keys=True)})
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -187,6 +188,17 @@ def test_edits_are_data() -> None:
         "tie_word_embeddings": False, "text_config": {"z": 0, "x": [1, {"y": None}]},
     }  # fmt: skip
     assert config == {"tie_word_embeddings": True, "text_config": {"z": 0}}
+
+
+def test_views_of_one_memory_are_stored_each_in_its_shape() -> None:
+    whole = torch.rand(4, dtype=torch.float64)
+    shared = [Edit("scale_out", "a", whole), Edit("scale_out", "b", whole), Edit("scale_out", "c", whole[:2])]
+    data = edits_to_bytes(shared)
+    assert [edit.by.tolist() for edit in edits_from_bytes(data)] == [  # pyright: ignore
+        edit.by.tolist()
+        for edit in shared  # pyright: ignore
+    ]
+    assert len(safetensors.torch.load(data)) == 2  # what is the same is stored once
 
 
 def test_damaged_edits_are_refused() -> None:

@@ -6,6 +6,7 @@ scale that is no number or another group size in config.json, takes reading ever
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,9 @@ def verify_folder(source: str | Path) -> Verified:
     hashes, files = _strings(written.get("tensors")), _strings(written.get("files"))
     problems = list(_files(folder, files))
     schemes = {} if problems else found.schemes()  # of a config.json that is the one that was written
+    metadata = written.get("metadata")
+    if isinstance(metadata, Mapping):
+        problems += _metadata(found.metadata, metadata)
     problems += [*_names(found, hashes), *_numbers(found, hashes)]
     checked = {name for name in found.tensors if name in hashes}
     if not hashes:
@@ -70,8 +74,10 @@ def verify_folder(source: str | Path) -> Verified:
     if problems:
         more = f"\n  and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
         raise CheckpointError(f"{folder} is not what was written:\n  " + "\n  ".join(problems[:_SHOWN]) + more)
-    left = len(found.tensors) - len(checked)
-    return Verified(len(found.tensors), len(checked), len(files), _note(left, bool(written)))
+    note = _note(len(found.tensors) - len(checked), bool(written))
+    if found.metadata and not isinstance(metadata, Mapping):
+        note += f"{'; ' if note else ''}{PROVENANCE} does not say which metadata was written, so it was not checked"
+    return Verified(len(found.tensors), len(checked), len(files), note)
 
 
 def _format(recipe: Any) -> Format:
@@ -100,6 +106,13 @@ def _files(folder: Path, hashes: Mapping[str, str]) -> Iterator[str]:
             yield f"{name}: is missing"
         elif hash_file(file) != wanted:
             yield f"{name}: differs from the file that was written"
+
+
+def _metadata(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    for key in sorted(found.keys() | wanted.keys()):
+        now, then = (json.dumps(each[key]) if key in each else "missing" for each in (found, wanted))
+        if now != then:  # as text, where 1 is not 1.0
+            yield f"metadata {key}: is {now}, was written as {then}"
 
 
 def _names(found: Written, hashes: Mapping[str, str]) -> Iterator[str]:

@@ -66,6 +66,7 @@ def finalize(
         "counters": _total_counters(layers),
         "verified_tensors": len(hashes),
         "tensors": dict(sorted(hashes.items())),
+        "metadata": dict(prepared.plan.format.open(folder).metadata),
         "files": {name: hash_file(folder / name) for name in (CONFIG, *(path.name for path in copied))},
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_bytes": peak_resident_bytes(),

@@ -31,6 +31,10 @@ class Shards:
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self.checkpoint.tensors
 
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return {}
+
     def schemes(self) -> Mapping[str, Scheme]:
         config = self.checkpoint.config
         stored = config.data.get("quantization_config") if config else None

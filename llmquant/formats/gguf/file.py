@@ -100,6 +100,8 @@ def read_header(file: Path) -> tuple[dict[str, Value], dict[str, TensorInfo]]:
     for entry, offset in placed:
         dtype, shape = entry.stored
         found[entry.name] = TensorInfo(entry.name, dtype, shape, file, begin + offset, begin + offset + entry.bytes)
+    if len(metadata) != entries:  # readers differ in which of them they believe
+        raise CheckpointError(f"{file}: says something twice in its metadata; the file is damaged")
     if len(found) != tensors or any(info.end > size or info.begin % ALIGNMENT for info in found.values()):
         raise CheckpointError(f"{file}: its {size} bytes do not hold its tensors; the file is damaged or incomplete")
     return metadata, found

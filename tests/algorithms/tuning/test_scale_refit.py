@@ -45,6 +45,37 @@ def test_a_fit_to_noise_is_dropped() -> None:
     assert all(result.layers[name] is layer.quantized for name, layer in case.layers.items())
 
 
+def test_what_is_held_out_is_not_fitted() -> None:
+    """Batches held out decide whether the fit is taken, and not what it is."""
+    case, other = make_case(), make_case()
+    other.targets[1::2] = [target * 0.99 for target in other.targets[1::2]]
+    one, two = tune("scale_refit", case), tune("scale_refit", other)
+    assert one.before != two.before
+    for name, quantized in one.layers.items():
+        assert not torch.equal(quantized.scales, case.layers[name].quantized.scales)
+        assert torch.equal(quantized.scales, two.layers[name].scales)
+
+
+@pytest.mark.parametrize(
+    ("steps", "rate", "change", "within"),
+    [
+        (64, 0.05, 0.25, 1e-4),  # what a scale may change by at most
+        (4, 0.01, 0.01 + 0.0075 + 0.005 + 0.0025, 1e-3),  # the rate falls in a straight line
+    ],
+)
+def test_how_far_a_scale_goes_that_is_far_off(steps: int, rate: float, change: float, within: float) -> None:
+    case = make_case("int8", dtype=torch.float32)
+    right = {name: layer.quantized for name, layer in case.layers.items()}
+    for name, layer in right.items():
+        off = QuantizedTensor(layer.codes, layer.scales * 2.0, layer.zeros)
+        case.layers[name] = TunedLayer(off, case.layers[name].scheme, case.layers[name].turned)
+    result = tune("scale_refit", case, steps=steps, rate=rate)
+    assert result.after < result.before
+    for name, quantized in result.layers.items():
+        changes = (quantized.scales / case.layers[name].quantized.scales).log()
+        assert changes.min().item() == pytest.approx(-change, abs=within)
+
+
 def test_what_is_not_finite_is_dropped() -> None:
     case = make_case()
     case.targets[0] = torch.full_like(case.targets[0], float("nan"))

@@ -80,6 +80,26 @@ def test_types_of_others(tmp_path: Path) -> None:
         read_header(write(tmp_path / "x.gguf", bytes(damaged), size))
 
 
+def test_a_tensor_that_is_not_aligned(tmp_path: Path) -> None:
+    raw, size = make_header({}, ENTRIES)
+    place = raw.index(b"a.weight") + len("a.weight") + 4 + 8 + 4
+    for offset, fine in ((32, True), (4, False)):
+        moved = bytearray(raw)
+        struct.pack_into("<Q", moved, place, offset)
+        file = write(tmp_path / "x.gguf", bytes(moved), size)
+        if fine:
+            read_header(file)
+        else:
+            with pytest.raises(CheckpointError, match="do not hold its tensors"):
+                read_header(file)
+
+
+def test_metadata_twice(tmp_path: Path) -> None:
+    raw, size = make_header({"key": 1, "kez": 2}, ENTRIES)
+    with pytest.raises(CheckpointError, match="says something twice in its metadata"):
+        read_header(write(tmp_path / "x.gguf", raw.replace(b"kez", b"key"), size))
+
+
 def test_a_name_twice(tmp_path: Path) -> None:
     raw, size = make_header({}, [ENTRIES[0], ENTRIES[0]])
     with pytest.raises(CheckpointError, match="do not hold its tensors"):

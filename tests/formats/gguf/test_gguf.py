@@ -269,6 +269,29 @@ def test_verify_finds_a_changed_byte_later(source: Path, tmp_path: Path) -> None
         verify_folder(out)
 
 
+def test_verify_finds_changed_metadata(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    api.quantize(source, MIXED, out)
+    raw = (out / FILE).read_bytes()
+    for key, was, changed in (("llama.rope.freq_base", "10000.0", b"\0\0\0@"), ("llama.block_count", "2", b"\1\0\0\0")):
+        place = raw.index(key.encode()) + len(key) + 4
+        (out / FILE).write_bytes(raw[:place] + changed + raw[place + 4 :])
+        with pytest.raises(CheckpointError, match=rf"metadata {key}: is .*, was written as {was}"):
+            verify_folder(out)
+    renamed = raw.replace(b"llama.block_count", b"llama.clock_bount")
+    (out / FILE).write_bytes(renamed)
+    with pytest.raises(
+        CheckpointError, match=r"llama\.block_count: is missing, was written as 2\n.*is 2, .* as missing"
+    ):
+        verify_folder(out)
+    (out / FILE).write_bytes(raw)
+    assert not verify_folder(out).note
+    content = json.loads((out / "llmquant.json").read_text())
+    del content["metadata"]  # as earlier versions wrote
+    (out / "llmquant.json").write_text(json.dumps(content))
+    assert "which metadata was written, so it was not checked" in verify_folder(out).note
+
+
 def test_what_goes_with_it(source: Path, written: Path) -> None:
     assert {file.name for file in written.iterdir()} == {FILE, "config.json", "generation_config.json", "llmquant.json"}
     assert "quantization_config" not in json.loads((written / "config.json").read_text())
