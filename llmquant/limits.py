@@ -40,9 +40,13 @@ def limits() -> Mapping[str, Limit]:
         if not file.name.endswith(".py"):
             continue
         for line in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(line, ast.Assign) and [ast.unparse(target) for target in line.targets] == ["LIMITS"]:
-                declared = ast.literal_eval(line.value)
-                found |= {name: Limit(file.name.removesuffix(".py"), *where) for name, where in declared.items()}
+            match line:
+                case (
+                    ast.Assign(targets=[ast.Name("LIMITS")], value=ast.expr() as literal)
+                    | ast.AnnAssign(target=ast.Name("LIMITS"), value=ast.expr() as literal)
+                ):
+                    declared = ast.literal_eval(literal)
+                    found |= {name: Limit(file.name.removesuffix(".py"), *where) for name, where in declared.items()}
     return MappingProxyType(found)
 
 

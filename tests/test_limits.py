@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llmquant.errors import RecipeError
@@ -16,6 +18,15 @@ def test_what_is_read_is_what_is_declared() -> None:
         module = __import__(f"llmquant.eval.metrics.{metric.name}", fromlist=["LIMITS"])
         declared |= {name: Limit(metric.name, *where) for name, where in getattr(module, "LIMITS", {}).items()}
     assert declared == dict(limits())
+
+
+@pytest.mark.parametrize("declared", ["LIMITS =", "LIMITS: dict[str, tuple[str, str]] ="])
+def test_a_declaration_may_have_a_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: str) -> None:
+    folder = tmp_path / "eval" / "metrics"
+    folder.mkdir(parents=True)
+    (folder / "surprise.py").write_text(f'{declared} {{"surprised": ("surprised", "share")}}\nOTHER: int\n')
+    monkeypatch.setattr("llmquant.limits.files", lambda _: tmp_path)
+    assert limits.__wrapped__() == {"surprised": Limit("surprise", "surprised", "share")}
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmquant import api
 from llmquant.errors import PlanError
 from llmquant.models.inventory import NAMED_SETS, ModuleInfo
 from llmquant.recipe.load import load_recipe, preset_names
@@ -230,6 +232,18 @@ def test_presets_fit_small_models(llama: Make, name: str, hidden: int, width: in
     plan = make_plan(load_recipe(name), llama(hidden=hidden, width=width, tied=True))
     assert plan.quantized
     assert plan.bytes_after < plan.bytes_before
+
+
+def test_the_first_recipe_of_the_docs_can_be_planned(repository: Path, tmp_path: Path) -> None:
+    """With a text in place of the user's."""
+    page = (repository / "docs" / "recipes.md").read_text(encoding="utf-8")
+    recipe, text = tmp_path / "recipe.yaml", tmp_path / "text.txt"
+    text.write_text("A text. " * 20000, encoding="utf-8")
+    block = page.partition("```yaml\n")[2].partition("```")[0]
+    assert "my-text.jsonl" in block
+    recipe.write_text(block.replace("my-text.jsonl", str(text)), encoding="utf-8")
+    made = api.plan(repository / "examples" / "demo_model", recipe)
+    assert {row.scheme.name for row in made.quantized} >= {"int4-g64", "int8"}
 
 
 names = st.sampled_from([*NAMED_SETS, "*", "*.down_proj", "*.q_proj", "re:.*layers.1.*", "model.layers.0.mlp.up_proj"])
