@@ -48,6 +48,7 @@ def evaluate(pair: Pair) -> EvalReport:
         sections=sections,
         budget=hold(pair.limits, sections),
         recipe_yaml=pair.subject.recipe_yaml,
+        checkpoint=pair.subject.checkpoint,
     )
 
 

@@ -38,6 +38,7 @@ class Subject:
     baseline_made: Mapping[str, Any] | None = None  # the same of a baseline that is quantized itself
     limits: Mapping[str, float | None] = field(default_factory=dict)  # the recipe's budget (see `llmquant.limits`)
     recipe_yaml: str | None = None
+    checkpoint: str | None = None  # a hash of what llmquant.json says of its tensors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from llmquant.data.windows import Protocol
 from llmquant.errors import DataError, RecipeError
 from llmquant.eval.metrics import find, metrics
 from llmquant.eval.metrics.base import Column, Metric, Section
+from llmquant.files import read_plain
 from llmquant.words import listed
 
 SCHEMA_VERSION = 3
@@ -50,7 +51,7 @@ class EvalReport:
     """One quantized model against its baseline.
 
     `loss_dtype`, `loss_note`, `kernels` and `accuracy` say how the models computed while they were scored; `sections`
-    holds what each metric measured, by its name.
+    holds what each metric measured, by its name. `checkpoint` hashes the digests of all tensors.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -70,6 +71,7 @@ class EvalReport:
     sections: dict[str, Any]
     budget: tuple[BudgetVerdict, ...] = ()
     recipe_yaml: str | None = None
+    checkpoint: str | None = None
 
     @property
     def budget_passed(self) -> bool:
@@ -117,7 +119,7 @@ class EvalReport:
         """
         try:
             data: Any = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"the report is not JSON: {error}") from None
         version = data.get("schema_version") if isinstance(data, Mapping) else None
         if version != SCHEMA_VERSION:
@@ -134,7 +136,7 @@ class EvalReport:
     @classmethod
     def load(cls, path: str | Path) -> EvalReport:
         """Read a report file; errors as in `from_json`."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        return cls.from_json(read_plain(Path(path), DataError).decode("utf-8", errors="replace"))
 
 
 def _section_of(name: str) -> type[Section]:

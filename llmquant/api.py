@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmquant.data.text import read_documents
 from llmquant.device import resolve_device
-from llmquant.engine.output.folder import is_finished, read_provenance
+from llmquant.engine.output.folder import identity, is_finished, read_provenance
 from llmquant.engine.prepare import load_tokenizer, plan_only, prepare
 from llmquant.engine.run import RunResult, run
 from llmquant.errors import RecipeError
@@ -169,4 +169,5 @@ def _subject(folder: Path, baseline: Path, *, names: tuple[str, str]) -> Subject
         made=made,
         baseline_made=read_provenance(baseline) if is_finished(baseline) else None,
         recipe_yaml=dump_recipe(recipe),
+        checkpoint=identity(made),
     )

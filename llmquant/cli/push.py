@@ -34,11 +34,10 @@ def add(commands: arguments.Commands) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Verify, write the card, upload; or show what would be."""
     from llmquant.eval.result import EvalReport
-    from llmquant.files import read_plain
     from llmquant.hub.push import push_to_hub
     from llmquant.words import bytes_text, escaped
 
-    reports = [EvalReport.from_json(read_plain(file).decode()) for file in args.report]
+    reports = [EvalReport.load(file) for file in args.report]
     result = push_to_hub(
         args.folder, args.repo, reports=reports, base_model=args.base_model, private=args.private,
         revision=args.revision, message=args.message, include=args.include, overwrite=args.overwrite,
@@ -53,6 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for note in result.notes:
         console.print(f"[yellow]note[/]  {escaped(note)}", highlight=False)
     for name in result.removed:
-        console.print(f"removed {escaped(name)}, which was of older weights", highlight=False)
+        word = "would remove" if args.dry_run else "removed"
+        console.print(f"{word} {escaped(name)}, which is of older weights", highlight=False)
     console.print("nothing was uploaded" if args.dry_run else escaped(result.url), highlight=False, soft_wrap=True)
     return 0

@@ -42,7 +42,7 @@ class Prepared:
         trust_remote_code: whether code that comes with the checkpoint may run, and goes with the result.
     """
 
-    source: str
+    source: str  # a hub id, or the whole path of a folder
     checkpoint: Checkpoint
     model: PreTrainedModel
     plan: Plan
@@ -97,7 +97,9 @@ def prepare(
     model = build_skeleton(config, trust_remote_code=trust_remote_code)
     plan = make_plan(recipe, take_inventory(model))
     _check_format(plan, config)
-    return Prepared(str(source), checkpoint, model, plan, map_keys(model, checkpoint.tensors), trust_remote_code)
+    folder = Path(source).expanduser()  # told by its whole path: who reads it later is somewhere else
+    named = str(folder.resolve()) if folder.is_dir() else str(source)
+    return Prepared(named, checkpoint, model, plan, map_keys(model, checkpoint.tensors), trust_remote_code)
 
 
 def _check_format(plan: Plan, config: PretrainedConfig) -> None:

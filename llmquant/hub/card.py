@@ -5,12 +5,16 @@ Keys of the metadata: https://github.com/huggingface/hub-docs/blob/main/modelcar
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from llmquant.compat.border import first_line
 from llmquant.eval.lines import change, interval, plus_minus
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.perplexity import Section as Perplexity
@@ -24,6 +28,44 @@ if TYPE_CHECKING:
     from llmquant.eval.result import EvalReport
 
 _PACKED = "compressed-tensors"  # our default format, as the hub names it
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCard:
+    """A card that somebody wrote: what is inherited of its metadata, and its text."""
+
+    data: Mapping[str, Any]
+    text: str
+
+    @classmethod
+    def parse(cls, content: str) -> OwnCard:
+        """Read a README.md.
+
+        Raises:
+            ValueError: if its metadata are no YAML mapping.
+        """
+        found = _FRONT.match(content)
+        if not found:
+            return cls({}, content)
+        try:
+            data = yaml.safe_load(found[1]) or {}
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"its metadata are no YAML ({first_line(error)})") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"its metadata are no mapping of keys to values but {type(data).__name__}")
+        return cls({key: value for key, value in data.items() if _usable(key, value)}, content[found.end() :])
+
+
+_FRONT = re.compile(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|$)", re.DOTALL | re.MULTILINE)
+
+
+def _usable(key: Any, value: Any) -> bool:
+    words = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    if key == "tags":
+        return words
+    if key == "language":
+        return words or isinstance(value, str)
+    return key in ("license", "license_name", "license_link", "pipeline_tag") and isinstance(value, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +84,28 @@ def make_card(
     reports: Sequence[EvalReport],
     readers: Mapping[str, bool],
     *,
-    own_text: str = "",
+    own: OwnCard | None = None,
 ) -> ModelCard:
     """Write the card of a result that goes to the hub id `repo`; `made` is what llmquant.json says.
 
-    No `reports` leave the card without numbers, and it says so. `readers` can load it, or not; `own_text` is what the
-    user wrote for the card, and stands in front.
+    No `reports` leave the card without numbers, and it says so. `readers` can load it, or not; the text of `own`, which
+    the user wrote, stands in front, and what it says goes before what the base's card says.
     """
     from huggingface_hub import ModelCard
 
     title = repo.rpartition("/")[2]
     parts = [
-        own_text.strip() or f"# {title}",
+        own.text.strip() if own and own.text.strip() else f"# {title}",
         _summary(made, base),
         "## What it lost\n\n" + ("\n".join(_measured(reports)) if reports else _NOT_MEASURED),
         "## Use\n\n" + "\n\n".join(_use(repo, readers)),
         "## How it was made\n\n" + "\n\n".join(_made(made)),
     ]
-    return ModelCard(f"---\n{_metadata(title, made, base, reports).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    return ModelCard(
+        f"---\n{_metadata(title, made, {**base.card, **(own.data if own else {})}, base, reports).to_yaml()}\n---\n\n"
+        + "\n\n".join(parts)
+        + "\n"
+    )
 
 
 _NOT_MEASURED = (
@@ -68,13 +114,13 @@ _NOT_MEASURED = (
 )
 
 
-def _metadata(title: str, made: Mapping[str, Any], base: Base, reports: Sequence[EvalReport]) -> Any:
+def _metadata(
+    title: str, made: Mapping[str, Any], said: Mapping[str, Any], base: Base, reports: Sequence[EvalReport]
+) -> Any:
     from huggingface_hub import ModelCardData
 
-    inherited = {
-        key: base.card[key] for key in ("license", "license_name", "license_link", "language") if key in base.card
-    }
-    dataset = made["recipe"].get("calibration", {}).get("dataset", "")
+    inherited = {key: said[key] for key in ("license", "license_name", "license_link", "language") if key in said}
+    dataset = (made["recipe"].get("calibration") or {}).get("dataset", "")
     if dataset.startswith("hub:"):
         inherited["datasets"] = [dataset.split(":")[1]]
     results = [result for report in reports for result in _results(report)]
@@ -83,8 +129,8 @@ def _metadata(title: str, made: Mapping[str, Any], base: Base, reports: Sequence
         base_model=base.name if base.on_hub else None,
         base_model_relation="quantized" if base.on_hub else None,
         library_name="transformers" if _is_packed(made) else "llmquant",
-        pipeline_tag=base.card.get("pipeline_tag", "text-generation"),
-        tags=_tags(made),
+        pipeline_tag=said.get("pipeline_tag", "text-generation"),
+        tags=list(dict.fromkeys([*_tags(made), *said.get("tags", [])])),
         model_name=title if results else None,
         eval_results=results or None,
     )
@@ -176,10 +222,14 @@ def _measured(reports: Sequence[EvalReport]) -> Iterator[str]:
         text = report.protocol
         yield (
             f"* {_plain(Path(text.source).name)}: {text.scored_tokens:,} tokens in {text.windows} windows of "
-            f"{text.length}, stride {text.stride}, {text.prefix_tokens or 'no'} tokens in front; {report.loss_note}; "
-            f"token ids `{text.data_hash[:19]}`; torch {report.versions['torch']}, transformers "
-            f"{report.versions['transformers']}, {_plain(str(report.machine['cpu']))}"
+            f"{text.length}, stride {text.stride}, {_prefix(text.prefix_tokens)}; {report.loss_note}; "
+            f"token ids `{text.data_hash[:19]}`; torch {report.versions.get('torch')}, transformers "
+            f"{report.versions.get('transformers')}, {_plain(str(report.machine.get('cpu')))}"
         )
+
+
+def _prefix(tokens: int) -> str:
+    return {0: "no BOS token", 1: "the BOS token in front"}.get(tokens, f"{tokens} tokens in front")
 
 
 def _share(estimate: Any) -> str:
@@ -190,7 +240,8 @@ def _share(estimate: Any) -> str:
 
 def _use(repo: str, readers: Mapping[str, bool]) -> Iterator[str]:
     if readers.get("llmquant"):
-        yield f'Packed, on llmquant\'s kernels:\n\n```python\nimport llmquant\n\nmodel = llmquant.load("{repo}")\n```'
+        python = f'import llmquant\n\nmodel = llmquant.load("{repo}")'
+        yield f"Packed, on llmquant's kernels (`pip install llmquant`):\n\n```python\n{python}\n```"
     if readers.get("transformers"):
         yield (
             "Plain transformers, with `pip install compressed-tensors`:\n\n```python\nfrom transformers import "

@@ -24,9 +24,10 @@ _LEGAL = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)([._-][\w.-]*)?", re
 _LEFT_OUT = {".git", ".gitattributes", ".cache"}  # bookkeeping of git and of the hub
 _SCANNED = 64 << 20  # bytes of one file that are searched
 _SECRETS = {
-    "a Hugging Face token": rb"\bhf_[A-Za-z0-9]{30,}\b",
-    "a GitHub token": rb"\bgh[pousr]_[A-Za-z0-9]{36,}\b",
-    "an AWS access key": rb"\bAKIA[0-9A-Z]{16}\b",
+    "a Hugging Face token": rb"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{30,}",
+    "a GitHub token": rb"(?<![A-Za-z0-9])gh[pousr]_[A-Za-z0-9]{36,}",
+    "an API key": rb"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{32,}",
+    "an AWS access key": rb"(?<![A-Za-z0-9])AKIA[0-9A-Z]{16}(?![0-9A-Za-z])",
     "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
 _SHOWN = 10
@@ -53,11 +54,13 @@ def collect(folder: Path, written: Mapping[str, Any], weights: Sequence[str], *,
     others, problems = [], []
     for path in sorted(_all(folder)):
         name = path.relative_to(folder).as_posix()
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not name.isprintable():
+            problems.append(f"{name!r}: has a name that not every system can hold")
+        elif _leads_out(path, folder):
             problems.append(f"{name}: is a link that leads out of the folder")
         elif not path.is_file():
             problems.append(f"{name}: is no ordinary file")
-        elif not (name in known or _LEGAL.fullmatch(name) or any(fnmatch(name, pattern) for pattern in include)):
+        elif not (name in known or is_legal(name) or any(fnmatch(name, pattern) for pattern in include)):
             problems.append(f"{name}: was not written by the run; move it away, or name it with --include")
         elif name not in weights:
             others.append(name)
@@ -66,6 +69,11 @@ def collect(folder: Path, written: Mapping[str, Any], weights: Sequence[str], *,
         more = f"\n  and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
         raise OutputError(f"{folder} is not published:\n  " + "\n  ".join(problems[:_SHOWN]) + more)
     return Upload(tuple(sorted(weights)), tuple(others))
+
+
+def is_legal(name: str) -> bool:
+    """Whether a file is a licence or the like."""
+    return bool(_LEGAL.fullmatch(name))
 
 
 def _all(folder: Path) -> Iterator[Path]:
@@ -78,20 +86,38 @@ def _all(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _leads_out(path: Path, folder: Path) -> bool:
+    try:
+        return not path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a link to itself; RuntimeError before Python 3.13
+        return True
+
+
 def _secrets(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
-        data = file.read(_SCANNED)
+        data = file.read(_SCANNED).replace(b"\0", b"")  # so that text in UTF-16 is text
     for kind, pattern in _SECRETS.items():
         if re.search(pattern, data):
             yield kind
 
 
-def without_local_paths(value: Any, paths: Mapping[str, str]) -> Any:
-    """A copy of nested JSON where a path of this machine, wherever it stands in a string, is the word of `paths`."""
+def published(made: Mapping[str, Any], base: str) -> dict[str, Any]:
+    """What llmquant.json says, without paths of this machine: of a folder or file only its name is left.
+
+    `base` is what the model is called that was quantized.
+    """
+    paths = {str(made["source"]): base} if "/" in str(made["source"]) else {}
+    dataset = (made["recipe"].get("calibration") or {}).get("dataset", "")
+    if not dataset.startswith(("hub:", "builtin:")) and "/" in dataset:
+        paths[dataset] = Path(dataset).name
+    return _renamed(dict(made), paths) | {"source": base}
+
+
+def _renamed(value: Any, paths: Mapping[str, str]) -> Any:
     if isinstance(value, Mapping):
-        return {key: without_local_paths(each, paths) for key, each in value.items()}
+        return {key: _renamed(each, paths) for key, each in value.items()}
     if isinstance(value, list):
-        return [without_local_paths(each, paths) for each in value]
+        return [_renamed(each, paths) for each in value]
     if isinstance(value, str):
         for path, word in paths.items():
             value = value.replace(path, word)

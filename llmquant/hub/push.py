@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 from llmquant import formats
 from llmquant.compat.border import first_line
 from llmquant.engine.output.check_folder import verify_folder
-from llmquant.engine.output.folder import PROVENANCE, is_finished, read_provenance
-from llmquant.engine.prepare import plan_only
+from llmquant.engine.output.folder import PROVENANCE, identity, is_finished, read_provenance
 from llmquant.errors import CheckpointError, DataError, OutputError
-from llmquant.hub.card import Base, make_card
-from llmquant.hub.files import CARD, WEIGHTS, Upload, collect, without_local_paths
-from llmquant.recipe.load import dump_recipe, load_recipe
+from llmquant.files import read_plain
+from llmquant.hub.card import Base, OwnCard, make_card
+from llmquant.hub.files import CARD, WEIGHTS, Upload, collect, is_legal, published
+from llmquant.recipe.load import load_recipe
+from llmquant.words import listed
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelCard
 
     from llmquant.eval.result import EvalReport
 
@@ -93,30 +94,63 @@ def push_to_hub(
             f"{path} is no finished result of llmquant; `hf upload {repo} {path}` publishes any folder"
         )
     made = read_provenance(path)
-    recipe = load_recipe(made["recipe"])
     for report in reports:
-        if report.recipe_yaml != dump_recipe(recipe):
-            raise DataError(f"the report {report.name!r} is of another recipe than {path}; evaluate this folder")
+        if report.checkpoint != identity(made):
+            raise DataError(f"the report {report.name!r} is not of the weights in {path}; evaluate this folder")
     verify_folder(path)
-    found = formats.find(recipe.format).open(path)
+    found = formats.find(load_recipe(made["recipe"]).format).open(path)
     upload = collect(path, made, sorted({info.file.name for info in found.tensors.values()}), include=include)
+    card, told, notes = _describe(path, repo, made, _different(reports), base_model, token)
+    contents = {CARD: str(card).encode(), PROVENANCE: (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()}
     api = huggingface_hub.HfApi(token=token, library_name="llmquant")
-    base, notes = _base(str(made["source"]), base_model, token)
-    plan = plan_only(path, recipe, allow_quantized=True)
-    readers = {name: verdict.ok for name, verdict in plan.format.readers(plan).items()}
-    own = (path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else ""
-    card = make_card(repo, made, base, reports, readers, own_text=huggingface_hub.ModelCard(own).text if own else "")
+    try:
+        with _explained(repo):
+            there = _there(api, repo, revision)
+    except OutputError as error:
+        if not dry_run:
+            raise
+        there, notes = [], (*notes, f"the hub could not be asked what it holds: {first_line(error)}")
+    removed = _older_weights(there, repo, upload, overwrite=overwrite)
+    if dry_run:
+        return Pushed("", upload, removed, str(card), notes)
+    with _explained(repo):
+        api.create_repo(repo, private=private, exist_ok=True)
+        url = _upload(api, repo, path, upload, contents, removed, revision, message)
+    return Pushed(url, upload, removed, str(card), notes)
+
+
+def _describe(
+    path: Path,
+    repo: str,
+    made: Mapping[str, Any],
+    reports: Sequence[EvalReport],
+    base_model: str | None,
+    token: str | None,
+) -> tuple[ModelCard, dict[str, Any], tuple[str, ...]]:
+    """The card, what llmquant.json says to others, and notes."""
+    own = None
+    if (path / CARD).is_file():
+        try:
+            own = OwnCard.parse(read_plain(path / CARD, OutputError).decode("utf-8"))
+        except ValueError as error:
+            raise OutputError(f"{path / CARD}: {error}; correct it, or move it away") from None
+    try:
+        base, notes = _base(str(made["source"]), base_model, token)
+        told = published(made, base.name)
+        card = make_card(repo, told, base, reports, told["plan"].get("readers", {"llmquant": True}), own=own)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path / PROVENANCE} lacks what the card is made of ({error!r}); quantize again, or fetch the folder again"
+        ) from error
+    if "license" not in {**base.card, **(own.data if own else {})}:
+        notes.append(f"no licence was found in the card of the base model; write it into {CARD} of the folder")
     if not reports:
         notes.append("no evaluation was given (--report), so the card has no measured numbers")
-    local, dataset = {str(made["source"]): base.name}, made["recipe"].get("calibration", {}).get("dataset", "")
-    if Path(dataset).is_absolute():
-        local[dataset] = Path(dataset).name
-    shown = json.dumps(without_local_paths(made, local), indent=2, ensure_ascii=False) + "\n"
-    contents = {CARD: str(card).encode(), PROVENANCE: shown.encode()}
-    with _explained(repo):
-        removed = () if dry_run else _prepare(api, repo, revision, upload, private=private, overwrite=overwrite)
-        url = "" if dry_run else _upload(api, repo, path, upload, contents, removed, revision, message)
-    return Pushed(url, upload, removed, str(card), tuple(notes))
+    return card, told, tuple(notes)
+
+
+def _different(reports: Sequence[EvalReport]) -> list[EvalReport]:
+    return [report for place, report in enumerate(reports) if report not in reports[:place]]
 
 
 def _check_repo(repo: str) -> None:
@@ -132,36 +166,39 @@ def _check_repo(repo: str) -> None:
 
 def _base(source: str, given: str | None, token: str | None) -> tuple[Base, list[str]]:
     """The model that was quantized, with what its own card says; and what could not be found."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-    folder = Path(source).expanduser()
-    name = given or (folder.name if folder.is_dir() or folder.is_absolute() else source)
-    notes: list[str] = []
-    card: dict[str, Any] = {}
-    on_hub = given is not None or name == source
-    if (folder / CARD).is_file():
-        card = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.to_dict()
-    elif on_hub:
-        try:
-            card = ModelCard.load(name, token=token, ignore_metadata_errors=True).data.to_dict()
-        except (*_network_errors(), HFValidationError, OfflineModeIsEnabled) as error:
-            notes.append(f"the card of {name} could not be read ({first_line(error)})")
+    folder, notes = Path(source), []
+    on_hub = given is not None or not folder.is_absolute()
+    name = given or (source if on_hub else folder.name)
     if not on_hub:
         notes.append("the base model is a local folder; --base-model ORG/NAME lets the hub link to it")
-    if "license" not in card:
-        notes.append("no licence was found in the card of the base model; add it to the card by hand")
+    try:
+        file = folder / CARD if (folder / CARD).is_file() else on_hub and hf_hub_download(name, CARD, token=token)
+        card = OwnCard.parse(Path(file).read_bytes().decode("utf-8", errors="replace")).data if file else {}
+    except (*_network_errors(), ValueError, HFValidationError, OfflineModeIsEnabled) as error:
+        notes.append(f"the card of {name} could not be read ({first_line(error)})")
+        card = {}
     return Base(name, on_hub, card), notes
 
 
-def _prepare(
-    api: HfApi, repo: str, revision: str | None, upload: Upload, *, private: bool | None, overwrite: bool
-) -> tuple[str, ...]:
-    """Make the repository; returns older weights in it that would be left over."""
-    api.create_repo(repo, private=private, exist_ok=True)
-    there = api.list_repo_files(repo, revision=revision)
-    if "config.json" in there and PROVENANCE not in there and not overwrite:
-        raise OutputError(f"{repo} holds a model that llmquant did not write; give another name, or --overwrite")
+def _there(api: HfApi, repo: str, revision: str | None) -> list[str]:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return api.list_repo_files(repo, revision=revision)
+    except RepositoryNotFoundError:
+        return []
+
+
+def _older_weights(there: Sequence[str], repo: str, upload: Upload, *, overwrite: bool) -> tuple[str, ...]:
+    """Of what the repository holds, the weights that would be left over; refuses what somebody else put there."""
+    foreign = [name for name in there if name != ".gitattributes" and not is_legal(name)]
+    if PROVENANCE not in there and foreign and not overwrite:
+        raise OutputError(
+            f"{repo} holds {listed(foreign[:5])}, which llmquant did not write; give another name, or --overwrite"
+        )
     new = {*upload.weights, *upload.others}
     return tuple(
         name for name in there if name not in new and "/" not in name and name.endswith((*WEIGHTS, ".index.json"))
@@ -199,6 +236,10 @@ def _explained(repo: str) -> Iterator[None]:
         raise _refusal(repo, error.__cause__) from error
     except network as error:
         raise _refusal(repo, error) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"{repo}: what answers there does not speak as a hub does ({error!r}); check HF_ENDPOINT"
+        ) from error
 
 
 def _network_errors() -> tuple[type[Exception], ...]:

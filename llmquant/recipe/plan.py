@@ -175,6 +175,7 @@ class Plan:
             "bytes_after": self.bytes_after,
             "bits_per_weight": self.bits_per_weight,
             "warnings": list(self.warnings),
+            "readers": {name: verdict.ok for name, verdict in self.format.readers(self).items()},
             "rows": [row.to_dict() for row in self.rows],
         }
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 from llmquant.engine.output.folder import read_provenance
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.perplexity import Section as Perplexity
-from llmquant.hub.card import Base, make_card
+from llmquant.hub.card import Base, OwnCard, make_card
 
 BASE = Base("org/base", True, {"license": "mit", "language": ["en", "de"], "pipeline_tag": "text-generation"})
 READERS = {"llmquant": True, "transformers": True, "vLLM on GPU": True, "vLLM on CPU": False}
@@ -53,8 +54,38 @@ def test_without_a_report_it_says_so_and_claims_nothing(finished: Path) -> None:
 
 
 def test_ones_own_words_stand_in_front(finished: Path) -> None:
-    card = make_card("me/mine", read_provenance(finished), BASE, [], READERS, own_text="# Mine\n\nHello.")
+    card = make_card(
+        "me/mine",
+        read_provenance(finished),
+        BASE,
+        [],
+        READERS,
+        own=OwnCard({"license": "gpl-3.0", "tags": ["mine"]}, "# Mine\n\nHello."),
+    )
     assert card.text.lstrip().startswith("# Mine\n\nHello.")
+    assert card.data.to_dict()["license"] == "gpl-3.0"
+    assert {"mine", "int4"} <= set(card.data.to_dict()["tags"])
+
+
+@pytest.mark.parametrize(
+    ("content", "data", "text"),
+    [
+        ("# Only text", {}, "# Only text"),
+        ("---\nlicense: mit\nlanguage: [de]\n---\n# A", {"license": "mit", "language": ["de"]}, "# A"),
+        ("---\r\nlicense: mit\r\n---\r\n# A", {"license": "mit"}, "# A"),
+        ("---\nlicense: {a: b}\nlanguage: no\npipeline_tag: [x]\nmodel-index: 5\n---\n", {}, ""),
+        ("---\n---\n# A", {}, "# A"),
+        ("---\nnever closed", {}, "---\nnever closed"),
+    ],
+)
+def test_of_a_card_what_can_be_inherited_is_read(content: str, data: dict[str, object], text: str) -> None:
+    assert OwnCard.parse(content) == OwnCard(data, text)
+
+
+@pytest.mark.parametrize("front", ["license: [a", "- a\n- b", "word", "a: !!python/object:os.system {}"])
+def test_metadata_that_are_none_are_an_error(front: str) -> None:
+    with pytest.raises(ValueError, match="its metadata are no"):
+        OwnCard.parse(f"---\n{front}\n---\n# A")
 
 
 def test_names_from_outside_break_no_table(finished: Path, report) -> None:

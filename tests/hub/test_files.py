@@ -8,7 +8,7 @@ import pytest
 
 from llmquant.engine.output.folder import read_provenance
 from llmquant.errors import OutputError
-from llmquant.hub.files import Upload, collect, without_local_paths
+from llmquant.hub.files import Upload, collect, published
 
 
 def files_of(folder: Path, **options: list[str]) -> Upload:
@@ -54,6 +54,32 @@ def test_a_link_out_of_the_folder_is_refused(out: Path, tmp_path: Path) -> None:
         files_of(out)
 
 
-def test_paths_become_words_wherever_they_stand() -> None:
-    value = {"a": ["/home/me/model", 3], "b": {"c": "text:/home/me/model/x"}}
-    assert without_local_paths(value, {"/home/me/model": "model"}) == {"a": ["model", 3], "b": {"c": "text:model/x"}}
+@pytest.mark.parametrize("secret", ["_hf_" + "aB3" * 12, "sk-proj-" + "aB3" * 12])
+def test_secrets_are_found_behind_other_letters_and_in_utf_16(out: Path, secret: str) -> None:
+    (out / "LICENSE").write_bytes(f"token {secret}".encode("utf-16"))
+    with pytest.raises(OutputError, match=r"LICENSE: holds what looks like"):
+        files_of(out)
+
+
+def test_a_link_to_itself_and_a_name_that_breaks_lines_are_refused(out: Path) -> None:
+    (out / "LICENSE").symlink_to("LICENSE")
+    with pytest.raises(OutputError, match=r"LICENSE: is a link"):
+        files_of(out)
+    (out / "LICENSE").unlink()
+    (out / "two\nlines").write_text("x")
+    with pytest.raises(OutputError, match="not every system"):
+        files_of(out, include=["*"])
+
+
+def test_paths_become_names_wherever_they_stand_and_words_stay() -> None:
+    made = {
+        "source": "/home/me/model",
+        "recipe": {"calibration": {"dataset": "/home/me/private/text.txt"}},
+        "identity": {"recipe": '{"dataset":"/home/me/private/text.txt"}'},
+        "plan": {"rows": [{"module": "model.layers"}]},
+    }
+    told = published(made, "org/base")
+    assert "/home/me" not in str(told)
+    assert told["source"] == "org/base"
+    assert told["recipe"]["calibration"]["dataset"] == "text.txt"
+    assert published(made | {"source": "model"}, "org/base")["plan"] == made["plan"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ import llmquant
 from llmquant.cli.main import main
 from llmquant.errors import CheckpointError, DataError, OutputError
 from llmquant.hub.push import push_to_hub
+from tests.engine.conftest import tiny_llama
+from tests.hub.conftest import RECIPE
 from tests.hub.writable_hub import State, serve
 from tests.small_hub import environment
 
@@ -59,11 +62,18 @@ def test_what_was_pushed_is_loaded_through_the_hub_with_the_same_logits(out: Pat
         assert torch.load(tmp_path / "logits").equal(llmquant.load(out)(torch.arange(20)[None]).logits)
 
 
-def test_the_pushed_files_name_no_path_of_this_machine(out: Path, model: Path, report, hub: State) -> None:
-    push_to_hub(out, "me/mine", reports=[report])
-    for name, data in hub.repositories["me/mine"].items():
-        assert str(model.parent).encode() not in data, name
-    assert json.loads(hub.repositories["me/mine"]["llmquant.json"])["source"] == "model"
+def test_the_pushed_files_name_no_path_of_this_machine(model: Path, tmp_path: Path, hub: State) -> None:
+    text = tmp_path / "private" / "text.txt"
+    text.parent.mkdir()
+    text.write_text("a text that is long enough to calibrate on\n" * 90)
+    data = {"dataset": str(text), "samples": 2, "length": 32}
+    llmquant.quantize(model, RECIPE | {"rounding": {"method": "gptq"}, "calibration": data}, tmp_path / "out")
+    report = llmquant.evaluate(tmp_path / "out", model, text=str(text), length=32, speed=0)
+    push_to_hub(tmp_path / "out", "me/mine", reports=[report, report])
+    for name, content in hub.repositories["me/mine"].items():
+        assert str(model.parent).encode() not in content, name
+        assert b"private" not in content, name
+    assert hub.repositories["me/mine"]["README.md"].count(b"| text.txt |") == 1
 
 
 def test_a_lost_connection_is_survived_or_goes_on_where_it_was(out: Path, hub: State, monkeypatch) -> None:
@@ -89,22 +99,61 @@ def test_a_refusal_of_the_hub_says_what_to_do(out: Path, hub: State, monkeypatch
         push_to_hub(out, "me/mine")
 
 
-def test_older_weights_go_and_other_models_stay(out: Path, hub: State) -> None:
-    hub.repositories["me/mine"] = {
-        "config.json": b"{}",
-        "llmquant.json": b"{}",
-        "model-00009-of-00009.safetensors": b"x",
-        "notes.md": b"n",
-    }
-    assert push_to_hub(out, "me/mine").removed == ("model-00009-of-00009.safetensors",)
-    assert "model-00009-of-00009.safetensors" not in hub.repositories["me/mine"]
+def test_older_weights_of_ours_go(out: Path, hub: State) -> None:
+    old = "model-00009-of-00009.safetensors"
+    hub.repositories["me/mine"] = {"config.json": b"{}", "llmquant.json": b"{}", old: b"x", "notes.md": b"n"}
+    assert push_to_hub(out, "me/mine", dry_run=True).removed == (old,)
+    assert old in hub.repositories["me/mine"]
+    assert push_to_hub(out, "me/mine").removed == (old,)
+    assert old not in hub.repositories["me/mine"]
     assert hub.repositories["me/mine"]["notes.md"] == b"n"
-    hub.repositories["me/other"] = {"config.json": b"{}"}
-    with pytest.raises(OutputError, match="did not write"):
-        push_to_hub(out, "me/other")
-    assert hub.repositories["me/other"] == {"config.json": b"{}"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-Q4.gguf", "adapter_model.safetensors", "README.md"])
+def test_what_somebody_else_put_there_stays(out: Path, hub: State, name: str) -> None:
+    hub.repositories["me/other"] = {name: b"{}"}
+    for dry in (True, False):
+        with pytest.raises(OutputError, match=f"holds {name}, which llmquant did not write"):
+            push_to_hub(out, "me/other", dry_run=dry)
+    assert hub.repositories["me/other"] == {name: b"{}"}
     push_to_hub(out, "me/other", overwrite=True)
     assert hub.repositories["me/other"]["config.json"] == (out / "config.json").read_bytes()
+
+
+def test_a_local_folder_is_never_taken_for_a_model_on_the_hub(
+    model: Path, tmp_path: Path, hub: State, monkeypatch
+) -> None:
+    """Its name, as it was typed, may be that of somebody's repository."""
+    monkeypatch.chdir(model.parent)
+    llmquant.quantize("model", "int8", tmp_path / "out8")
+    monkeypatch.chdir(tmp_path)
+    pushed = push_to_hub(tmp_path / "out8", "me/mine")
+    assert "base_model:" not in pushed.card
+    assert any("local folder" in note for note in pushed.notes)
+    told = json.loads(hub.repositories["me/mine"]["llmquant.json"])
+    assert told["plan"]["rows"] == json.loads((tmp_path / "out8" / "llmquant.json").read_text())["plan"]["rows"]
+
+
+def test_a_result_in_gguf_is_pushed_too(model: Path, tmp_path: Path, hub: State) -> None:
+    recipe = {"version": 1, "name": "g", "format": "gguf", "rules": [{"match": "linear", "scheme": "int4-g32"}]}
+    llmquant.quantize(model, recipe, tmp_path / "g")
+    assert push_to_hub(tmp_path / "g", "me/g").upload.weights == ("model.gguf",)
+    assert hub.repositories["me/g"]["model.gguf"] == (tmp_path / "g" / "model.gguf").read_bytes()
+
+
+def test_a_hub_that_is_none_is_an_error(out: Path, hub: State, monkeypatch) -> None:
+    monkeypatch.setattr("tests.hub.writable_hub.WritableHub._create", lambda self, _: self._reply(["what?"]))
+    with pytest.raises(OutputError, match="does not speak as a hub does"):
+        push_to_hub(out, "me/mine")
+
+
+@pytest.mark.parametrize("change", [{"plan": []}, {"identity": None}, {"plan": {}}])
+def test_an_llmquant_json_that_lacks_something_is_an_error(out: Path, hub: State, change: dict[str, object]) -> None:
+    made = json.loads((out / "llmquant.json").read_text())
+    (out / "llmquant.json").write_text(json.dumps(made | change))
+    with pytest.raises(CheckpointError, match="lacks what the card is made of"):
+        push_to_hub(out, "me/mine")
+    assert not hub.asked
 
 
 def test_a_dry_run_shows_everything_and_asks_nothing(out: Path, hub: State, capsys) -> None:
@@ -125,8 +174,10 @@ def test_damage_and_foreign_folders_are_refused_before_anything_is_sent(
         push_to_hub(out, "mine")
     with pytest.raises(OutputError, match="no name of a repository"):
         push_to_hub(out, "me/a b")
-    other = llmquant.quantize(model, "int8", out.parent / "other")
-    with pytest.raises(DataError, match="another recipe"):
+    shutil.copytree(model, out.parent / "model2")
+    tiny_llama(rope_theta=500.0, tie_word_embeddings=True).save_pretrained(out.parent / "model2")
+    other = llmquant.quantize(out.parent / "model2", RECIPE, out.parent / "other")
+    with pytest.raises(DataError, match="not of the weights"):
         push_to_hub(other.folder, "me/mine", reports=[report])
     weights = next(out.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")

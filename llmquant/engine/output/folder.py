@@ -8,9 +8,11 @@ beside these two folders is never touched.
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -191,6 +193,12 @@ def _empty(folder: Path, but: str) -> None:
     for path in folder.iterdir():
         if path.name != but:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def identity(made: Mapping[str, Any]) -> str:
+    """Of the tensors of a finished folder, from what its llmquant.json says: equal for equal tensors."""
+    digests = json.dumps(made.get("tensors"), sort_keys=True)
+    return f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}"
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
