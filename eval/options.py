@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llmquant.compat.loading import FLOATS
 from llmquant.errors import DataError
@@ -12,9 +14,10 @@ from llmquant.eval.metrics import find, metrics
 from llmquant.eval.metrics.base import Metric
 from llmquant.limits import check_limits
 from llmquant.nn.accuracy import Accuracy
-from llmquant.words import dtype_name
+from llmquant.words import dtype_name, shown
 
 DTYPES = ("auto", "checkpoint", *map(dtype_name, FLOATS))
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +74,17 @@ class EvalOptions:
         return self.metrics.get(metric.name, metric.by_default) is not False
 
     def of(self, metric: Metric) -> Any:
-        """The options of one metric."""
+        """The options of one metric, of the types that they are declared with; they check their ranges."""
         given = self.metrics.get(metric.name)
+        given, hints = given if isinstance(given, Mapping) else {}, get_type_hints(metric.options)
+        for key in sorted(given.keys() & hints.keys()):
+            try:
+                TypeAdapter(hints[key], config=_STRICT).validate_python(given[key])
+            except ValidationError as error:
+                said = error.errors()[0]["msg"].replace("Input should be", "should be")
+                raise DataError(f"metric {metric.name!r}: {key} {said}; got {shown(given[key])}") from error
         try:
-            return metric.options(**(given if isinstance(given, Mapping) else {}))
+            return metric.options(**given)
         except TypeError as error:
             known = ", ".join(each.name for each in fields(metric.options)) or "none"  # pyright: ignore[reportArgumentType]
             raise DataError(f"metric {metric.name!r}: {error}; its options are: {known}") from error

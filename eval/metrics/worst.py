@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmquant.data.windows import Windows
+from llmquant.errors import DataError
 from llmquant.eval.markup import Markup, element, table
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Panel
@@ -30,9 +31,13 @@ _HEAD = ("KL", "context and token of the text", "its probability", "most likely:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How many tokens are kept."""
+    """How many tokens are kept, one at least."""
 
     count: int = 20
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise DataError(f"metric 'worst' cannot have count {self.count}; at least 1 (`worst=false` leaves it out)")
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def setting(text: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
     try:
         found = json.loads(value) if sign else True
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, (bool, dict)):
         raise argparse.ArgumentTypeError(f'{text!r}: wanted NAME, NAME=false or NAME={{"option": value}}')

@@ -190,6 +190,8 @@ WRONG_NUMBERS = [
     ("--speed", "inf", "seconds from 0 on"),
     ("--max-windows", "0", "whole number from 1 on"),
     ("--length", "1.5", "whole number from 1 on"),
+    ("--metric", "worst=" + "[" * 3000, "wanted NAME, NAME=false or"),
+    ("--metric", 'worst={"count": ' + "[" * 3000, "wanted NAME, NAME=false or"),
 ]
 
 
