@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +38,23 @@ def test_what_stays_keeps_its_numbers(name: str) -> None:
         for shape in ((8,), (8, 32)):
             stored = formats.find(name).kept_dtype(shape, dtype)
             assert torch.promote_types(stored, dtype) == stored
+
+
+def test_the_format_of_the_docs_works(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (repository / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    (module,) = (block for block in blocks if 'NAME = "plain"' in block)
+    (test,) = (block for block in blocks if "def test_plain" in block)
+    (tmp_path / "plain.py").write_text(module, encoding="utf-8")
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    monkeypatch.chdir(repository)
+    try:
+        test_contract("plain")
+        names: dict[str, Any] = {}
+        exec(test, names)
+        names["test_plain"](tmp_path)
+    finally:
+        sys.modules.pop("llmquant.formats.plain", None)
 
 
 def test_unknown_formats() -> None:
