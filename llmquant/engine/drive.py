@@ -1,8 +1,9 @@
 """The one way through a model: what lies outside its blocks first (embeddings, head), then block after block.
 
-What needs no statistics is rounded tensor by tensor. For the others, one forward of a block with its original weights
-gives the statistics of its layers; a second one, with the quantized weights, gives the inputs of the next block. So
-each layer is calibrated on what it will really see. Only one block has weights at any time.
+What needs no statistics is rounded tensor by tensor, behind transforms that need none either. For the others, one
+forward of a block with its original weights gives the statistics of its layers; a second one, with the quantized
+weights, gives the inputs of the next block. So each layer is calibrated on what it will really see. Only one block has
+weights at any time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -28,6 +29,7 @@ from llmquant.memory import return_free_memory
 from llmquant.models.edits import Edit
 from llmquant.recipe.plan import MatrixRow
 from llmquant.recipe.schema import TuningStep
+from llmquant.statistics.base import LayerStatistics
 from llmquant.statistics.collect import Collector
 
 _CPU = torch.device("cpu")
@@ -75,7 +77,7 @@ def drive(work: Work, windows: Tensor | None, sink: Sink, setting: Setting = Set
         QuantizationError: if a weight or a statistic cannot be quantized.
     """
     nn.Module.to(work.model, dtype=setting.dtype)
-    waiting = []
+    by_block, waiting = _ByBlock(work, sink, setting), []
     for block in sink.blocks:
         if sink.written(block) is not None:
             continue
@@ -83,10 +85,11 @@ def drive(work: Work, windows: Tensor | None, sink: Sink, setting: Setting = Set
         if block is not None and needs_calibration(work.plan.recipe, rows):
             waiting.append(block)
         else:
-            sink.emit(block, {row.name: _timed(row, work, work.read(row), None, setting) for row in rows}, ())
+            edits = by_block.transform(block) if block is not None and rows and work.plan.recipe.transforms else ()
+            sink.emit(block, {row.name: _timed(row, work, work.read(row), None, setting) for row in rows}, edits)
     if waiting:
         assert windows is not None
-        _Calibrated(work, sink, setting).run(windows, waiting[-1])
+        by_block.run(windows, waiting[-1])
 
 
 def transform_notes(work: Work) -> Iterator[str]:
@@ -116,15 +119,26 @@ def _dense(results: Results, row: MatrixRow) -> Tensor:
     return dense_weight(row, results[row.name][0].quantized)
 
 
-class _Calibrated:
-    """The way through the blocks with calibration data."""
+class _ByBlock:
+    """The way through the blocks, each with its weights."""
 
     def __init__(self, work: Work, sink: Sink, setting: Setting) -> None:
         self._work, self._sink, self._setting = work, sink, setting
-        self._weights = BlockWeights(work, setting.device)
+
+    @cached_property
+    def _weights(self) -> BlockWeights:
+        return BlockWeights(self._work, self._setting.device)
+
+    def transform(self, index: int) -> list[Edit]:
+        """Rewrite a block by transforms that look at its weights alone."""
+        self._weights.load(index)
+        edits = self._transform(index, None)
+        self._weights.release(index)
+        return_free_memory()
+        return edits
 
     def run(self, windows: Tensor, last: int) -> None:
-        """Go as far as block `last`."""
+        """Go as far as block `last`, on calibration data."""
         work, ranks = self._work, self._setting.ranks
         self._weights.load_outside()
         self._put([row for row in work.rows.get(None, []) if row.matrix.table], self._sink.written(None))
@@ -163,13 +177,17 @@ class _Calibrated:
             self._put(rows, partial(_dense, results))
         self._sink.emit(index, results, edits)
 
-    def _transform(self, index: int, inputs: BlockInputs) -> list[Edit]:
+    def _transform(self, index: int, inputs: BlockInputs | None) -> list[Edit]:
         """Rewrite a block, each transform on the statistics of what those before it have left."""
         edits, view = [], _view(self._work, index)
         for step in self._work.plan.recipe.transforms:
             reads = step.algorithm.reads(view)
-            collector = self._collect(index, dict.fromkeys(reads, step.algorithm.NEEDS), inputs)
-            statistics = {name: collector.take(name) for name in reads}
+            statistics = dict.fromkeys(reads, LayerStatistics())
+            needs: frozenset[str] = step.algorithm.NEEDS
+            if needs:
+                assert inputs is not None  # see needs_calibration
+                collector = self._collect(index, dict.fromkeys(reads, needs), inputs)
+                statistics = {name: collector.take(name) for name in reads}
             found = step.algorithm.fit(view, statistics, step.build_options())
             self._work.source.extend(found)
             if found:

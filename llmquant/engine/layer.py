@@ -18,7 +18,7 @@ from llmquant.statistics.base import LayerStatistics
 
 def needs_calibration(recipe: Recipe, rows: Sequence[MatrixRow]) -> bool:
     """Whether quantizing these matrices of one block takes calibration data."""
-    return any(row.needs for row in rows) or bool(rows and (recipe.transforms or recipe.tuning))
+    return any(row.needs for row in rows) or bool(rows and recipe.calibrated_blocks)
 
 
 def check_statistics(plan: Plan) -> bool:

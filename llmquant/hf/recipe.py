@@ -55,10 +55,10 @@ METHOD = "llmquant"  # of the config object in memory only; no checkpoint ever c
 class RecipeConfig(QuantizationConfigMixin):
     """Quantize by a recipe in `from_pretrained(..., quantization_config=RecipeConfig("int4-g128"))`.
 
-    Data-free recipes are applied tensor by tensor while the weights are read; recipes that need calibration data are
-    applied after the whole model is loaded (`llmquant.quantize` does it without ever holding the whole model).
-    `save_pretrained` then writes the tensors and the config.json of `llmquant.quantize`, but no tokenizer and no
-    llmquant.json.
+    Data-free recipes are applied tensor by tensor while the weights are read; recipes that need calibration data, or
+    transform blocks, are applied after the whole model is loaded (`llmquant.quantize` does it without ever holding the
+    whole model). `save_pretrained` then writes the tensors and the config.json of `llmquant.quantize`, but no tokenizer
+    and no llmquant.json.
 
     Args:
         recipe: name of a preset, path of a recipe file, or a recipe as a mapping.
@@ -105,10 +105,11 @@ class RecipeQuantizer(OnLoadQuantizer):
         self._pending: dict[str, MatrixRow] = {}  # by the name of the weight that is still to be read
 
     @property
-    def calibrated(self) -> bool:
-        """Whether any layer needs calibration data, so that quantizing has to wait for the whole model."""
+    def by_block(self) -> bool:
+        """Whether layers are quantized block by block, which has to wait for the whole model."""
         assert self.plan is not None
-        return needs_calibration(self.plan.recipe, self.plan.quantized)
+        recipe, rows = self.plan.recipe, self.plan.quantized
+        return needs_calibration(recipe, rows) or bool(rows and recipe.transforms)
 
     def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]  # abstract, without a type
         return True
@@ -151,9 +152,10 @@ class RecipeQuantizer(OnLoadQuantizer):
         self.plan = plan
         if files and all(file.endswith(".safetensors") for file in files):
             _check_source(model, plan, read_headers(files))
-        if self.calibrated:
+        if self.by_block:
             _require_one_device(device_map)
-            self._calibration = self._load_calibration(model, plan)  # before gigabytes are read in vain
+            if needs_calibration(plan.recipe, plan.quantized):
+                self._calibration = self._load_calibration(model, plan)  # before gigabytes are read in vain
             return
         weights = {row.module.name: model.get_submodule(row.module.name).weight for row in plan.quantized}
         place_empty(model, {row.module.name: row.scheme for row in plan.quantized}, model.dtype)
@@ -170,8 +172,8 @@ class RecipeQuantizer(OnLoadQuantizer):
             raise self.error
         if self._pending:
             raise CheckpointError(f"the checkpoint lacks {next(iter(self._pending))}")
-        if self.calibrated:
-            self._calibrate(model, self.plan)
+        if self.by_block:
+            self._quantize_blocks(model, self.plan)
         if self.counters:
             log.warning("while quantizing: %s", ", ".join(f"{name} {n}" for name, n in sorted(self.counters.items())))
         finish(model)
@@ -191,9 +193,9 @@ class RecipeQuantizer(OnLoadQuantizer):
             log.warning("calibration: %s", data.note)
         return data
 
-    def _calibrate(self, model: PreTrainedModel, plan: Plan) -> None:
-        assert self._calibration is not None
-        done = quantize_loaded(model, plan, self._calibration.windows, self.quantization_config.device)
+    def _quantize_blocks(self, model: PreTrainedModel, plan: Plan) -> None:
+        windows = self._calibration.windows if self._calibration else None
+        done = quantize_loaded(model, plan, windows, self.quantization_config.device)
         packed = {row.matrix.key for row in plan.quantized}
         apply_edits(model, [edit for edit in done.edits if edit.name not in packed])
         for row in plan.quantized:
@@ -276,6 +278,6 @@ def _check_source(model: PreTrainedModel, plan: Plan, tensors: Mapping[str, Tens
 def _require_one_device(device_map: Any) -> None:
     if isinstance(device_map, Mapping) and (len(set(device_map.values())) > 1 or "disk" in device_map.values()):
         raise PlanError(
-            "a recipe that needs calibration runs the model on one device, but device_map spreads it over "
+            "a recipe with calibration or transforms works on a model on one device, but device_map spreads it over "
             f"{device_map}; drop device_map, or use llmquant.quantize, which holds one block at a time"
         )

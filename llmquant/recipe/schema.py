@@ -263,8 +263,14 @@ class Recipe(_Model):
     @property
     def calibrated(self) -> tuple[str, ...]:
         """The methods that need calibration text, sorted; none for a data-free recipe."""
-        looking = [method.method for method in (*self.transforms, *self.roundings) if method.algorithm.NEEDS]
-        return tuple(sorted({*looking, *(step.method for step in self.tuning)}))
+        looking = [rounding.method for rounding in self.roundings if rounding.algorithm.NEEDS]
+        return tuple(sorted({*looking, *self.calibrated_blocks}))
+
+    @property
+    def calibrated_blocks(self) -> tuple[str, ...]:
+        """Those of them that work on whole blocks: every tuning, and transforms that look at statistics."""
+        looking = [step.method for step in self.transforms if step.algorithm.NEEDS]
+        return (*looking, *(step.method for step in self.tuning))
 
     @field_validator("rules")
     @classmethod

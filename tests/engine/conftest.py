@@ -1,11 +1,17 @@
 """Small checkpoints with a tokenizer and a calibration text, made on the spot."""
 
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from llmquant.algorithms import transforms
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -56,3 +62,20 @@ def gptq_recipe(text_file):
         "rounding": {"method": "gptq"},
         "calibration": {"dataset": str(text_file), "samples": 12, "length": 48},
     }
+
+
+@pytest.fixture
+def equalize(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The transform of docs/extending.md, which needs no data, as an installed one; its name."""
+    page = (repository / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    (code,) = [block for block in blocks if block.startswith("NEEDS = frozenset()")]
+    imports = "from dataclasses import dataclass\nimport torch\nfrom llmquant.models.edits import Edit\n"
+    folder = tmp_path / "transforms"
+    folder.mkdir()
+    (folder / "equalize.py").write_text(imports + code, encoding="utf-8")
+    monkeypatch.setattr(transforms, "__path__", [*transforms.__path__, str(folder)])
+    yield "equalize"
+    sys.modules.pop("llmquant.algorithms.transforms.equalize", None)
+    if hasattr(transforms, "equalize"):
+        delattr(transforms, "equalize")

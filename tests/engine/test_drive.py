@@ -1,11 +1,16 @@
 """Each layer is calibrated on what it will see: the inputs that the quantized blocks before its own produce."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+from llmquant.algorithms import transforms
+from llmquant.algorithms.transforms.base import Block
 from llmquant.data.calibration import load_calibration
 from llmquant.engine import drive as drive_module
 from llmquant.engine.capture import BlockInputs
@@ -13,6 +18,8 @@ from llmquant.engine.in_memory import quantize_loaded
 from llmquant.engine.output.folder import read_provenance
 from llmquant.engine.prepare import load_tokenizer, prepare
 from llmquant.engine.run import run
+from llmquant.hf.recipe import RecipeConfig
+from llmquant.models.edits import apply_edits
 from llmquant.models.skeleton import decoder_blocks
 from llmquant.recipe.load import load_recipe
 from llmquant.statistics import hessian
@@ -142,3 +149,45 @@ def test_on_a_gpu(checkpoint, gptq_recipe, tmp_path) -> None:
         for device in ("cpu", "cuda")
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)  # sums in another order turn a few codes
+
+
+def equalized_by_hand(checkpoint: Path, equalize: str, folder: Path) -> Path:
+    """A copy of the checkpoint that a transform without data has rewritten, outside the engine."""
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    model, wide = tiny_llama(), tiny_llama().float()
+    path, blocks = decoder_blocks(wide)
+    method = transforms.find(equalize)
+    for index, block in enumerate(blocks):
+        edits = method.fit(Block(f"{path}.{index}", block), {}, method.Options())
+        assert edits
+        apply_edits(model, edits)
+    model.save_pretrained(folder, max_shard_size="100KB")
+    return folder
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_transform_without_data(checkpoint, gptq_recipe, equalize, tmp_path, calibrated: bool) -> None:
+    plain = gptq_recipe if calibrated else {"version": 1, "rules": [{"match": "linear", "scheme": "int4-g32"}]}
+    recipe = load_recipe({**plain, "transforms": [{"method": equalize}]})
+    assert recipe.calibrated == (("gptq",) if calibrated else ())
+    out = run(prepare(checkpoint, recipe), tmp_path / "out").folder
+    by_hand = equalized_by_hand(checkpoint, equalize, tmp_path / "by_hand")
+    meant = run(prepare(by_hand, load_recipe(plain)), tmp_path / "meant").folder
+    got, wanted = written(out), written(meant)
+    untouched = written(run(prepare(checkpoint, load_recipe(plain)), tmp_path / "untouched").folder)
+    assert got == wanted
+    assert got != untouched
+
+
+def test_a_transform_without_data_in_a_model_in_memory(checkpoint, equalize, tmp_path) -> None:
+    recipe = {"version": 1, "rules": [{"match": "linear", "scheme": "int4-g32"}], "transforms": [{"method": equalize}]}
+    out = run(prepare(checkpoint, load_recipe(recipe)), tmp_path / "out").folder
+    config = RecipeConfig(recipe, device="cpu")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", quantization_config=config)
+    model.save_pretrained(tmp_path / "saved")
+    found = [
+        {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for folder in (out, tmp_path / "saved")
+    ]
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
