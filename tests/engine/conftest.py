@@ -69,11 +69,10 @@ def equalize(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """The transform of docs/extending.md, which needs no data, as an installed one; its name."""
     page = (repository / "docs" / "extending.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    (code,) = [block for block in blocks if block.startswith("NEEDS = frozenset()")]
-    imports = "from dataclasses import dataclass\nimport torch\nfrom llmquant.models.edits import Edit\n"
+    (code,) = [block for block in blocks if "NEEDS = frozenset()" in block]
     folder = tmp_path / "transforms"
     folder.mkdir()
-    (folder / "equalize.py").write_text(imports + code, encoding="utf-8")
+    (folder / "equalize.py").write_text(code, encoding="utf-8")
     monkeypatch.setattr(transforms, "__path__", [*transforms.__path__, str(folder)])
     yield "equalize"
     sys.modules.pop("llmquant.algorithms.transforms.equalize", None)
