@@ -80,7 +80,7 @@ REFUSED = [
     ({"text": "nowhere.txt"}, "no text file"),
     ({"stride": 99}, "stride must lie"),
     ({"speed": -1.0}, "0 or more"),
-    ({"speed": float("nan")}, "0 or more"),
+    ({"speed": float("nan")}, "finite number"),
     ({"device": "cuda:99"}, "no device 'cuda:99' here"),
     ({"metrics": {"speeed": True}}, "did you mean 'speed'"),
     ({"dtype": "float17"}, "unknown dtype 'float17'; give one of auto"),

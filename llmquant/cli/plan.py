@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llmquant.recipe.plan import Plan
+    from llmquant.recipe.schema import Recipe
 
 _WIDE = 100  # columns
 
@@ -65,6 +67,8 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
     console.print(f"\nrecipe [bold]{escaped(plan.recipe.name)}[/]")
     for number, rule in enumerate(plan.recipe.rules, 1):
         console.print(f"  {number}  {escaped(str(rule))}", highlight=False)
+    for kind, text in _steps(plan.recipe):
+        console.print(f"  {kind:<12} {escaped(text)}", highlight=False)
     for note in dict.fromkeys(row.note for row in plan.rows if row.note):
         console.print(f"  [yellow]note[/]  {escaped(note)}", highlight=False)
     readers = plan.format.readers(plan)
@@ -77,6 +81,16 @@ def print_plan(console: Console, plan: Plan, *, full: bool = False) -> None:
     for reader, verdict in readers.items():
         mark = "[green]yes[/]" if verdict.ok else "[red]no [/]"
         console.print(f"  {mark}  {reader:<13} {escaped(verdict.note)}", highlight=False)
+
+
+def _steps(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What the rules do not say: what is done to each block beside rounding, and on which text."""
+    for kind, steps in (("transform", recipe.transforms), ("tuning", recipe.tuning)):
+        for step in steps:
+            yield kind, ", ".join([step.method, *(f"{key} {value}" for key, value in step.options.items())])
+    if recipe.calibration:
+        text = recipe.calibration
+        yield "calibration", f"{text.dataset}, {text.samples} x {text.length} tokens"
 
 
 def _table(plan: Plan, *, full: bool, wide: bool) -> Table:

@@ -25,12 +25,11 @@ def read_documents(dataset: str, *, split: str | None = None, column: str = "tex
     Raises:
         DataError: if there is no such data set, or it holds no text.
     """
+    check_dataset(dataset)
     if dataset == "builtin:mixed":
         return mixed_documents(split or "calibration")
     if dataset == "builtin:python":
         return python_documents(split or "calibration")  # pyright: ignore[reportArgumentType]  # checked there
-    if dataset.startswith("builtin:"):
-        raise DataError(f"unknown built-in data set {dataset!r}; there are builtin:mixed and builtin:python")
     source = _hub_rows(dataset[4:], split, column) if dataset.startswith("hub:") else _file_rows(Path(dataset), column)
     documents = [text for text in source if text.strip()]
     if not documents:
@@ -38,12 +37,24 @@ def read_documents(dataset: str, *, split: str | None = None, column: str = "tex
     return documents
 
 
-def _file_rows(path: Path, column: str) -> Iterator[str]:
-    check_name(path, DataError)
-    if not path.is_file():
+def check_dataset(dataset: str) -> None:
+    """Refuse a data set that is not there, as far as a look at this machine's files tells.
+
+    Raises:
+        DataError: if it is neither built in nor a file nor of the hub.
+    """
+    if dataset.startswith("hub:") or dataset in ("builtin:mixed", "builtin:python"):
+        return
+    if dataset.startswith("builtin:"):
+        raise DataError(f"unknown built-in data set {dataset!r}; there are builtin:mixed and builtin:python")
+    check_name(Path(dataset), DataError)
+    if not Path(dataset).is_file():
         raise DataError(
-            f"no text file at {path}; give a .txt, .jsonl or .json file, builtin:mixed, builtin:python, or hub:NAME"
+            f"no text file at {dataset}; give a .txt, .jsonl or .json file, builtin:mixed, builtin:python, or hub:NAME"
         )
+
+
+def _file_rows(path: Path, column: str) -> Iterator[str]:
     try:
         text = read_plain(path, DataError, limit=_MAX_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmquant.compat.border import foreign
 from llmquant.compat.loading import KeyMap, map_keys
 from llmquant.compat.remote_code import remote_code_of
+from llmquant.data.text import check_dataset
 from llmquant.engine.output.folder import PROVENANCE
 from llmquant.engine.weights import Work
 from llmquant.errors import CheckpointError, DataError, PlanError
@@ -62,7 +63,7 @@ def plan_only(
 
     Raises:
         CheckpointError: if the model is quantized already, unless `allow_quantized`.
-        DataError: if the recipe needs calibration text, and there are weights but no tokenizer.
+        DataError: if the recipe needs calibration text, and there are weights but no tokenizer, or not that text.
         PlanError: if the recipe does not fit.
     """
     config = load_config(source, trust_remote_code=trust_remote_code)
@@ -71,6 +72,7 @@ def plan_only(
     if any(Path(source).glob("*.safetensors")):  # more than a config
         if recipe.calibration is not None:
             require_tokenizer_files(Path(source))
+            check_dataset(recipe.calibration.dataset)
         if config.dtype is None:
             _settle_dtype(config, Checkpoint.open(source))
     plan = make_plan(recipe, take_inventory(build_skeleton(config, trust_remote_code=trust_remote_code)))

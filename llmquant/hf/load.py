@@ -14,9 +14,10 @@ from llmquant.compat.loading import FLOATS
 from llmquant.compat.quantizers import stays_packed
 from llmquant.compat.remote_code import remote_code_of
 from llmquant.engine.output.check_folder import verify_folder
-from llmquant.engine.output.folder import JOURNAL, is_finished
+from llmquant.engine.output.folder import JOURNAL, is_finished, read_provenance
 from llmquant.errors import CheckpointError, RecipeError
 from llmquant.files import check_name
+from llmquant.formats import DEFAULT
 from llmquant.hf import register
 from llmquant.hf.stored import check_shapes
 from llmquant.models.checkpoint import Checkpoint
@@ -91,6 +92,7 @@ def open_model(source: str | Path, *, trust_remote_code: bool = False) -> Checkp
     """
     check_name(Path(source))
     _refuse_unfinished(Path(source).absolute())
+    _refuse_format(Path(source).expanduser())
     checkpoint = Checkpoint.open(source, allow_quantized=True, code=trust_remote_code)
     if checkpoint.config is None:
         raise CheckpointError(f"{checkpoint.folder} has no config.json; a Hugging Face model folder has one")
@@ -107,6 +109,17 @@ def check_dtype(dtype: str | torch.dtype) -> None:
     if dtype not in ("auto", None) and found not in FLOATS:
         names = ", ".join(dtype_name(known) for known in FLOATS)
         raise RecipeError(f"a model cannot compute in the dtype {str(dtype)!r}; give auto or one of {names}")
+
+
+def _refuse_format(folder: Path) -> None:
+    if not is_finished(folder):
+        return
+    name = read_provenance(folder)["recipe"].get("format", DEFAULT)
+    if name != DEFAULT:
+        raise CheckpointError(
+            f"{folder} is in the format {name}, which llmquant writes and verifies but does not run; quantize with "
+            f"`format: {DEFAULT}` for a folder that it runs"
+        )
 
 
 def _refuse_unfinished(folder: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from llmquant.api import plan
 from llmquant.cli.main import main
 from llmquant.cli.plan import print_plan
-from tests.engine.conftest import tiny_llama
+from tests.engine.conftest import byte_tokenizer, tiny_llama
 
 
 @pytest.mark.parametrize("with_gpu", [False, True])
@@ -37,6 +37,25 @@ def test_no_kernels_where_llmquant_does_not_run_the_file(tmp_path: Path, capsys:
     shown = capsys.readouterr().out
     assert "llama.cpp" in shown
     assert "kernels on this machine" not in shown
+
+
+def test_all_that_is_done_to_a_block_is_shown_and_a_missing_text_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    recipe = tmp_path / "smooth.yaml"
+    lines = (
+        "version: 1\nrules: [{match: linear, scheme: w8a8-dynamic}]\ntransforms: [{method: smoothquant, alpha: 0.7}]\n"
+    )
+    recipe.write_text(lines + "tuning: [{method: scale_refit}]\ncalibration: {samples: 4, length: 32}\n")
+    assert main(["plan", str(tmp_path), "-r", str(recipe)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for line in ("transform smoothquant, alpha 0.7", "tuning scale_refit", "calibration builtin:mixed, 4 x 32 tokens"):
+        assert line in shown
+    recipe.write_text(recipe.read_text().replace("{samples", "{dataset: nothere.jsonl, samples"))
+    assert main(["plan", str(tmp_path), "-r", str(recipe)]) == 1
+    assert "no text file at nothere.jsonl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("width", [80, 120])
