@@ -86,6 +86,12 @@ def shortened(words: Sequence[str], count: int = 6, width: int = 80) -> str:
     return first if len(words) <= count else f"{first} and {len(words) - count} more"
 
 
+def one_a_line(problems: Sequence[str], count: int = 10) -> str:
+    """The first problems, each on a line of its own, and how many more there are."""
+    more = [f"and {len(problems) - count} more"] if problems[count:] else []
+    return "".join(f"\n  {line}" for line in [*problems[:count], *more])
+
+
 def shown(value: object) -> str:
     """A value as Python writes it, cut to what one can read."""
     try:

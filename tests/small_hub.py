@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -66,10 +66,14 @@ class Hub(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@contextmanager
-def serve(repositories: Repositories, asked: list[str] | None = None) -> Iterator[str]:
+def serve(repositories: Repositories, asked: list[str] | None = None) -> AbstractContextManager[str]:
     """Serve files by repository and name, at the address that is yielded; those fetched go to `asked`."""
-    handler = partial(Hub, repositories, [] if asked is None else asked)
+    return serving(partial(Hub, repositories, [] if asked is None else asked))
+
+
+@contextmanager
+def serving(handler: Callable[..., Hub]) -> Iterator[str]:
+    """Answer by `handler` at the address that is yielded."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -17,7 +17,7 @@ from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.memory import Section as Memory
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
-from tests.engine.conftest import byte_tokenizer, tiny_llama
+from tests.engine.conftest import save_tiny, tiny_llama
 from tests.eval.conftest import Seen
 from tests.small_hub import environment, serve
 
@@ -35,8 +35,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("api") / "model"
-    tiny_llama().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    save_tiny(folder)
     (folder.parent / "text.txt").write_text("\n".join(f"line {i} of a text with windows enough" for i in range(60)))
     return folder
 

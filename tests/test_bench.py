@@ -13,17 +13,14 @@ from llmquant.bench import bench_model, recipe_for
 from llmquant.cli.main import main
 from llmquant.errors import CheckpointError
 from llmquant.eval.throughput import ThroughputOptions
-from tests.engine.conftest import byte_tokenizer, tiny_llama
+from tests.engine.conftest import save_tiny, tiny_llama
 
 QUICK = ThroughputOptions(prompt_tokens=8, decode_tokens=2, warmup=0, min_rounds=2, seconds=0.0)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bench") / "model"
-    tiny_llama().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("bench") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from llmquant.words import bytes_text, duration, escaped, printable
+from llmquant.words import bytes_text, duration, escaped, one_a_line, printable
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,8 @@ def test_a_terminal_obeys_nothing_from_outside(text: str) -> None:
     assert made.isascii()
     assert made.startswith("<\\") or made[1].isalpha()
     assert printable("two\nlines – ä 漢") == "two\nlines – ä 漢"
+
+
+def test_of_many_problems_the_first_are_shown_and_the_rest_counted() -> None:
+    assert one_a_line(["a", "b"]) == "\n  a\n  b"
+    assert one_a_line(["a", "b", "c"], 1) == "\n  a\n  and 2 more"

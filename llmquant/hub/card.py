@@ -241,7 +241,7 @@ def _share(estimate: Any) -> str:
 def _use(repo: str, readers: Mapping[str, bool]) -> Iterator[str]:
     if readers.get("llmquant"):
         python = f'import llmquant\n\nmodel = llmquant.load("{repo}")'
-        yield f"Packed, on llmquant's kernels (`pip install llmquant`):\n\n```python\n{python}\n```"
+        yield f"Packed, on llmquant's kernels:\n\n```python\n{python}\n```"
     if readers.get("transformers"):
         yield (
             "Plain transformers, with `pip install compressed-tensors`:\n\n```python\nfrom transformers import "

@@ -17,6 +17,7 @@ from llmquant.engine.output.folder import PROVENANCE
 from llmquant.errors import OutputError
 from llmquant.models.checkpoint import INDEX
 from llmquant.models.config_file import NAME as CONFIG
+from llmquant.words import one_a_line
 
 CARD = "README.md"
 WEIGHTS = (".safetensors", ".gguf")
@@ -30,7 +31,6 @@ _SECRETS = {
     "an AWS access key": rb"(?<![A-Za-z0-9])AKIA[0-9A-Z]{16}(?![0-9A-Za-z])",
     "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
-_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,7 @@ def collect(folder: Path, written: Mapping[str, Any], weights: Sequence[str], *,
             others.append(name)
             problems += [f"{name}: holds what looks like {kind}" for kind in _secrets(path)]
     if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
-        raise OutputError(f"{folder} is not published:\n  " + "\n  ".join(problems[:_SHOWN]) + more)
+        raise OutputError(f"{folder} is not published:{one_a_line(problems)}")
     return Upload(tuple(sorted(weights)), tuple(others))
 
 

@@ -15,15 +15,12 @@ from llmquant.hf.load import load
 from llmquant.kernels.gpu import runtime
 from llmquant.kernels.gpu.choose import dispatch, table, tune, tune_gpu
 from llmquant.nn.accuracy import ACCURACIES
-from tests.engine.conftest import byte_tokenizer, tiny_llama
+from tests.engine.conftest import save_tiny
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tune") / "model"
-    tiny_llama().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("tune") / "model")
 
 
 @pytest.fixture(scope="module")

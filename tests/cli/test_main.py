@@ -12,7 +12,7 @@ from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.perplexity import Section as Perplexity
 from llmquant.eval.result import EvalReport
 from llmquant.kernels.cpu import native
-from tests.engine.conftest import byte_tokenizer, tiny_llama
+from tests.engine.conftest import save_tiny, tiny_llama
 
 RECIPE = """\
 version: 1
@@ -24,10 +24,7 @@ rules:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cli") / "model"
-    tiny_llama().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("cli") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +234,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(option, target, tmp_p
 def test_names_from_outside_are_neither_markup_nor_orders(tmp_path, capsys, text):
     """Folder, recipe and layers may hold what a terminal would obey; the results are on disk before they are shown."""
     model, out = tmp_path / "m [bold] \x1b[2J", tmp_path / "o [red] :warning:"
-    tiny_llama().save_pretrained(model)
-    byte_tokenizer().save_pretrained(model)
+    save_tiny(model)
     recipe = tmp_path / "r [red].yaml"
     recipe.write_text(RECIPE.replace("mine", '"[/mine] \\e[2J"'))
     capsys.readouterr()  # transformers' bars

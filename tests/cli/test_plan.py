@@ -12,7 +12,7 @@ from rich.console import Console
 from llmquant.api import plan
 from llmquant.cli.main import main
 from llmquant.cli.plan import print_plan
-from tests.engine.conftest import byte_tokenizer, tiny_llama
+from tests.engine.conftest import save_tiny, tiny_llama
 
 
 @pytest.mark.parametrize("with_gpu", [False, True])
@@ -42,8 +42,7 @@ def test_no_kernels_where_llmquant_does_not_run_the_file(tmp_path: Path, capsys:
 def test_all_that_is_done_to_a_block_is_shown_and_a_missing_text_is_noticed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny_llama().save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
+    save_tiny(tmp_path)
     recipe = tmp_path / "smooth.yaml"
     lines = (
         "version: 1\nrules: [{match: linear, scheme: w8a8-dynamic}]\ntransforms: [{method: smoothquant, alpha: 0.7}]\n"

@@ -35,6 +35,13 @@ def tiny_llama(**changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).bfloat16().eval()
 
 
+def save_tiny(folder: Path) -> Path:
+    """A tiny Llama and its tokenizer in a folder."""
+    tiny_llama().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A sharded bf16 Llama with a tokenizer."""

@@ -11,7 +11,7 @@ import pytest
 
 import llmquant
 from llmquant.eval.result import EvalReport
-from tests.engine.conftest import byte_tokenizer, tiny_llama
+from tests.engine.conftest import save_tiny
 from tests.hub.writable_hub import State, serve
 
 RECIPE = {"version": 1, "name": "mine", "rules": [{"match": "linear", "scheme": "int4-g32"}]}
@@ -22,8 +22,7 @@ BASE_CARD = "---\nlicense: apache-2.0\nlanguage: [en]\npipeline_tag: text-genera
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with its card."""
     folder = tmp_path_factory.mktemp("hub") / "model"
-    tiny_llama().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    save_tiny(folder)
     (folder / "README.md").write_text(BASE_CARD)
     return folder
 

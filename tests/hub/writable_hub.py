@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from tests.small_hub import COMMIT, Hub
+from tests.small_hub import COMMIT, Hub, serving
 
 
 @dataclass
@@ -130,15 +127,6 @@ def _mode(path: str) -> str:
     return "lfs" if path.endswith((".safetensors", ".gguf")) else "regular"
 
 
-@contextmanager
-def serve(state: State) -> Iterator[str]:
+def serve(state: State) -> AbstractContextManager[str]:
     """Serve and change `state`, at the address that is yielded."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(WritableHub, state))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(partial(WritableHub, state))

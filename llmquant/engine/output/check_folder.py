@@ -25,8 +25,7 @@ from llmquant.formats import DEFAULT
 from llmquant.formats.base import Format, Written
 from llmquant.models.hub import locate
 from llmquant.spec import Scheme
-
-_SHOWN = 10
+from llmquant.words import one_a_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +71,7 @@ def verify_folder(source: str | Path) -> Verified:
     if not hashes:
         problems += _layers(format_, found, schemes, written.get("layers"), checked)
     if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
-        raise CheckpointError(f"{folder} is not what was written:\n  " + "\n  ".join(problems[:_SHOWN]) + more)
+        raise CheckpointError(f"{folder} is not what was written:{one_a_line(problems)}")
     note = _note(len(found.tensors) - len(checked), bool(written))
     if found.metadata and not isinstance(metadata, Mapping):
         note += f"{'; ' if note else ''}{PROVENANCE} does not say which metadata was written, so it was not checked"
