@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,25 @@ def device(parser: argparse.ArgumentParser) -> None:
 def quiet(parser: argparse.ArgumentParser) -> None:
     """--quiet."""
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress, only notes and the result")
+
+
+STDOUT = Path("-")
+
+
+def json_target(parser: argparse.ArgumentParser, what: str) -> None:
+    """--json; `main` sends whatever else a verb prints to standard error where the target is standard output."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"write {what} as JSON; - is standard output")
+
+
+def write_json(target: Path | None, text: str) -> None:
+    """Write what --json asked for, if it did; always in UTF-8."""
+    if target == STDOUT:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    elif target is not None:
+        target.write_text(text, encoding="utf-8")
 
 
 def words(text: str) -> list[str]:
@@ -102,7 +123,7 @@ def check_targets(*files: Path | None) -> None:
         OutputError: names the file and the reason.
     """
     for file in files:
-        if file is not None and (reason := _obstacle(file.absolute())):
+        if file not in (None, STDOUT) and (reason := _obstacle(file.absolute())):
             raise OutputError(f"{file} cannot be written: {reason}")
 
 

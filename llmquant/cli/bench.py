@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.cli import arguments
@@ -41,7 +40,7 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument(
         "--seconds", type=arguments.seconds, default=20, metavar="S", help="time for all rounds; 3 at least (20)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    arguments.json_target(parser, "all numbers")
     parser.add_argument("--tune", action="store_true", help="instead, find and keep the fastest kernels for this GPU")
     arguments.remote_code(parser)
     arguments.quiet(parser)
@@ -66,8 +65,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             accuracies=_accuracies(args), threads=args.threads, device=args.device, static_cache=args.static_cache,
             trust_remote_code=args.trust_remote_code, progress=display,
         )  # fmt: skip
-    if args.json:
-        args.json.write_text(report.to_json(), encoding="utf-8")
+    arguments.write_json(args.json, report.to_json())
     print_bench(console, report)
     return 0
 
@@ -81,8 +79,7 @@ def _tune(args: argparse.Namespace, console: Console) -> int:
             args.model, schemes=args.schemes, accuracies=_accuracies(args), trust_remote_code=args.trust_remote_code,
             progress=display,
         )  # fmt: skip
-    if args.json:
-        args.json.write_text(report.to_json(), encoding="utf-8")
+    arguments.write_json(args.json, report.to_json())
     print_tuned(console, report)
     return 0
 

@@ -51,7 +51,7 @@ def add(commands: arguments.Commands) -> None:
         "--budget", type=arguments.limit, action="append", default=[], metavar="NAME=VALUE",
         help=f"a limit on {', '.join(limits())}, such as kl=0.03",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    arguments.json_target(parser, "all numbers")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a self-contained HTML page")
     arguments.remote_code(parser)
     arguments.quiet(parser)
@@ -73,8 +73,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             device=args.device, metrics=dict(args.metric), trust_remote_code=args.trust_remote_code,
             progress=display,
         )  # fmt: skip
-    if args.json:
-        args.json.write_text(report.to_json(), encoding="utf-8")
+    arguments.write_json(args.json, report.to_json())
     if args.report:
         args.report.write_text(render_page([report]), encoding="utf-8")
     print_reports(console, [report])

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from llmquant.cli import bench, demo, doctor, evaluate, plan, push, quantize, recipes, verify
+from llmquant.cli.arguments import STDOUT
 from llmquant.errors import LlmquantError
 
 OVER_BUDGET = evaluate.OVER_BUDGET
@@ -35,8 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     _never_fail_to_print()
     # Without emoji: "a:key:b" in a name is not a picture. Rich would take 80 columns where there is no terminal.
-    console = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
-    errors = Console(stderr=True, emoji=False)
+    aside = args.json == STDOUT
+    width = None if (sys.stderr if aside else sys.stdout).isatty() else 120
+    console, errors = Console(stderr=aside, width=width, emoji=False), Console(stderr=True, emoji=False)
     try:
         return args.run(args, console)
     except (LlmquantError, OSError) as error:
@@ -60,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"llmquant {version('llmquant')}")
-    parser.set_defaults(if_interrupted="")
+    parser.set_defaults(if_interrupted="", json=None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for verb in (plan, quantize, verify, evaluate, push, bench, demo, doctor, recipes):
         verb.add(commands)

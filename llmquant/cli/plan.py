@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.cli import arguments
@@ -26,7 +25,7 @@ def add(commands: arguments.Commands) -> None:
     parser = commands.add_parser("plan", help="what each tensor would become, before any work")
     arguments.model_and_recipe(parser, "model folder, config.json or hub id")
     parser.add_argument("--full", action="store_true", help="one line for each module, not for each kind")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan as JSON")
+    arguments.json_target(parser, "the plan")
     arguments.remote_code(parser)
     parser.set_defaults(run=run)
 
@@ -37,8 +36,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from llmquant.api import plan
 
     result = plan(args.model, args.recipe, trust_remote_code=args.trust_remote_code)
-    if args.json:
-        args.json.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    arguments.write_json(args.json, json.dumps(result.to_dict(), indent=2) + "\n")
     print_plan(console, result, full=args.full)
     return 0
 

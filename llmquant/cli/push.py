@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +30,13 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument("--include", action="append", default=[], metavar="PATTERN", help="further files that shall go")
     parser.add_argument("--overwrite", action="store_true", help="into a repository that holds something else")
     parser.add_argument("--dry-run", action="store_true", help="show the card and the files, change nothing")
+    arguments.json_target(parser, "the address, the files, the card and the notes")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Verify, write the card, upload; or show what would be."""
+    arguments.check_targets(args.json)
     from llmquant.eval.result import EvalReport
     from llmquant.hub.push import push_to_hub
     from llmquant.words import bytes_text, escaped
@@ -43,6 +47,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         revision=args.revision, message=args.message, include=args.include, overwrite=args.overwrite,
         dry_run=args.dry_run,
     )  # fmt: skip
+    arguments.write_json(args.json, json.dumps(asdict(result), indent=2, ensure_ascii=False) + "\n")
     folder = Path(args.folder).expanduser()
     if args.dry_run:
         console.print(result.card, markup=False, highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from llmquant.cli.main import OVER_BUDGET, main
 from llmquant.eval.metrics.divergence import Section as Divergence
@@ -217,6 +218,36 @@ def test_recipes_lists_and_prints(capsys):
     assert "int4-g128-gptq" in capsys.readouterr().out
     assert main(["recipes", "int8"]) == 0
     assert "version: 1" in capsys.readouterr().out
+
+
+JSON_VERBS = {
+    "plan": (["MODEL", "-r", "int8"], "rows"),
+    "verify": (["OUT"], "digests"),
+    "eval": (["OUT", "--baseline", "MODEL", "--text", "TEXT", "--length", "32", "--speed", "0"], "sections"),
+    "bench": (["OUT", "--prompt", "4", "--new", "2", "--seconds", "0", "--accuracy", "exact"], "rows"),
+    "push": (["OUT", "me/mine", "--dry-run"], "card"),
+    "recipes": ([], "int4-g128-gptq"),
+}
+
+
+@pytest.mark.parametrize("verb", JSON_VERBS)
+def test_json_on_standard_output_stands_alone_and_the_rest_is_on_standard_error(
+    verb, model, quantized, text, capsys, monkeypatch
+):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    places = {"MODEL": str(model), "OUT": str(quantized), "TEXT": str(text)}
+    words, key = JSON_VERBS[verb]
+    assert main([verb, *(places.get(word, word) for word in words), "--json", "-"]) == 0
+    written = capsys.readouterr()
+    assert key in json.loads(written.out)
+    assert len(written.err.splitlines()) >= 1
+
+
+def test_a_recipe_as_json_is_the_recipe(capsys):
+    assert main(["recipes", "int8", "--json", "-"]) == 0
+    written = capsys.readouterr()
+    assert json.loads(written.out) == yaml.safe_load(written.err)
 
 
 @pytest.mark.parametrize("option", ["--json", "--report"])

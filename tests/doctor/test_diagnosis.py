@@ -179,8 +179,10 @@ def test_command_prints_text_or_json(monkeypatch: pytest.MonkeyPatch, tmp_path, 
         for word in ("avx512", "30.0 GB/s", "on 4 threads", "madvise", "needs 16 GB", "7.27"):
             assert word in shown
         assert ("mend it" in shown and "[broken]" in shown) == found.broken
-        assert main(["doctor", "--json"]) == status
-        assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(asdict(found)))
+        assert main(["doctor", "--json", "-"]) == status
+        written = capsys.readouterr()
+        assert json.loads(written.out) == json.loads(json.dumps(asdict(found)))
+        assert "avx512" in written.err
     assert main(["doctor", "--json", str(tmp_path / "d.json")]) == 1
     assert json.loads((tmp_path / "d.json").read_text())["threads"]["quota"] is None
     assert "avx512" in capsys.readouterr().out
