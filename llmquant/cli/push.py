@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.cli import arguments
+from llmquant.words import bytes_text, escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from llmquant.hub.push import Pushed
 
 
 def add(commands: arguments.Commands) -> None:
@@ -39,7 +42,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     arguments.check_targets(args.json)
     from llmquant.eval.result import EvalReport
     from llmquant.hub.push import push_to_hub
-    from llmquant.words import bytes_text, escaped
 
     reports = [EvalReport.load(file) for file in args.report]
     result = push_to_hub(
@@ -48,8 +50,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         dry_run=args.dry_run,
     )  # fmt: skip
     arguments.write_json(args.json, json.dumps(asdict(result), indent=2, ensure_ascii=False) + "\n")
-    folder = Path(args.folder).expanduser()
-    if args.dry_run:
+    print_pushed(console, result, Path(args.folder).expanduser())
+    return 0
+
+
+def print_pushed(console: Console, result: Pushed, folder: Path) -> None:
+    """Where it is, and what the user should know; of a dry run, what would be uploaded."""
+    dry = not result.url
+    if dry:
         console.print(result.card, markup=False, highlight=False, soft_wrap=True)
         for name in (*result.upload.weights, *result.upload.others):
             size = bytes_text((folder / name).stat().st_size)
@@ -57,7 +65,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for note in result.notes:
         console.print(f"[yellow]note[/]  {escaped(note)}", highlight=False)
     for name in result.removed:
-        word = "would remove" if args.dry_run else "removed"
+        word = "would remove" if dry else "removed"
         console.print(f"{word} {escaped(name)}, which is of older weights", highlight=False)
-    console.print("nothing was uploaded" if args.dry_run else escaped(result.url), highlight=False, soft_wrap=True)
-    return 0
+    console.print("nothing was uploaded" if dry else escaped(result.url), highlight=False, soft_wrap=True)

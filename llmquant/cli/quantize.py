@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmquant.cli import arguments
+from llmquant.errors import LlmquantError, OutputError
 from llmquant.words import bytes_text, duration, escaped
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a finished result or drop an interrupted run")
     parser.add_argument("--calibration", metavar="TEXT", help="calibrate on this file or hub:NAME instead")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--push", metavar="USER/NAME", help="publish the result there, with a card")
+    parser.add_argument("--private", action="store_const", const=True, help="with --push: make the repository private")
     arguments.device(parser)
     arguments.remote_code(parser)
     arguments.quiet(parser)
@@ -33,9 +36,15 @@ def add(commands: arguments.Commands) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Quantize and show what came out."""
+    if args.private and not args.push:
+        raise OutputError("--private is said of a repository; name one with --push USER/NAME")
     from llmquant.api import quantize
     from llmquant.cli.display import RunDisplay
 
+    if args.push:
+        from llmquant.hub.access import check_access
+
+        check_access(args.push)
     with RunDisplay(console, quiet=args.quiet) as display:
         result = quantize(
             args.model, args.recipe, args.out,
@@ -43,7 +52,23 @@ def run(args: argparse.Namespace, console: Console) -> int:
             device=args.device, trust_remote_code=args.trust_remote_code, progress=display,
         )  # fmt: skip
     print_result(console, result)
+    if args.push:
+        _push(args, console, result.folder)
     return 0
+
+
+def _push(args: argparse.Namespace, console: Console, folder: Path) -> None:
+    from llmquant.cli.push import print_pushed
+    from llmquant.hub.push import push_to_hub
+
+    private = " --private" if args.private else ""
+    later = f"{folder} is finished; llmquant push {folder} {args.push}{private} publishes it"
+    args.if_interrupted = f"; {later}"
+    try:
+        pushed = push_to_hub(folder, args.push, private=args.private)
+    except LlmquantError as error:
+        raise OutputError(f"{error}\n{later}") from error
+    print_pushed(console, pushed, folder)
 
 
 def print_result(console: Console, result: RunResult) -> None:

@@ -7,8 +7,7 @@ goes on where it was: the hub knows the files that it has by their digests.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,25 +18,15 @@ from llmquant.engine.output.check_folder import verify_folder
 from llmquant.engine.output.folder import PROVENANCE, identity, is_finished, read_provenance
 from llmquant.errors import CheckpointError, DataError, OutputError
 from llmquant.files import read_plain
+from llmquant.hub.access import check_foreign, check_repo, explained, files_there, network_errors
 from llmquant.hub.card import Base, OwnCard, make_card
-from llmquant.hub.files import CARD, WEIGHTS, Upload, collect, is_legal, published
+from llmquant.hub.files import CARD, WEIGHTS, Upload, collect, published
 from llmquant.recipe.load import load_recipe
-from llmquant.words import listed
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelCard
 
     from llmquant.eval.result import EvalReport
-
-_LOG_IN = "the hub wants to know who you are: `hf auth login`, or set HF_TOKEN"
-_CHANGED = "somebody else changed it in the meantime; look at it, and push again"
-_ADVICE = {
-    401: _LOG_IN,
-    403: "this token may not write there; it needs the role 'write'",
-    404: "there is no such repository or branch, or this token may not see it",
-    409: _CHANGED,
-    412: _CHANGED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +77,7 @@ def push_to_hub(
     import huggingface_hub
 
     path = Path(folder).expanduser()
-    _check_repo(repo)
+    check_repo(repo)
     if not is_finished(path):
         raise CheckpointError(
             f"{path} is no finished result of llmquant; `hf upload {repo} {path}` publishes any folder"
@@ -104,8 +93,8 @@ def push_to_hub(
     contents = {CARD: str(card).encode(), PROVENANCE: (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()}
     api = huggingface_hub.HfApi(token=token, library_name="llmquant")
     try:
-        with _explained(repo):
-            there = _there(api, repo, revision)
+        with explained(repo):
+            there = files_there(api, repo, revision)
     except OutputError as error:
         if not dry_run:
             raise
@@ -113,7 +102,7 @@ def push_to_hub(
     removed = _older_weights(there, repo, upload, overwrite=overwrite)
     if dry_run:
         return Pushed("", upload, removed, str(card), notes)
-    with _explained(repo):
+    with explained(repo):
         api.create_repo(repo, private=private, exist_ok=True)
         url = _upload(api, repo, path, upload, contents, removed, revision, message)
     return Pushed(url, upload, removed, str(card), notes)
@@ -153,17 +142,6 @@ def _different(reports: Sequence[EvalReport]) -> list[EvalReport]:
     return [report for place, report in enumerate(reports) if report not in reports[:place]]
 
 
-def _check_repo(repo: str) -> None:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise OutputError(f"{repo!r} is no name of a repository: {first_line(error)}") from None
-    if repo.count("/") != 1:
-        raise OutputError(f"{repo!r} is no name of a repository; give USER/NAME")
-
-
 def _base(source: str, given: str | None, token: str | None) -> tuple[Base, list[str]]:
     """The model that was quantized, with what its own card says; and what could not be found."""
     from huggingface_hub import hf_hub_download
@@ -177,28 +155,16 @@ def _base(source: str, given: str | None, token: str | None) -> tuple[Base, list
     try:
         file = folder / CARD if (folder / CARD).is_file() else on_hub and hf_hub_download(name, CARD, token=token)
         card = OwnCard.parse(Path(file).read_bytes().decode("utf-8", errors="replace")).data if file else {}
-    except (*_network_errors(), ValueError, HFValidationError, OfflineModeIsEnabled) as error:
+    except (*network_errors(), ValueError, HFValidationError, OfflineModeIsEnabled) as error:
         notes.append(f"the card of {name} could not be read ({first_line(error)})")
         card = {}
     return Base(name, on_hub, card), notes
 
 
-def _there(api: HfApi, repo: str, revision: str | None) -> list[str]:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        return api.list_repo_files(repo, revision=revision)
-    except RepositoryNotFoundError:
-        return []
-
-
 def _older_weights(there: Sequence[str], repo: str, upload: Upload, *, overwrite: bool) -> tuple[str, ...]:
     """Of what the repository holds, the weights that would be left over; refuses what somebody else put there."""
-    foreign = [name for name in there if name != ".gitattributes" and not is_legal(name)]
-    if PROVENANCE not in there and foreign and not overwrite:
-        raise OutputError(
-            f"{repo} holds {listed(foreign[:5])}, which llmquant did not write; give another name, or --overwrite"
-        )
+    if not overwrite:
+        check_foreign(there, repo, "--overwrite")
     new = {*upload.weights, *upload.others}
     return tuple(
         name for name in there if name not in new and "/" not in name and name.endswith((*WEIGHTS, ".index.json"))
@@ -220,43 +186,3 @@ def _upload(
     gone = [CommitOperationDelete(path_in_repo=name) for name in removed]
     title = message or "Model quantized by llmquant"
     return str(api.create_commit(repo, [*added, *gone], commit_message=title, revision=revision).commit_url)
-
-
-@contextmanager
-def _explained(repo: str) -> Iterator[None]:
-    """What the hub answers, as an error that says what to do."""
-    network = _network_errors()
-    try:
-        yield
-    except OutputError:
-        raise
-    except RuntimeError as error:  # of the threads that upload
-        if not isinstance(error.__cause__, network):
-            raise
-        raise _refusal(repo, error.__cause__) from error
-    except network as error:
-        raise _refusal(repo, error) from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise OutputError(
-            f"{repo}: what answers there does not speak as a hub does ({error!r}); check HF_ENDPOINT"
-        ) from error
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    """OSError, and the error of the http library that huggingface_hub uses, which has changed before."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
-
-
-def _refusal(repo: str, error: Exception) -> OutputError:
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    again = "push again: files that arrived are not sent twice"
-    if isinstance(error, LocalTokenNotFoundError):
-        advice = _LOG_IN
-    elif isinstance(error, HfHubHTTPError):
-        advice = _ADVICE.get(error.response.status_code, again)
-    else:  # a connection that broke, at whichever layer
-        advice = f"{again}; if it goes on failing, HF_HUB_DISABLE_XET=1 uploads without Xet"
-    return OutputError(f"{repo}: {first_line(error)}\n{advice}")

@@ -184,3 +184,50 @@ def test_damage_and_foreign_folders_are_refused_before_anything_is_sent(
     with pytest.raises(CheckpointError, match="not what was written"):
         push_to_hub(out, "me/mine")
     assert not hub.asked
+
+
+def test_quantize_pushes_what_it_made(model: Path, tmp_path: Path, hub: State, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(["quantize", str(model), "-r", "int8", "-o", str(out), "--push", "me/mine", "--private"]) == 0
+    assert "/me/mine/commit/" in capsys.readouterr().out
+    assert hub.private == {"me/mine"}
+    assert hub.repositories["me/mine"]["config.json"] == (out / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("repo", "role", "said"), [("mine", "write", "give USER/NAME"), ("me/mine", "read", "role 'write'")]
+)
+def test_what_cannot_be_pushed_is_not_quantized(
+    model: Path, tmp_path: Path, hub: State, monkeypatch, capsys, repo: str, role: str, said: str
+) -> None:
+    monkeypatch.setattr("llmquant.api.quantize", lambda *_, **__: pytest.fail("the work began"))
+    hub.role = role
+    assert main(["quantize", str(model), "-r", "int8", "-o", str(tmp_path / "out"), "--push", repo]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_push_that_fails_leaves_the_finished_folder_and_says_how_to_go_on(
+    model: Path, tmp_path: Path, hub: State, monkeypatch, capsys
+) -> None:
+    out = tmp_path / "out"
+    hub.status = 409
+    run = ["quantize", str(model), "-r", "int8", "-o", str(out), "--push", "me/mine", "--private"]
+    again = f"llmquant push {out} me/mine --private publishes it"
+    assert main(run) == 1
+    assert again in capsys.readouterr().err
+    monkeypatch.setattr("llmquant.hub.push.push_to_hub", _interrupt)
+    assert main([*run, "--resume"]) == 130
+    assert again in capsys.readouterr().err
+    monkeypatch.undo()
+    hub.status = 0
+    assert llmquant.load(out, verify=True).config.quantization_config
+
+
+def _interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_private_without_push_is_refused(model: Path, tmp_path: Path, capsys) -> None:
+    assert main(["quantize", str(model), "-r", "int8", "-o", str(tmp_path / "out"), "--private"]) == 1
+    assert "--push USER/NAME" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

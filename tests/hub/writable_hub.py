@@ -24,6 +24,7 @@ class State:
         private: repositories that were made private.
         status: answered to commits in place of what they ask, if it is not 0.
         dropped: how many more uploads lose their connection.
+        role: of the token of "me", who is in "our-lab".
     """
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class State:
     private: set[str] = field(default_factory=set)
     status: int = 0
     dropped: int = 0
+    role: str = "write"
 
 
 class WritableHub(Hub):
@@ -40,6 +42,17 @@ class WritableHub(Hub):
     def __init__(self, state: State, *arguments: Any) -> None:
         self.state = state
         super().__init__(state.repositories, [], *arguments)
+
+    def do_GET(self) -> None:
+        """Say whose the token is, and answer what a download asks."""
+        if self.path != "/api/whoami-v2":
+            super().do_GET()
+            return
+        token = {"displayName": "t", "role": self.state.role}
+        self._reply(
+            {"type": "user", "name": "me", "orgs": [{"name": "our-lab"}], "auth": {"accessToken": token}},
+            200 if self.state.role else 401,
+        )
 
     def do_POST(self) -> None:
         """Answer what an upload asks."""
