@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from llmquant.cli import bench, demo, doctor, evaluate, plan, push, quantize, recipes, verify
+from llmquant.cli import bench, demo, doctor, evaluate, inspect, plan, push, quantize, recipes, verify
 from llmquant.cli.arguments import STDOUT
 from llmquant.errors import LlmquantError
 
@@ -20,7 +20,7 @@ OVER_BUDGET = evaluate.OVER_BUDGET
 _EPILOG = """\
 exit status:
   0    done
-  1    an error, named in one message; for doctor: something is broken
+  1    an error, named in one message; for doctor and inspect: something is broken
   2    the command line itself is wrong
   3    eval: measured, but over the budget
   130  interrupted by Ctrl-C
@@ -64,6 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmquant {version('llmquant')}")
     parser.set_defaults(if_interrupted="", json=None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for verb in (plan, quantize, verify, evaluate, push, bench, demo, doctor, recipes):
+    for verb in (plan, quantize, verify, inspect, evaluate, push, bench, demo, doctor, recipes):
         verb.add(commands)
     return parser
