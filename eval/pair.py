@@ -1,11 +1,14 @@
-"""The two models of an evaluation, with all that metrics may ask of them. What several need is measured once."""
+"""A candidate and its baseline, with all that metrics may ask of them. What several need is measured once.
+
+Candidates that are compared with one baseline are one `Pair` each, and share what `Pair.once` keeps: the baseline runs
+once over the text, and what it gives is there for all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 S = TypeVar("S", bound=Section)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,17 +89,35 @@ class Scored:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Facts):
-    """Two loaded models on the same device."""
+    """Two loaded models on the same device; `pairs` makes those of several candidates.
+
+    `candidates` are the loaded models of the whole comparison, and `place` is the number of this pair's among them.
+    """
 
     baseline: PreTrainedModel
     quantized: PreTrainedModel
     progress: Progress = field(default_factory=Progress)
+    candidates: tuple[PreTrainedModel, ...] = ()  # the quantized model alone
+    place: int = 0
+    _shared: dict[str, Any] = field(default_factory=dict, repr=False)  # by all pairs of the comparison
     _sections: dict[str, Section | None] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "candidates", self.candidates or (self.quantized,))
 
     @property
     def models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
         """Baseline and quantized."""
         return self.baseline, self.quantized
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """What `make` gives, made when a pair of the comparison first asks for it, and the same for all of them.
+
+        Keys begin with the name of the metric that uses them.
+        """
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
 
     def get(self, kind: type[S]) -> S | None:
         """What another metric measures, such as `pair.get(NoiseFloor)`; None if the report leaves it out."""
@@ -109,28 +131,63 @@ class Pair(Facts):
         return self._sections[metric.name]
 
     @contextmanager
-    def as_stored(self) -> Iterator[None]:
-        """The models in their own dtypes, packed layers in the accuracy that was asked for."""
-        with in_accuracy(self.baseline, self.options.accuracy), in_accuracy(self.quantized, self.options.accuracy):
+    def as_stored(self, *models: PreTrainedModel) -> Iterator[None]:
+        """The models (by default this pair's) in their own dtypes, packed layers in the accuracy that was asked for."""
+        with ExitStack() as stack:
+            for model in models or self.models:
+                stack.enter_context(in_accuracy(model, self.options.accuracy))
             yield
 
     @contextmanager
-    def as_scored(self) -> Iterator[None]:
+    def as_scored(self, *models: PreTrainedModel) -> Iterator[None]:
         """The models as losses are measured: in float32 over the stored weights where that fits (see `loss`)."""
-        with self.as_stored(), ExitStack() as stack:
-            for model in self.models if self.loss.wide else ():
+        models = models or self.models
+        with self.as_stored(*models), ExitStack() as stack:
+            for model in models if self.loss.wide else ():
                 stack.enter_context(in_float32(model, keep_kernels=self.options.accuracy == "fast"))
             yield
 
-    @cached_property
+    @property
     def loss(self) -> LossDtype:
-        """In which dtype losses are measured."""
+        """In which dtype losses are measured: one for the whole comparison."""
         wanted = "auto" if self.options.dtype == "auto" else "checkpoint"
-        return choose(self.models, wanted, kernels=self.options.accuracy == "fast")
+        kernels = self.options.accuracy == "fast"
+        return self.once("loss", lambda: choose((self.baseline, *self.candidates), wanted, kernels=kernels))
 
-    @cached_property
+    @property
     def scored(self) -> Scored:
-        """Every scored token of the text by both models."""
-        with self.as_scored():
-            tokens = score_tokens(*self.models, self.windows, self.progress, batch_size=self.options.batch_size)
-            return Scored(tokens, kernels_used(self.quantized), accuracy_of(self.quantized))
+        """Every scored token of the text by both models; all candidates run when the first of them asks.
+
+        Raises:
+            QuantizationError: if no position is finite.
+        """
+        found = self.once("scored", self._score)[self.place]
+        found.tokens.check(self.subject.name)
+        return found
+
+    def _score(self) -> list[Scored]:
+        with self.as_scored(self.baseline, *self.candidates):
+            scores = score_tokens(
+                self.baseline, self.candidates, self.windows, self.progress, batch_size=self.options.batch_size
+            )
+            return [
+                Scored(tokens, kernels_used(model), accuracy_of(model))
+                for tokens, model in zip(scores, self.candidates, strict=True)
+            ]
+
+
+def pairs(
+    facts: Sequence[Facts],
+    baseline: PreTrainedModel,
+    candidates: Sequence[PreTrainedModel],
+    progress: Progress | None = None,
+) -> list[Pair]:
+    """The candidates of one comparison, each with the facts on it; all on the same windows, with the same options."""
+    shared: dict[str, Any] = {}
+    return [
+        Pair(
+            **vars(known), baseline=baseline, quantized=model, progress=progress or Progress(),
+            candidates=tuple(candidates), place=place, _shared=shared,
+        )
+        for place, (known, model) in enumerate(zip(facts, candidates, strict=True))
+    ]  # fmt: skip

@@ -8,7 +8,7 @@ that it does not know.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
@@ -108,7 +108,7 @@ class EvalReport:
 
     def to_json(self) -> str:
         """The report as JSON text, keys as in docs/evaluation.md."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return _dumped(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> EvalReport:
@@ -137,6 +137,15 @@ class EvalReport:
     def load(cls, path: str | Path) -> EvalReport:
         """Read a report file; errors as in `from_json`."""
         return cls.from_json(read_plain(Path(path), DataError).decode("utf-8", errors="replace"))
+
+
+def to_json(reports: Sequence[EvalReport]) -> str:
+    """The JSON text of a report, or a list of several."""
+    return reports[0].to_json() if len(reports) == 1 else _dumped([asdict(report) for report in reports])
+
+
+def _dumped(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _section_of(name: str) -> type[Section]:

@@ -1,17 +1,17 @@
-"""Two models on the same tokens, side by side: what each says of every scored token.
+"""Models on the same tokens, side by side: what a baseline and each candidate say of every scored token.
 
-The models run window batch by window batch, and only one batch of logits of each exists at a time; log-probabilities
-are taken in float64, a slice of positions at a time, because the KL of an 8-bit model can lie below float32 rounding.
-What remains is a few numbers per scored token. A position where either model gives a non-finite number is counted, not
-averaged.
+The models run window batch by window batch: the baseline once, then each candidate, so only one batch of logits of the
+baseline and of one candidate exists at a time. Divergences are summed in float64, a slice of positions at a time,
+because the KL of an 8-bit model can lie below float32 rounding. What remains is a few numbers per scored token. A
+position where either model gives a non-finite number is counted, not averaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -56,37 +56,55 @@ class TokenScores:
         finite = self.finite
         return TokenScores(*(getattr(self, each.name)[finite] for each in fields(self)))
 
+    @classmethod
+    def joined(cls, parts: Sequence[TokenScores]) -> TokenScores:
+        """The tokens of all parts, in their order."""
+        return cls(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+
+    def check(self, name: str) -> None:
+        """Refuse scores of a model `name` of which nothing can be said.
+
+        Raises:
+            QuantizationError: if no position is finite.
+        """
+        if self.finite.any():
+            return
+        bad = [each for each in ("baseline", "quantized") if not np.isfinite(getattr(self, f"nll_{each}")).any()]
+        raise QuantizationError(
+            f"{name}: none of the {len(self.kl)} scored positions is finite: the "
+            f"{' and the '.join(bad) or 'quantized'} model gives NaN or Inf everywhere; check its weights with "
+            "`llmquant inspect`, or evaluate in a wider dtype"
+        )
+
 
 def score_tokens(
     baseline: PreTrainedModel,
-    quantized: PreTrainedModel,
+    candidates: Sequence[PreTrainedModel],
     windows: Windows,
     progress: Progress,
     *,
     batch_size: int | None = None,
-) -> TokenScores:
-    """Run both models (maybe one object) over all windows, so many at once; None chooses by the vocabulary.
+) -> list[TokenScores]:
+    """Run the baseline once, and each candidate (maybe the same object), over all windows: the scores of each.
+
+    So many windows are taken at once; None chooses by the vocabulary.
 
     Raises:
         DataError: if the vocabularies differ or do not hold the tokens.
-        QuantizationError: if no position is finite.
     """
-    for model in (baseline, quantized):
+    for model in (baseline, *candidates):
         check_vocabulary(windows.ids, model)
-    parts: list[dict[str, Tensor]] = []
-    with evaluating(baseline), evaluating(quantized), torch.inference_mode():
+    parts: list[list[TokenScores]] = [[] for _ in candidates]
+    with ExitStack() as stack, torch.inference_mode():
+        for model in (baseline, *candidates):
+            stack.enter_context(evaluating(model))
         progress.stage("score", len(windows), unit="windows")
         for begin, ids, scored in batches(baseline, windows, batch_size):
-            parts.append(score_batch(logits(baseline, ids), logits(quantized, ids), ids, scored, first_window=begin))
+            reference = Reference(logits(baseline, ids), ids, scored, first_window=begin)
+            for found, model in zip(parts, candidates, strict=True):
+                found.append(reference.score(logits(model, ids)))
             progress.step(steps=len(ids))
-    scores = TokenScores(**{name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]})
-    if not scores.finite.any():
-        bad = [name for name in ("baseline", "quantized") if not np.isfinite(getattr(scores, f"nll_{name}")).any()]
-        raise QuantizationError(
-            f"none of the {len(scores.kl)} scored positions is finite: the {' and the '.join(bad) or 'quantized'} "
-            "model gives NaN or Inf everywhere; check its weights with `llmquant inspect`, or evaluate in a wider dtype"
-        )
-    return scores
+    return [TokenScores.joined(found) for found in parts]
 
 
 @contextmanager
@@ -119,42 +137,68 @@ def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1]
 
 
-def score_batch(
-    baseline: Tensor, quantized: Tensor, ids: Tensor, scored: Tensor, *, first_window: int
-) -> dict[str, Tensor]:
-    """Numbers of each scored token (the fields of `TokenScores`) from logits (windows, length - 1, vocabulary)."""
-    vocabulary = baseline.shape[-1]
-    if quantized.shape[-1] != vocabulary:
-        raise DataError(
-            f"the baseline predicts {vocabulary} tokens, the quantized model {quantized.shape[-1]}; "
-            "they are not versions of one model"
-        )
-    window, position = scored.nonzero(as_tuple=True)
-    target = ids[window, position + 1]
-    rows = max(1, _SLICE_ELEMENTS // vocabulary)
-    device = torch.device("cpu") if baseline.device.type == "mps" else baseline.device  # mps has no float64
-    slices: list[dict[str, Tensor]] = []
-    for part in torch.arange(len(window)).split(rows):
-        one, two = (
-            each[window[part].to(each.device), position[part].to(each.device)].to(device)
-            for each in (baseline, quantized)
-        )
-        slices.append(_score_rows(one, two, target[part].to(device)))
-    columns: dict[str, Any] = {name: torch.cat([each[name] for each in slices]) for name in slices[0]} if slices else {}
-    return {"window": window + first_window, "position": position + 1, "target": target, **columns}
+class Reference:
+    """The scored positions of some windows as the baseline predicts them; `score` puts another model beside it.
+
+    Of the baseline's distributions only the normaliser and what a report needs are kept; the probabilities of a slice
+    are taken again for each model, which costs less than the memory to hold them.
+    """
+
+    def __init__(self, logits: Tensor, ids: Tensor, scored: Tensor, *, first_window: int = 0) -> None:
+        """Logits (windows, length - 1, vocabulary), ids (windows, length), scored (windows, length - 1)."""
+        self._logits = logits
+        self._window, self._position = scored.nonzero(as_tuple=True)
+        self._target = ids[self._window, self._position + 1]
+        self._total = torch.empty(len(self._window), dtype=torch.float64)  # ln of the sum of exp(logits)
+        confidence, top = torch.empty_like(self._total), torch.empty_like(self._target)
+        for part, rows in self._slices(logits):
+            self._total[part] = rows.logsumexp(-1).cpu()
+            highest, place = rows.max(-1)
+            confidence[part], top[part] = (highest.cpu() - self._total[part]).exp(), place.cpu()
+        self._columns = {
+            "window": self._window + first_window,
+            "position": self._position + 1,
+            "nll_baseline": self._total - self._of_target(logits),
+            "confidence": confidence,
+            "top_baseline": top,
+            "target": self._target,
+        }
+
+    def score(self, logits: Tensor) -> TokenScores:
+        """What a model, whose logits these are, and the baseline say of each scored token."""
+        vocabulary = self._logits.shape[-1]
+        if logits.shape[-1] != vocabulary:
+            raise DataError(
+                f"the baseline predicts {vocabulary} tokens, the quantized model {logits.shape[-1]}; "
+                "they are not versions of one model"
+            )
+        total, kl, top = (torch.empty_like(each) for each in (self._total, self._total, self._target))
+        for (part, ours), (_, theirs) in zip(self._slices(self._logits), self._slices(logits), strict=True):
+            normaliser = theirs.logsumexp(-1)
+            kl[part] = _divergence(ours, self._total[part].to(ours.device), theirs, normaliser).cpu()
+            total[part], top[part] = normaliser.cpu(), theirs.argmax(-1).cpu()
+        nll = total - self._of_target(logits)
+        columns = {**self._columns, "nll_quantized": nll, "kl": kl, "top_quantized": top}
+        return TokenScores(**{name: column.numpy() for name, column in columns.items()})
+
+    def _slices(self, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Some of the scored positions at a time, and their logits (rows, vocabulary) in float64."""
+        rows = max(1, _SLICE_ELEMENTS // logits.shape[-1])
+        device = torch.device("cpu") if logits.device.type == "mps" else logits.device  # mps has no float64
+        for begin in range(0, len(self._window), rows):
+            part = slice(begin, begin + rows)
+            window, position = (each[part].to(logits.device) for each in (self._window, self._position))
+            yield part, logits[window, position].to(device).double()
+
+    def _of_target(self, logits: Tensor) -> Tensor:
+        window, position, target = (each.to(logits.device) for each in (self._window, self._position, self._target))
+        return logits[window, position, target].cpu().double()
 
 
-def _score_rows(baseline: Tensor, quantized: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Numbers of each row; logits (rows, vocabulary), target (rows,)."""
-    log_p, log_q = baseline.double().log_softmax(-1), quantized.double().log_softmax(-1)
-    p = log_p.exp()
-    terms = (p * (log_p - log_q)).masked_fill(p == 0, 0.0)  # 0 ln 0 = 0, also where both models mask a token
-    columns = {
-        "nll_baseline": -log_p.gather(1, target[:, None])[:, 0],
-        "nll_quantized": -log_q.gather(1, target[:, None])[:, 0],
-        "kl": terms.sum(-1).clamp_min(0.0),  # clamps float64 rounding only: KL is never negative; NaN stays NaN
-        "confidence": p.amax(-1),
-        "top_baseline": baseline.argmax(-1),
-        "top_quantized": quantized.argmax(-1),
-    }
-    return {name: column.cpu() for name, column in columns.items()}
+def _divergence(one: Tensor, one_total: Tensor, other: Tensor, other_total: Tensor) -> Tensor:
+    """KL(one||other) of each row of logits (rows, vocabulary), given the logarithms of their sums of exp (rows,)."""
+    p, difference = (one - one_total[:, None]).exp_(), one - other
+    found = (p * difference).sum(-1)
+    if not found.isfinite().all():  # 0 ln 0 = 0, also where both models mask a token
+        found = (p * difference).masked_fill(p == 0, 0.0).sum(-1)
+    return (found + (other_total - one_total)).clamp_min(0.0)  # float64 rounding only: no KL is negative; NaN stays

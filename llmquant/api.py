@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from llmquant.data.text import read_documents
-from llmquant.device import resolve_device
-from llmquant.engine.output.folder import identity, is_finished, read_provenance
-from llmquant.engine.prepare import load_tokenizer, plan_only, prepare
+from llmquant.compare import compare
+from llmquant.engine.prepare import plan_only, prepare
 from llmquant.engine.run import RunResult, run
 from llmquant.errors import RecipeError
-from llmquant.eval import EvalOptions, EvalReport, Pair, Subject, make_windows
-from llmquant.eval import evaluate as measure
-from llmquant.eval.pair import Facts
-from llmquant.models.skeleton import load_config
+from llmquant.eval import EvalOptions, EvalReport
 from llmquant.progress import Progress
-from llmquant.recipe.load import dump_recipe, load_recipe
+from llmquant.recipe.load import load_recipe
 from llmquant.recipe.schema import recipe_to_dict
 
 if TYPE_CHECKING:
@@ -91,8 +86,16 @@ def _with_calibration(recipe: Recipe, dataset: str) -> Recipe:
     return load_recipe({**data, "calibration": {**data["calibration"], "dataset": dataset}})
 
 
+@overload
 def evaluate(
-    model: str | Path,
+    models: str | Path, baseline: str | Path, options: EvalOptions | None = None, **more: Any
+) -> EvalReport: ...
+@overload
+def evaluate(
+    models: Sequence[str | Path], baseline: str | Path, options: EvalOptions | None = None, **more: Any
+) -> tuple[EvalReport, ...]: ...
+def evaluate(
+    models: str | Path | Sequence[str | Path],
     baseline: str | Path,
     options: EvalOptions | None = None,
     *,
@@ -100,8 +103,12 @@ def evaluate(
     noise_floor: bool | None = None,
     progress: Progress | None = None,
     **changes: Any,
-) -> EvalReport:
-    """Measure a quantized model (folder or hub id) against the one it was made from, with its tokenizer.
+) -> EvalReport | tuple[EvalReport, ...]:
+    """Measure a quantized model (folder or hub id), or several, against the one they were made from.
+
+    Several are compared on the same tokens (by the baseline's tokenizer): the baseline runs over the text once, or
+    once for each group of candidates that fits into memory beside it. Reports are called by the recipes; candidates of
+    one recipe by their folders.
 
     Args:
         speed: seconds to spend on prefill and decode throughput (20); 0 leaves it out.
@@ -109,65 +116,16 @@ def evaluate(
         changes: fields of `EvalOptions` in place of those of `options`: text, length, stride, max_windows, dtype,
             device, accuracy, kernel, budget, metrics, trust_remote_code and so on.
 
+    Returns:
+        A report; for a sequence of models a tuple of reports, in their order.
+
     Raises:
         LlmquantError: CheckpointError, DataError, DeviceError or RecipeError.
     """
-    from llmquant.compat.loading import no_progress_bar
-    from llmquant.data.calibration import check_vocabulary
-    from llmquant.eval.precision import loading_for
-    from llmquant.hf.load import load
-
     options = replace(options or EvalOptions(), **changes)
     asked = {} if speed is None else {"speed": {"seconds": speed} if speed else False}
     asked |= {} if noise_floor is None else {"noise_floor": noise_floor}
     options = replace(options, metrics={**options.metrics, **asked})
-    device = resolve_device(options.device)
-    facts = _facts(model, baseline, options)
-    dtype = "auto" if options.dtype == "checkpoint" else options.dtype
-    where = None if device.type == "cpu" else {"": str(device)}
-    progress = progress or Progress()
-    models = []
-    with no_progress_bar(), loading_for(options.kernel):
-        progress.stage("load", 2, unit="models")
-        for folder in (facts.subject.baseline_folder, facts.subject.folder):
-            assert folder is not None
-            models.append(load(folder, dtype=dtype, device_map=where, trust_remote_code=options.trust_remote_code))
-            progress.step()
-    check_vocabulary(facts.windows.ids, models[0])
-    return measure(Pair(**vars(facts), baseline=models[0], quantized=models[1], progress=progress))
-
-
-def _facts(model: str | Path, baseline: str | Path, options: EvalOptions) -> Facts:
-    """Refuse whatever can be refused without the models."""
-    from llmquant.data.calibration import context_limit
-    from llmquant.hf.load import open_model
-
-    trust = options.trust_remote_code
-    before, after = (open_model(source, trust_remote_code=trust).folder for source in (baseline, model))
-    subject = _subject(after, before, names=(Path(model).name, Path(baseline).name))
-    documents = read_documents(options.text, split="eval" if options.text.startswith("builtin:") else "test")
-    tokenizer = load_tokenizer(before, trust_remote_code=trust)
-    windows = make_windows(
-        documents, tokenizer, source=options.text, length=options.length, stride=options.stride,
-        max_windows=options.max_windows, context=context_limit(load_config(before, trust_remote_code=trust)),
-    )  # fmt: skip
-    facts = Facts(subject=subject, windows=windows, tokenizer=tokenizer, options=options)
-    facts.check()
-    return facts
-
-
-def _subject(folder: Path, baseline: Path, *, names: tuple[str, str]) -> Subject:
-    subject = Subject(name=names[0], baseline_name=names[1], folder=folder, baseline_folder=baseline)
-    if not is_finished(folder):  # another tool's checkpoint: nothing is known of how it was made
-        return subject
-    made = read_provenance(folder)
-    recipe = load_recipe(made["recipe"])
-    return replace(
-        subject,
-        name=recipe.name,
-        limits=recipe.budget.model_dump() if recipe.budget else {},
-        made=made,
-        baseline_made=read_provenance(baseline) if is_finished(baseline) else None,
-        recipe_yaml=dump_recipe(recipe),
-        checkpoint=identity(made),
-    )
+    alone = isinstance(models, (str, Path))
+    found = list(compare([models] if alone else models, baseline, options, progress))
+    return found[0] if alone else tuple(found)

@@ -123,7 +123,7 @@ def test_both_models_are_loaded_where_they_were_asked_to_be(
 
     monkeypatch.setattr("llmquant.hf.load.load", load)
     evaluate(packed, model, device="cpu")
-    monkeypatch.setattr("llmquant.api.resolve_device", lambda name: torch.device(f"{name}:1"))
+    monkeypatch.setattr("llmquant.compare.resolve_device", lambda name: torch.device(f"{name}:1"))
     evaluate(packed, model, device="xpu")
     assert seen == [None, None, {"": "xpu:1"}, {"": "xpu:1"}]
 
@@ -168,9 +168,9 @@ def test_hub_ids_do_as_folders_do(model: Path, packed: Path, tmp_path: Path) -> 
 def test_progress_has_totals_from_the_start(model: Path, packed: Path) -> None:
     seen = Seen()
     report = evaluate(packed, model, progress=seen, noise_floor=True, dtype="checkpoint")
-    assert [name for name, *_ in seen.stages] == ["load", "noise floor", "score"]
+    assert [name for name, *_ in seen.stages] == ["load", "noise floor", "noise floor", "score"]
     assert all(sum(steps) == total for _, total, steps in seen.stages)
-    assert seen.stages[2][1] == report.protocol.windows
+    assert seen.stages[3][1] == report.protocol.windows
 
 
 @pytest.mark.parametrize(

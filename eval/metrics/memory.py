@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,6 +22,7 @@ from llmquant.words import bytes_text, number
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from llmquant.data.windows import Windows
     from llmquant.eval.pair import Facts, Pair
     from llmquant.eval.result import EvalReport
 
@@ -66,15 +67,22 @@ def check(facts: Facts, options: base.NoOptions) -> None:
 
 def measure(pair: Pair, options: base.NoOptions) -> Section:
     """Sizes of both models, and what scoring one window takes."""
-    parameters, found = weight_count(pair.baseline), []
+    parameters, subject = weight_count(pair.baseline), pair.subject
     with pair.as_stored():
-        score_window(pair.baseline, pair.windows)  # the first forward of a process also pays for the libraries it loads
-        for model, folder in zip(pair.models, (pair.subject.baseline_folder, pair.subject.folder), strict=True):
-            files, tensors = (None, None) if folder is None else checkpoint_size(folder)
-            rise, note = measure_memory(model, partial(score_window, model, pair.windows))
-            bits = None if tensors is None else 8 * tensors / parameters
-            found.append(ModelMemory(files, bits, parameter_bytes(model), rise, note))
-    return Section(parameters, *found)
+        before = pair.once("memory", lambda: _first(pair.baseline, subject.baseline_folder, parameters, pair.windows))
+        return Section(parameters, before, _memory(pair.quantized, subject.folder, parameters, pair.windows))
+
+
+def _first(model: PreTrainedModel, *facts: Any) -> ModelMemory:
+    score_window(model, facts[-1])  # the first forward of a process also pays for the libraries it loads
+    return _memory(model, *facts)
+
+
+def _memory(model: PreTrainedModel, folder: Path | None, parameters: int, windows: Windows) -> ModelMemory:
+    files, tensors = (None, None) if folder is None else checkpoint_size(folder)
+    rise, note = measure_memory(model, partial(score_window, model, windows))
+    bits = None if tensors is None else 8 * tensors / parameters
+    return ModelMemory(files, bits, parameter_bytes(model), rise, note)
 
 
 def columns(section: Section, report: EvalReport) -> list[Column]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from llmquant.data.windows import Windows
 from llmquant.errors import DataError
 from llmquant.eval.metrics import base
 from llmquant.eval.precision import fits_float32, in_float32, is_narrow
-from llmquant.eval.scoring import batches, evaluating, logits, score_batch
+from llmquant.eval.scoring import Reference, batches, evaluating, logits
 from llmquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ def measure(pair: Pair, options: base.NoOptions) -> Section | None:
         return None
     check_noise_floor(*pair.models)
     with pair.as_stored():
-        return Section(measure_noise_floor(*pair.models, pair.windows, pair.progress))
+        before = pair.once("noise_floor", lambda: rounding_kl(pair.baseline, pair.windows, pair.progress))
+        return Section(before + rounding_kl(pair.quantized, pair.windows, pair.progress))
 
 
 def check_noise_floor(baseline: PreTrainedModel, quantized: PreTrainedModel) -> None:
-    """Refuse what `measure_noise_floor` could not hold in memory.
+    """Refuse what `rounding_kl` could not hold in memory.
 
     Raises:
         DataError: if one of the models does not fit in float32.
@@ -58,31 +60,26 @@ def check_noise_floor(baseline: PreTrainedModel, quantized: PreTrainedModel) -> 
             )
 
 
-def measure_noise_floor(
-    baseline: PreTrainedModel, quantized: PreTrainedModel, windows: Windows, progress: Progress
-) -> float:
-    """Mean KL per token that both models have against themselves in float32, added.
+def rounding_kl(model: PreTrainedModel, windows: Windows, progress: Progress) -> float:
+    """Mean KL per token that a model in float32 has against itself as it is, which it is again afterwards.
 
-    What computes in float32 adds nothing. One model at a time is in float32, batch by batch, and as it was afterwards.
+    What computes in float32 adds nothing.
 
     Raises:
         DataError: if no position is finite.
     """
-    models = [model for model in (baseline, quantized) if is_narrow(model)]
-    parts = list(batches(baseline, windows, None))
-    total = 0.0
-    progress.stage("noise floor", len(models) * len(windows), unit="windows")
-    for model in models:
-        sums = tokens = 0
-        for begin, ids, scored in parts:
-            with evaluating(model), torch.inference_mode():
-                narrow = logits(model, ids)
-                with in_float32(model):
-                    kl = score_batch(logits(model, ids), narrow, ids, scored, first_window=begin)["kl"]
-            finite = kl[kl.isfinite()]
-            sums, tokens = sums + float(finite.sum()), tokens + len(finite)
-            progress.step(steps=len(ids))
-        if not tokens:
-            raise DataError("a model gives NaN or Inf at every position in 16 bits; evaluate in float32")
-        total += sums / tokens
-    return total
+    if not is_narrow(model):
+        return 0.0
+    sums = tokens = 0
+    progress.stage("noise floor", len(windows), unit="windows")
+    for _, ids, scored in batches(model, windows, None):
+        with evaluating(model), torch.inference_mode():
+            narrow = logits(model, ids)
+            with in_float32(model):
+                kl = Reference(logits(model, ids), ids, scored).score(narrow).kl
+        finite = kl[np.isfinite(kl)]
+        sums, tokens = sums + float(finite.sum()), tokens + len(finite)
+        progress.step(steps=len(ids))
+    if not tokens:
+        raise DataError("a model gives NaN or Inf at every position in 16 bits; evaluate in float32")
+    return sums / tokens

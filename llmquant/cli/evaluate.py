@@ -22,11 +22,13 @@ OVER_BUDGET = 3  # exit status; not 2, which argparse uses for a wrong command l
 def add(commands: arguments.Commands) -> None:
     """Describe the arguments."""
     parser = commands.add_parser(
-        "eval", help="measure a quantized model against its baseline",
+        "eval", help="measure quantized models against their baseline",
         epilog=f"exit status {OVER_BUDGET} if a budget of the recipe or of --budget is not met",
     )  # fmt: skip
-    parser.add_argument("model", metavar="OUT", help="the quantized folder")
-    parser.add_argument("--baseline", required=True, metavar="MODEL", help="the model it was made from")
+    parser.add_argument(
+        "models", nargs="+", metavar="OUT", help="quantized folders or hub ids, compared on the same tokens"
+    )
+    parser.add_argument("--baseline", required=True, metavar="MODEL", help="the model they were made from")
     parser.add_argument("--text", default="builtin:python", help="a .txt, .jsonl or .json file, or hub:NAME")
     parser.add_argument("--length", type=arguments.count, help="tokens in a window (512, or the model's context)")
     parser.add_argument("--stride", type=arguments.count, help="tokens between windows (no overlap)")
@@ -51,7 +53,7 @@ def add(commands: arguments.Commands) -> None:
         "--budget", type=arguments.limit, action="append", default=[], metavar="NAME=VALUE",
         help=f"a limit on {', '.join(limits())}, such as kl=0.03",
     )  # fmt: skip
-    arguments.json_target(parser, "all numbers")
+    arguments.json_target(parser, "all numbers, of several models a list")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a self-contained HTML page")
     arguments.remote_code(parser)
     arguments.quiet(parser)
@@ -64,20 +66,21 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from llmquant.api import evaluate
     from llmquant.cli.display import RunDisplay
     from llmquant.eval.report import render_page
+    from llmquant.eval.result import to_json
 
     with RunDisplay(console, quiet=args.quiet) as display:
-        report = evaluate(
-            args.model, args.baseline, text=args.text, length=args.length, stride=args.stride,
+        reports = evaluate(
+            args.models, args.baseline, text=args.text, length=args.length, stride=args.stride,
             max_windows=args.max_windows, dtype=args.dtype, speed=args.speed, noise_floor=args.noise_floor,
             accuracy=args.accuracy, kernel=args.kernel, budget=dict(args.budget),
             device=args.device, metrics=dict(args.metric), trust_remote_code=args.trust_remote_code,
             progress=display,
         )  # fmt: skip
-    arguments.write_json(args.json, report.to_json())
+    arguments.write_json(args.json, to_json(reports))
     if args.report:
-        args.report.write_text(render_page([report]), encoding="utf-8")
-    print_reports(console, [report])
-    return 0 if report.budget_passed else OVER_BUDGET
+        args.report.write_text(render_page(reports), encoding="utf-8")
+    print_reports(console, reports)
+    return 0 if all(report.budget_passed for report in reports) else OVER_BUDGET
 
 
 def print_reports(console: Console, reports: Sequence[EvalReport]) -> None:

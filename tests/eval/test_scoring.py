@@ -118,7 +118,7 @@ def test_non_finite_positions_are_counted(baseline, perturbed, windows) -> None:
     sick.lm_head = Sick()
     found = compare(baseline, sick, windows)
     keep = ~((found.scores.position > 10) & (found.scores.position <= 20))
-    healthy = score_tokens(baseline, perturbed, windows, Progress())
+    (healthy,) = score_tokens(baseline, [perturbed], windows, Progress())
     assert found.divergence.nonfinite == int((~keep).sum()) > 0
     assert found.divergence.tokens == int(keep.sum())
     assert found.divergence.kl.mean == pytest.approx(healthy.kl[keep].mean(), rel=1e-9)

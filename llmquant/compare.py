@@ -1,0 +1,155 @@
+"""From folders to reports: candidates and their baseline are opened, loaded as far as memory goes, and measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmquant.compat.loading import no_progress_bar
+from llmquant.data.calibration import check_vocabulary, context_limit
+from llmquant.data.text import read_documents
+from llmquant.device import resolve_device
+from llmquant.engine.output.folder import identity, is_finished, read_provenance
+from llmquant.engine.prepare import load_tokenizer
+from llmquant.errors import DataError
+from llmquant.eval import EvalOptions, EvalReport, Subject, evaluate, make_windows
+from llmquant.eval.metrics.memory import checkpoint_size
+from llmquant.eval.pair import Facts, pairs
+from llmquant.eval.precision import loading_for
+from llmquant.memory import free_bytes
+from llmquant.models.skeleton import load_config
+from llmquant.progress import Progress
+from llmquant.recipe.load import dump_recipe, load_recipe
+
+_SPARE = 0.7  # share of the free memory that models may take; the rest is for activations and logits
+
+
+def compare(
+    models: Sequence[str | Path], baseline: str | Path, options: EvalOptions, progress: Progress | None = None
+) -> Iterator[EvalReport]:
+    """Measure each model against the baseline; a report comes when it is done.
+
+    Raises:
+        LlmquantError: CheckpointError, DataError, DeviceError or RecipeError; what can be refused is refused before a
+            model is loaded.
+    """
+    progress, device = progress or Progress(), resolve_device(options.device)
+    waiting = _facts(models, baseline, options)
+    before: Any = None
+    while waiting:
+        group, waiting = _that_fit(waiting, device, loaded=before is not None)
+        if waiting:
+            progress.note(
+                f"memory holds {len(group)} of {len(group) + len(waiting)} candidates beside the baseline; it runs "
+                "over the text once more for the others"
+            )
+        new = [_folder(known.subject.folder) for known in group]
+        if before is None:
+            new.insert(0, _folder(group[0].subject.baseline_folder))
+        loaded = _load(new, options, device, progress)
+        before = loaded.pop(0) if before is None else before
+        check_vocabulary(group[0].windows.ids, before)
+        comparison = pairs(group, before, loaded, progress)
+        yield from map(evaluate, comparison)
+        del loaded, comparison  # before the next group is loaded
+
+
+def _load(folders: Sequence[Path], options: EvalOptions, device: torch.device, progress: Progress) -> list[Any]:
+    from llmquant.hf.load import load
+
+    dtype = "auto" if options.dtype == "checkpoint" else options.dtype
+    where = None if device.type == "cpu" else {"": str(device)}
+    models = []
+    with no_progress_bar(), loading_for(options.kernel):
+        progress.stage("load", len(folders), unit="models")
+        for folder in folders:
+            models.append(load(folder, dtype=dtype, device_map=where, trust_remote_code=options.trust_remote_code))
+            progress.step()
+    return models
+
+
+def _that_fit(waiting: list[Facts], device: torch.device, *, loaded: bool) -> tuple[list[Facts], list[Facts]]:
+    """The first candidates, at least one, that fit into memory at once, and the rest.
+
+    A model takes its tensors and, in float32, as much again as the baseline's at most. `loaded` says whether the
+    baseline is in memory already.
+    """
+    free, common = free_bytes(device), checkpoint_size(_folder(waiting[0].subject.baseline_folder))[1]
+    if free is None:
+        return waiting, []
+    needed, count = (1 if loaded else 2) * common, 0
+    for known in waiting:
+        needed += checkpoint_size(_folder(known.subject.folder))[1] + common
+        if count and needed > _SPARE * free:
+            break
+        count += 1
+    return waiting[:count], waiting[count:]
+
+
+def _folder(folder: Path | None) -> Path:
+    assert folder is not None  # `_facts` opened it
+    return folder
+
+
+def _facts(models: Sequence[str | Path], baseline: str | Path, options: EvalOptions) -> list[Facts]:
+    """Refuse whatever can be refused without the models."""
+    from llmquant.hf.load import open_model
+
+    if not models:
+        raise DataError("no model to evaluate; give one at least")
+    trust = options.trust_remote_code
+    before, *after = (open_model(source, trust_remote_code=trust).folder for source in (baseline, *models))
+    subjects = _distinct([_subject(folder, before, Path(baseline).name) for folder in after], models)
+    documents = read_documents(options.text, split="eval" if options.text.startswith("builtin:") else "test")
+    tokenizer = load_tokenizer(before, trust_remote_code=trust)
+    windows = make_windows(
+        documents, tokenizer, source=options.text, length=options.length, stride=options.stride,
+        max_windows=options.max_windows, context=context_limit(load_config(before, trust_remote_code=trust)),
+    )  # fmt: skip
+    found = [Facts(subject=each, windows=windows, tokenizer=tokenizer, options=options) for each in subjects]
+    for facts in found:
+        facts.check()
+    return found
+
+
+def _subject(folder: Path, baseline: Path, baseline_name: str) -> Subject:
+    """What is known of a candidate; it has no name if another tool made it."""
+    subject = Subject(name="", baseline_name=baseline_name, folder=folder, baseline_folder=baseline)
+    if not is_finished(folder):
+        return subject
+    made = read_provenance(folder)
+    recipe = load_recipe(made["recipe"])
+    return replace(
+        subject,
+        name=recipe.name,
+        limits=recipe.budget.model_dump() if recipe.budget else {},
+        made=made,
+        baseline_made=read_provenance(baseline) if is_finished(baseline) else None,
+        recipe_yaml=dump_recipe(recipe),
+        checkpoint=identity(made),
+    )
+
+
+def _distinct(subjects: Sequence[Subject], models: Sequence[str | Path]) -> list[Subject]:
+    """The subjects with names of their own: that of the recipe, else of the folder, else what the user called it.
+
+    Raises:
+        DataError: if a model is given twice.
+    """
+    names = [subject.name or _last(model) for subject, model in zip(subjects, models, strict=True)]
+    for again in (_last, str):
+        often = Counter(names)
+        names = [again(model) if often[name] > 1 else name for name, model in zip(names, models, strict=True)]
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise DataError(f"{twice!r} is given twice; each candidate can be compared once")
+    return [replace(subject, name=name) for subject, name in zip(subjects, names, strict=True)]
+
+
+def _last(model: str | Path) -> str:
+    return Path(model).name

@@ -1,0 +1,117 @@
+"""Several candidates against one baseline: one pass of the baseline, the numbers of each alone, and their names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import llmquant
+from llmquant.cli.main import main
+from llmquant.errors import DataError
+from llmquant.eval.result import EvalReport
+from tests.engine.conftest import save_tiny
+from tests.eval.conftest import Seen
+
+GIVEN = {"length": 32, "speed": 0.0}
+ONE_BATCH = {**GIVEN, "metrics": {"memory": False}, "batch_size": 16, "max_windows": 16}
+
+
+class Noted(Seen):
+    """Keeps notes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Note the note."""
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare") / "model"
+    save_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(model: Path) -> str:
+    file = model.parent / "text.txt"
+    file.write_text("\n".join(f"line {i} of a text with windows enough" for i in range(60)))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def candidates(model: Path) -> list[Path]:
+    """int8, int4 and the baseline itself."""
+    recipe = {"version": 1, "portable": False, "rules": [{"match": "linear", "scheme": "int4-g32"}]}
+    small = llmquant.quantize(model, {**recipe, "name": "small"}, model.parent / "int4").folder
+    return [llmquant.quantize(model, "int8", model.parent / "int8").folder, small, model]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The class and dtype of embeddings of every model that runs over windows, in order."""
+    from llmquant.eval import scoring
+
+    seen: list[str] = []
+    run = scoring.logits
+
+    def logits(one, ids):
+        seen.append(one.name_or_path.rpartition("/")[2])
+        return run(one, ids)
+
+    monkeypatch.setattr(scoring, "logits", logits)
+    return seen
+
+
+def test_numbers_are_those_of_each_alone_and_the_baseline_runs_once(model, candidates, text, passes) -> None:
+    together = llmquant.evaluate(candidates, model, text=text, **ONE_BATCH)
+    assert passes == ["model", "int8", "int4", "model"]  # the last one as a candidate
+    alone = tuple(llmquant.evaluate(each, model, text=text, **ONE_BATCH) for each in candidates)
+    assert together == alone
+    assert [report.name for report in together] == ["int8", "small", "model"]
+    kl = [report.sections["divergence"].kl.mean for report in together]
+    assert kl[1] > kl[0] > kl[2] == 0.0
+
+
+def test_what_memory_does_not_hold_is_measured_in_groups(model, candidates, text, passes, monkeypatch) -> None:
+    options = {"text": text, **ONE_BATCH}
+    wanted = llmquant.evaluate(candidates, model, **options)
+    passes.clear()
+    seen, size = Noted(), (model / "model.safetensors").stat().st_size
+    monkeypatch.setattr("llmquant.compare.free_bytes", lambda _: 6 * size)
+    assert llmquant.evaluate(candidates, model, **options, progress=seen) == wanted
+    assert passes == ["model", "int8", "model", "int4", "model", "model"]
+    assert [total for name, total, _ in seen.stages if name == "load"] == [2, 1, 1]
+    assert seen.notes[0].startswith("memory holds 1 of 3 candidates")
+    assert len(seen.notes) == 2
+
+
+def test_candidates_of_one_recipe_are_called_by_their_folders(model, candidates, text, tmp_path) -> None:
+    copies = [shutil.copytree(candidates[0], tmp_path / name / "int8-copy") for name in "ab"]
+    found = llmquant.evaluate([*candidates[:2], copies[0]], model, text=text, max_windows=8, **GIVEN)
+    assert [report.name for report in found] == ["int8", "small", "int8-copy"]
+    found = llmquant.evaluate(copies, model, text=text, max_windows=8, **GIVEN)
+    assert [report.name for report in found] == list(map(str, copies))
+    with pytest.raises(DataError, match="given twice"):
+        llmquant.evaluate([copies[0], copies[0]], model, text=text, **GIVEN)
+    with pytest.raises(DataError, match="no model"):
+        llmquant.evaluate([], model, text=text, **GIVEN)
+
+
+def test_the_command_line_takes_several(model, candidates, text, tmp_path, capsys) -> None:
+    command = ["eval", *map(str, candidates[:2]), "--baseline", str(model), "--text", text, "--length", "32"]
+    files = ["--json", str(tmp_path / "all.json"), "--report", str(tmp_path / "page.html")]
+    assert main([*command, "--speed", "0", *files]) == 0
+    written = json.loads((tmp_path / "all.json").read_text())
+    assert [EvalReport.from_json(json.dumps(each)).name for each in written] == ["int8", "small"]
+    shown = capsys.readouterr().out
+    assert "int8: " in shown
+    assert "small: " in shown
+    assert "small" in (tmp_path / "page.html").read_text()
+    assert main([*command, "--speed", "0", "--budget", "kl=1e-9", "--quiet"]) == 3
