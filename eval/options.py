@@ -9,6 +9,7 @@ from typing import Any, Literal, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from llmquant.compat.loading import FLOATS
+from llmquant.data.protocols import PROTOCOLS
 from llmquant.errors import DataError
 from llmquant.eval.metrics import find, metrics
 from llmquant.eval.metrics.base import Metric
@@ -25,8 +26,11 @@ class EvalOptions:
     """How two models are compared.
 
     Attributes:
-        text: a .txt, .jsonl or .json file, "hub:NAME", or the built-in text (the evaluation split).
-        length: tokens in a window; 512, or the model's context where that is smaller.
+        protocol: which text, and how it becomes windows: "tokens" (any text; by default the built-in one), or
+            "wikitext2" or "c4" as papers on quantization do (see `llmquant.data.protocols`).
+        text: a .txt, .jsonl or .json file, or "hub:NAME:CONFIG:SPLIT:COLUMN", in place of the protocol's own.
+        length: tokens in a window; 512, or what the protocol says, or the model's context where that is smaller.
+        bos: whether each window begins with the BOS token; None leaves that to tokenizer and protocol.
         stride: text tokens from one window to the next; without it windows do not overlap.
         max_windows: use only the first windows.
         batch_size: windows at once; chosen from the vocabulary if None.
@@ -48,8 +52,10 @@ class EvalOptions:
         RecipeError: for an unknown metric or budget, or a limit that is no positive number.
     """
 
-    text: str = "builtin:python"
+    protocol: str = "tokens"
+    text: str | None = None
     length: int | None = None
+    bos: bool | None = None
     stride: int | None = None
     max_windows: int | None = None
     batch_size: int | None = None
@@ -63,6 +69,8 @@ class EvalOptions:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise DataError(f"unknown protocol {self.protocol!r}; there are {', '.join(PROTOCOLS)}")
         if self.dtype not in DTYPES:
             raise DataError(f"unknown dtype {self.dtype!r}; give one of {', '.join(DTYPES)}")
         check_limits(self.budget)

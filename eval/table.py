@@ -86,8 +86,9 @@ def _text(cell: Cell) -> Text:
 def _caption(reports: Sequence[EvalReport]) -> str:
     """How it was measured, then the kernels of each model."""
     protocol = reports[0].protocol
+    named = "" if protocol.name == "tokens" else f"protocol {protocol.name}; "
     measured = (
-        f"95 % intervals; {protocol.windows} windows of {protocol.length}, stride {protocol.stride}, "
+        f"95 % intervals; {named}{protocol.windows} windows of {protocol.length}, stride {protocol.stride}, "
         f"BOS {'yes' if protocol.prefix_tokens else 'no'}; text {protocol.data_hash[:15]}"
     )
     losses = dict.fromkeys(f"loss measured in {report.loss_note}" for report in reports)

@@ -113,8 +113,8 @@ def evaluate(
     Args:
         speed: seconds to spend on prefill and decode throughput (20); 0 leaves it out.
         noise_floor: where losses are measured in 16 bits, also measure how much of them is rounding.
-        changes: fields of `EvalOptions` in place of those of `options`: text, length, stride, max_windows, dtype,
-            device, accuracy, kernel, budget, metrics, trust_remote_code and so on.
+        changes: fields of `EvalOptions` in place of those of `options`: protocol, text, length, bos, stride,
+            max_windows, dtype, device, accuracy, kernel, budget, metrics, trust_remote_code and so on.
 
     Returns:
         A report; for a sequence of models a tuple of reports, in their order.

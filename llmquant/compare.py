@@ -12,12 +12,12 @@ import torch
 
 from llmquant.compat.loading import no_progress_bar
 from llmquant.data.calibration import check_vocabulary, context_limit
-from llmquant.data.text import read_documents
+from llmquant.data.protocols import windows_of
 from llmquant.device import resolve_device
 from llmquant.engine.output.folder import identity, is_finished, read_provenance
 from llmquant.engine.prepare import load_tokenizer
 from llmquant.errors import DataError
-from llmquant.eval import EvalOptions, EvalReport, Subject, evaluate, make_windows
+from llmquant.eval import EvalOptions, EvalReport, Subject, evaluate
 from llmquant.eval.metrics.memory import checkpoint_size
 from llmquant.eval.pair import Facts, pairs
 from llmquant.eval.precision import loading_for
@@ -105,11 +105,11 @@ def _facts(models: Sequence[str | Path], baseline: str | Path, options: EvalOpti
     trust = options.trust_remote_code
     before, *after = (open_model(source, trust_remote_code=trust).folder for source in (baseline, *models))
     subjects = _distinct([_subject(folder, before, Path(baseline).name) for folder in after], models)
-    documents = read_documents(options.text, split="eval" if options.text.startswith("builtin:") else "test")
     tokenizer = load_tokenizer(before, trust_remote_code=trust)
-    windows = make_windows(
-        documents, tokenizer, source=options.text, length=options.length, stride=options.stride,
+    windows = windows_of(
+        options.protocol, options.text, tokenizer, length=options.length, stride=options.stride,
         max_windows=options.max_windows, context=context_limit(load_config(before, trust_remote_code=trust)),
+        bos=options.bos,
     )  # fmt: skip
     found = [Facts(subject=each, windows=windows, tokenizer=tokenizer, options=options) for each in subjects]
     for facts in found:

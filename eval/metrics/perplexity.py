@@ -144,10 +144,11 @@ def _note(report: EvalReport) -> str:
     several = f"each begins with the {text.prefix_tokens} tokens that the tokenizer puts in front of a text"
     bos = {0: "no BOS token", 1: "each begins with the BOS token"}.get(text.prefix_tokens, several)
     documents = "1 document" if text.documents == 1 else f"{text.documents} documents"
+    named = "" if text.name == "tokens" else f"Protocol {text.name}: "
     return (
-        f"exp of the mean negative log-likelihood of {text.scored_tokens:,} tokens of {text.source} ({documents}): "
-        f"{text.windows} windows of {text.length} tokens, stride {text.stride}, {bos}, each token scored once. "
-        f"Token ids {text.data_hash}. 95 % intervals with the window as the unit (bootstrap-t, seed {report.seed}), "
-        f"none below {MIN_WINDOWS} windows; the change in percent is paired, token by token. Measured in "
-        f"{report.loss_note}."
+        f"{named}exp of the mean negative log-likelihood of {text.scored_tokens:,} tokens of {text.source} "
+        f"({documents}): {text.windows} windows of {text.length} tokens, stride {text.stride}, {bos}, each token "
+        f"scored once. Token ids {text.data_hash}. 95 % intervals with the window as the unit (bootstrap-t, seed "
+        f"{report.seed}), none below {MIN_WINDOWS} windows; the change in percent is paired, token by token. "
+        f"Measured in {report.loss_note}."
     )

@@ -29,8 +29,17 @@ def add(commands: arguments.Commands) -> None:
         "models", nargs="+", metavar="OUT", help="quantized folders or hub ids, compared on the same tokens"
     )
     parser.add_argument("--baseline", required=True, metavar="MODEL", help="the model they were made from")
-    parser.add_argument("--text", default="builtin:python", help="a .txt, .jsonl or .json file, or hub:NAME")
-    parser.add_argument("--length", type=arguments.count, help="tokens in a window (512, or the model's context)")
+    parser.add_argument(
+        "--protocol", default="tokens", choices=("tokens", "wikitext2", "c4"),
+        help="which text in which windows: windows as in papers (2048 tokens, no BOS) or, by default, as below",
+    )  # fmt: skip
+    parser.add_argument(
+        "--text", help="a .txt, .jsonl or .json file, or hub:NAME:CONFIG:SPLIT:COLUMN (the protocol's, or a built-in)"
+    )
+    parser.add_argument("--length", type=arguments.count, help="tokens in a window (512 or the protocol's)")
+    parser.add_argument(
+        "--bos", action=argparse.BooleanOptionalAction, help="begin each window with BOS (as the tokenizer does)"
+    )
     parser.add_argument("--stride", type=arguments.count, help="tokens between windows (no overlap)")
     parser.add_argument("--max-windows", type=arguments.count, help="use only the first windows")
     parser.add_argument(
@@ -70,7 +79,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     with RunDisplay(console, quiet=args.quiet) as display:
         reports = evaluate(
-            args.models, args.baseline, text=args.text, length=args.length, stride=args.stride,
+            args.models, args.baseline, protocol=args.protocol, text=args.text, length=args.length,
+            bos=args.bos, stride=args.stride,
             max_windows=args.max_windows, dtype=args.dtype, speed=args.speed, noise_floor=args.noise_floor,
             accuracy=args.accuracy, kernel=args.kernel, budget=dict(args.budget),
             device=args.device, metrics=dict(args.metric), trust_remote_code=args.trust_remote_code,

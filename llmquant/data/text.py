@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from llmquant.data.builtin_text import mixed_documents, python_documents
 from llmquant.errors import DataError
@@ -13,14 +14,16 @@ from llmquant.files import check_name, read_plain
 
 _HUB_DOCUMENTS = 20_000  # a streamed data set can be endless
 _MAX_BYTES = 16 << 30
+_COMPRESSED = {".parquet": "parquet", ".json.gz": "json", ".jsonl.gz": "json"}  # what hubs store, by its loader's name
 
 
 def read_documents(dataset: str, *, split: str | None = None, column: str = "text") -> list[str]:
     """Documents of a data set, in a fixed order.
 
-    `dataset` is a .txt, .jsonl or .json file; "builtin:mixed" (shipped, for calibration) or "builtin:python" (the
-    standard library's own sources); or "hub:NAME", a data set of the `datasets` library, streamed. `split` is of a
-    built-in or hub data set, calibration or train by default; `column` the key of the text in rows.
+    `dataset` is a .txt, .jsonl, .json, .json.gz or .parquet file; "builtin:mixed" (shipped, for calibration) or
+    "builtin:python" (the standard library's own sources); or a data set of the `datasets` library, streamed (see
+    `HubText`). `split` is of a built-in or hub data set, calibration or train by default; `column` the key of the text
+    in rows.
 
     Raises:
         DataError: if there is no such data set, or it holds no text.
@@ -30,11 +33,47 @@ def read_documents(dataset: str, *, split: str | None = None, column: str = "tex
         return mixed_documents(split or "calibration")
     if dataset == "builtin:python":
         return python_documents(split or "calibration")  # pyright: ignore[reportArgumentType]  # checked there
-    source = _hub_rows(dataset[4:], split, column) if dataset.startswith("hub:") else _file_rows(Path(dataset), column)
-    documents = [text for text in source if text.strip()]
+    documents = [text for text in read_rows(dataset, split=split, column=column) if text.strip()]
     if not documents:
         raise DataError(f"{dataset} holds no text")
     return documents
+
+
+def read_rows(dataset: str, *, split: str | None = None, column: str = "text") -> Iterator[str]:
+    """The rows of a file or hub data set as they are, empty ones too; a .txt file is one row.
+
+    Raises:
+        DataError: if there is no such data set, or a row of it has no text.
+    """
+    check_dataset(dataset)
+    if dataset.startswith("hub:"):
+        text = HubText.parse(dataset)
+        where, wanted = f"hub:{text.name}", text.split or split or "train"
+        return _library_rows(where, text.column or column, text.name, text.config or None, split=wanted)
+    if kind := _COMPRESSED.get("".join(Path(dataset).suffixes[-2:]), _COMPRESSED.get(Path(dataset).suffix)):
+        return _library_rows(dataset, column, kind, data_files=dataset, split="train")
+    return _file_rows(Path(dataset), column)
+
+
+class HubText(NamedTuple):
+    """A data set of the hub, written "hub:NAME", "hub:NAME:CONFIG:SPLIT:COLUMN" or with parts left empty."""
+
+    name: str
+    config: str = ""
+    split: str = ""
+    column: str = ""
+
+    @classmethod
+    def parse(cls, word: str) -> HubText:
+        """Take "hub:..." apart.
+
+        Raises:
+            DataError: if it has no name, or more than four parts.
+        """
+        parts = word.removeprefix("hub:").split(":")
+        if not parts[0] or len(parts) > len(cls._fields):
+            raise DataError(f"cannot read {word!r}; write hub:NAME or hub:NAME:CONFIG:SPLIT:COLUMN")
+        return cls(*parts)
 
 
 def check_dataset(dataset: str) -> None:
@@ -43,7 +82,10 @@ def check_dataset(dataset: str) -> None:
     Raises:
         DataError: if it is neither built in nor a file nor of the hub.
     """
-    if dataset.startswith("hub:") or dataset in ("builtin:mixed", "builtin:python"):
+    if dataset.startswith("hub:"):
+        HubText.parse(dataset)
+        return
+    if dataset in ("builtin:mixed", "builtin:python"):
         return
     if dataset.startswith("builtin:"):
         raise DataError(f"unknown built-in data set {dataset!r}; there are builtin:mixed and builtin:python")
@@ -90,18 +132,19 @@ def _row_text(row: object, column: str, where: str) -> str:
     return value
 
 
-def _hub_rows(name: str, split: str | None, column: str) -> Iterator[str]:
+def _library_rows(where: str, column: str, *of: Any, **more: Any) -> Iterator[str]:
+    """Rows of what `datasets.load_dataset` of these arguments streams."""
     try:
-        import datasets  # pyright: ignore[reportMissingImports]  # an extra
+        import datasets
     except ImportError as error:
-        raise DataError(f"reading hub:{name} needs the `datasets` package; pip install 'llmquant[data]'") from error
+        raise DataError(f"reading {where} needs the `datasets` package; pip install 'llmquant[data]'") from error
     try:
         # Before version 4 it ran scripts of data sets, and asked on standard input; later ones have no such argument.
         no_code = {"trust_remote_code": False} if int(datasets.__version__.split(".")[0]) < 4 else {}
-        rows = datasets.load_dataset(name, split=split or "train", streaming=True, **no_code)
+        rows = datasets.load_dataset(*of, streaming=True, **more, **no_code)
         for number, row in enumerate(islice(rows, _HUB_DOCUMENTS)):
-            yield _row_text(row, column, f"hub:{name}, row {number}")
+            yield _row_text(row, column, f"{where}, row {number}")
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"cannot read data set hub:{name}: {error}") from error
+        raise DataError(f"cannot read data set {where}: {error}") from error

@@ -39,6 +39,8 @@ class Protocol:
     windows: int
     scored_tokens: int  # tokens whose log-probability counts; at most `length - 1` in a window
     data_hash: str  # "sha256:" and the hash of all window token ids (row by row, little-endian int64)
+    name: str = "tokens"  # of the protocol, see `llmquant.data.protocols`
+    text_tokens: int | None = None  # of the whole text; None if it was not read to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +64,24 @@ def make_windows(
     stride: int | None = None,
     max_windows: int | None = None,
     context: int | None = None,
+    bos: bool | None = None,
+    separator: str = SEPARATOR,
 ) -> Windows:
     """Tokenise documents (see `llmquant.data.text.read_documents`) with the baseline's tokenizer into windows.
 
     A window has `length` tokens: 512 if None, or the model's `context` limit where that is smaller. Without `stride`
-    windows do not overlap. `max_windows` keeps only the first; `source` is the user's word for the text.
+    windows do not overlap. `max_windows` keeps only the first; `source` is the user's word for the text. Each window
+    begins as the tokenizer begins a text; with `bos` True by its BOS token, with False by nothing.
 
     Raises:
-        DataError: if the tokenizer is missing, a number is out of range, or the text is shorter than one window.
+        DataError: if the tokenizer is missing or has no BOS token, a number is out of range, or the text is shorter
+            than one window.
     """
     if tokenizer is None:
         raise DataError(
             "the model folder has no tokenizer, and perplexity needs one; copy the baseline's tokenizer files there"
         )
-    prefix = text_prefix(tokenizer)
+    prefix = _prefix(tokenizer, bos)
     length = _checked_length(length, context, len(prefix))
     body = length - len(prefix)
     stride = body if stride is None else stride
@@ -84,7 +90,7 @@ def make_windows(
     if max_windows is not None and max_windows < 1:
         raise DataError(f"max_windows must be at least 1, not {max_windows}")
     needed = None if max_windows is None else body + (max_windows - 1) * stride
-    tokens = _tokenise(documents, tokenizer, needed)
+    tokens, all_read = _tokenise(documents, tokenizer, needed, separator)
     if tokens.numel() < body:
         raise DataError(
             f"{source}: the text has {tokens.numel()} tokens, shorter than one window of {body}; "
@@ -100,13 +106,22 @@ def make_windows(
         length=length,
         stride=stride,
         prefix_tokens=len(prefix),
-        separator=SEPARATOR,
+        separator=separator,
         documents=len(documents),
         windows=len(ids),
         scored_tokens=int(scored.sum()),
         data_hash=f"sha256:{tokens_hash(ids)}",
+        text_tokens=tokens.numel() if all_read else None,
     )
     return Windows(ids, scored, protocol)
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase, bos: bool | None) -> list[int]:
+    if bos is None:
+        return text_prefix(tokenizer)
+    if bos and tokenizer.bos_token_id is None:
+        raise DataError("--bos: the tokenizer has no BOS token; leave it out")
+    return [int(tokenizer.bos_token_id)] if bos else []  # pyright: ignore[reportArgumentType]  # never a list
 
 
 def _checked_length(length: int | None, context: int | None, prefix: int) -> int:
@@ -121,17 +136,22 @@ def _checked_length(length: int | None, context: int | None, prefix: int) -> int
     return length
 
 
-def _tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, needed: int | None) -> Tensor:
-    """All tokens, or at least the first `needed` ones."""
+def _tokenise(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, needed: int | None, separator: str
+) -> tuple[Tensor, bool]:
+    """All tokens, or at least the first `needed` ones; and whether they are all."""
     tokens: list[int] = []
+    all_read = True
     for document in documents:
         if needed is not None and len(tokens) >= needed:
+            all_read = False
             break
-        text = document + SEPARATOR
+        text = document + separator
         if needed is not None and len(text) > (limit := _CHARACTERS_PER_TOKEN * (needed - len(tokens) + 1)):
             head = encode(tokenizer, text[:limit])
             if len(tokens) + len(head) > needed:  # the last token before the cut may be wrong, and is not used
                 tokens += head[:-1]
+                all_read = False
                 continue
         tokens += encode(tokenizer, text)
-    return torch.tensor(tokens, dtype=torch.int64)
+    return torch.tensor(tokens, dtype=torch.int64), all_read

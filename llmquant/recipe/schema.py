@@ -31,6 +31,7 @@ from llmquant.spec import BITS, EXAMPLES, KEEP, Scheme
 from llmquant.words import did_you_mean, listed, shortened, shown
 
 VERSION = 1
+_TEXTS = (".txt", ".jsonl", ".json", ".json.gz", ".jsonl.gz", ".parquet")  # as `llmquant.data.text` reads them
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*(/[\w-]+)?")
 
 
@@ -180,7 +181,8 @@ class Calibration(_Model):
 
     Attributes:
         dataset: "builtin:mixed" (a shipped mixture of prose, languages, code, mathematics and tables), "builtin:python"
-            (the sources of the running Python), a .txt, .jsonl or .json file, or "hub:<name>".
+            (the sources of the running Python), a .txt, .jsonl, .json, .json.gz or .parquet file, or
+            "hub:NAME:CONFIG:SPLIT:COLUMN".
         split: of a hub data set; None means its training split.
         column: of a hub data set or a JSON file.
         length: tokens in a window.
@@ -201,7 +203,7 @@ class Calibration(_Model):
             raise ValueError(f"unknown built-in data set {name!r}; there are 'builtin:mixed' and 'builtin:python'")
         if prefix == "hub" and not rest:
             raise ValueError("'hub:' lacks the data set's name, as in 'hub:org/name'")
-        if prefix not in ("builtin", "hub") and not name.endswith((".txt", ".jsonl", ".json")):
+        if prefix not in ("builtin", "hub") and not name.endswith(_TEXTS):
             on_hub = name if _HUB_NAME.fullmatch(name) else "NAME"  # not a path, nor a file of another kind
             raise ValueError(
                 f"cannot tell what {name!r} is; write 'builtin:mixed', a .txt, .jsonl or .json file, or 'hub:{on_hub}'"

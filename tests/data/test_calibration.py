@@ -3,10 +3,8 @@
 import gzip
 import json
 import re
-import sys
 from collections import Counter
 from importlib.resources import files
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -200,24 +198,3 @@ def test_a_tokenizer_without_bos_gives_text_alone(text_file):
     windows = load_calibration(spec(text_file), tokenizer).windows
     assert windows.shape == (6, 40)
     assert str(tokenizer.decode(windows[0])) in text_file.read_text()
-
-
-@pytest.mark.parametrize(("version", "code"), [("2.21.0", False), ("3.6.0", False), ("4.0.0", "no such argument")])
-def test_hub_data_sets_are_streamed(version, code, monkeypatch):
-    asked = []
-
-    def load_dataset(name, split, streaming, trust_remote_code="no such argument"):
-        asked.append((name, split, streaming))
-        assert trust_remote_code == code
-        if name == "gone":
-            raise FileNotFoundError("no such data set")
-        return iter([{"text": "one"}, {"text": "two"}])
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset, __version__=version))
-    assert read_documents("hub:org/set", split="validation") == ["one", "two"]
-    assert asked == [("org/set", "validation", True)]
-    with pytest.raises(DataError, match="cannot read data set hub:gone"):
-        read_documents("hub:gone")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"llmquant\[data\]"):
-        read_documents("hub:org/set")

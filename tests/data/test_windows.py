@@ -58,6 +58,7 @@ def test_limited_windows_are_the_first_ones(tokenizer, text, max_windows) -> Non
     few = make_windows(documents, tokenizer, source="t", length=32, stride=20, max_windows=max_windows)
     assert few.ids.tolist() == every.ids[:max_windows].tolist()
     assert few.scored.tolist() == every.scored[:max_windows].tolist()
+    assert (few.protocol.text_tokens, every.protocol.text_tokens) == (None, len(_stream(documents, tokenizer)))
 
 
 def test_limit_tokenises_only_what_it_needs(text) -> None:
