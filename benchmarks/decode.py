@@ -97,9 +97,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from random_llama import SHAPES, build
 
     from llmquant.bench import DTYPES
-    from llmquant.cli.bench import print_bench
     from llmquant.device import resolve_device
     from llmquant.eval.bench import bench, contenders_of
+    from llmquant.eval.speed_table import speed_table
     from llmquant.eval.throughput import ThroughputOptions
     from llmquant.kernels.bench.common.facts import facts
     from llmquant.spec import Scheme
@@ -134,14 +134,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         peers = [llama(stack, args, SHAPES[args.random], found.result)] if args.llama_python else []
         for batch, prompt in [*((batch, first) for batch in batches), *((1, prompt) for prompt in longer)]:
             options = ThroughputOptions(
-                prompt_tokens=prompt, decode_tokens=args.new, batch_size=batch, seconds=args.seconds,
+                contexts=[prompt], batches=[batch], decode_tokens=args.new, seconds=args.seconds,
                 min_rounds=1 if args.dry_run else 3, warmup=int(not args.dry_run),
             )  # fmt: skip
 
             def measure(options: ThroughputOptions = options) -> dict[str, Any]:
-                taking_part = [each(options.prompt_tokens, args.new) for each in peers if options.batch_size == 1]
-                report = bench(f"random {args.random}", contenders, options, peers=taking_part)
-                print_bench(console, report)
+                taking_part = [each(args.new) for each in peers if options.batches == [1]]
+                report = bench(contenders, options, peers=taking_part)
+                console.print(speed_table(report))
                 return asdict(report)
 
             found.section(f"batch {batch}, prompt {prompt}", "reports", measure)
@@ -170,9 +170,9 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def llama(stack: ExitStack, args: argparse.Namespace, shape: dict[str, Any], result: dict[str, Any]) -> Any:
-    """Start llama.cpp in its own process; gives a peer for a prompt and a number of new tokens."""
+    """Start llama.cpp in its own process; gives a peer for a number of new tokens, with one sequence."""
     from llmquant.eval.bench import Peer
-    from llmquant.eval.throughput import Timing
+    from llmquant.eval.throughput import Cell, Timing
 
     script = Path(__file__).with_name("llama_cpp_decode.py")
     task = json.dumps({"shape": shape, "threads": torch.get_num_threads()})
@@ -188,12 +188,12 @@ def llama(stack: ExitStack, args: argparse.Namespace, shape: dict[str, Any], res
     started = json.loads(answers.readline())
     result["versions"]["llama-cpp-python"] = started["version"]
 
-    def peer(prompt: int, steps: int) -> Peer:
-        def turn() -> Timing:
+    def peer(steps: int) -> Peer:
+        def turn(cell: Cell) -> Timing:
             time.sleep(0.2)  # our threads go to sleep first
-            print(json.dumps({"prompt": prompt, "steps": steps}), file=requests, flush=True)
+            print(json.dumps({"prompt": cell.context, "steps": steps}), file=requests, flush=True)
             answer = json.loads(answers.readline())
-            return Timing(prompt / answer["prefill_s"], steps / sum(answer["step_s"]))
+            return Timing(cell.context / answer["prefill_s"], steps / sum(answer["step_s"]))
 
         return Peer(PEER, started["bytes"], turn)
 

@@ -1,36 +1,37 @@
 """Speed and memory of several loaded models side by side: the same tokens, in turn, round by round.
 
-Unlike an evaluation it says nothing of quality, so it needs no text; the tokens are random, and the same for all.
+It says nothing of quality, so it needs no text: the tokens are random, and the same for all. `llmquant bench` and the
+speed of an evaluation are both this.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from llmquant.data.calibration import context_limit
-from llmquant.errors import DataError
-from llmquant.eval.metrics.memory import parameter_bytes
+from llmquant.eval.fitting import fitting
+from llmquant.eval.metrics.memory import measure_memory, parameter_bytes
 from llmquant.eval.precision import in_accuracy
-from llmquant.eval.scoring import Progress
 from llmquant.eval.static_decoding import StaticDecoding
-from llmquant.eval.statistics import Spread
-from llmquant.eval.throughput import ThroughputOptions, Timing, speed, speedup, time_once, timed_rounds
-from llmquant.machine import OtherPrograms, machine, versions
+from llmquant.eval.speeds import Row, Speeds, Timed
+from llmquant.eval.throughput import Cell, ThroughputOptions, Timing, quiet, time_once, timed_rounds
+from llmquant.machine import OtherPrograms
 from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used, set_accuracy
-from llmquant.nn.counting import weight_count
+from llmquant.nn.counting import is_packed
+from llmquant.progress import Progress
+from llmquant.turns import take_turns
 from llmquant.words import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
 
 @dataclass(frozen=True, slots=True)
 class Contender:
@@ -38,8 +39,9 @@ class Contender:
 
     name: str  # for the report
     model: PreTrainedModel
-    accuracy: Accuracy | None  # of its kernels; None where it has none to choose from
+    accuracy: Accuracy | None = None  # of its kernels; None leaves them as they are
     static: bool = False  # whether the cache has a fixed size; on a CUDA device decoding is a CUDA graph then
+    dense: bool | None = None  # whether others are compared with it; None: if it has no packed layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,42 +50,7 @@ class Peer:
 
     name: str
     parameter_bytes: int
-    run: Callable[[], Timing]  # a prefill and the decode steps after it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchRow:
-    """What was measured of one contender."""
-
-    name: str  # dtype, scheme, or folder
-    dtype: str  # in which it computes; empty for another program, which decides that itself
-    accuracy: str | None  # "exact" or "fast"; None where the model has no such choice
-    static: bool  # whether the cache had a fixed size, see `Contender`
-    kernels: dict[str, int]  # packed layers by kernel; none for a dense model, which torch runs
-    parameter_bytes: int  # memory of weights
-    prefill: Spread  # tokens per second
-    decode: Spread
-    prefill_speedup: Spread  # over the first row, round by round
-    decode_speedup: Spread
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchReport:
-    """Result of `bench`; the fields are the keys of the JSON file, explained in docs/evaluation.md."""
-
-    model: str
-    parameters: int
-    versions: dict[str, str]
-    machine: dict[str, str | int]
-    batch_size: int
-    prompt_tokens: int
-    decode_tokens: int
-    others: float | None  # share of all processors that other programs kept busy meanwhile, where the system tells
-    rows: tuple[BenchRow, ...]
-
-    def to_json(self) -> str:
-        """The report as JSON text."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    run: Callable[[Cell], Timing]  # a prefill and the decode steps after it
 
 
 def contenders_of(name: str, model: PreTrainedModel, accuracies: Sequence[Accuracy]) -> list[Contender]:
@@ -94,60 +61,61 @@ def contenders_of(name: str, model: PreTrainedModel, accuracies: Sequence[Accura
             by_kernels.setdefault(json.dumps(kernels_used(model)), Contender(name, model, accuracy))
     found = list(by_kernels.values())
     same = accuracy_of(model) is None or len(found) == 1 < len(accuracies)
-    return [Contender(name, model, None)] if same else found
+    return [Contender(name, model)] if same else found
 
 
 def bench(
-    name: str,
     contenders: Sequence[Contender],
     options: ThroughputOptions,
     *,
     peers: Sequence[Peer] = (),
     progress: Progress | None = None,
-) -> BenchReport:
-    """Time all contenders, versions of the model `name`, and peers in turn, and compare them with the first contender.
-
-    Raises:
-        DataError: if prompt and decode tokens exceed the context of the model, or are not positive.
-    """
-    ids = _tokens(contenders[0].model, options)
+) -> Speeds:
+    """Time all contenders, versions of one model, and peers in turn, in each cell that fits."""
+    progress = progress or Progress()
     models = list({id(each.model): each.model for each in contenders}.values())
-    others = OtherPrograms()
+    load, others = _load_average(), OtherPrograms()
+    standing = sum(each.static for each in contenders)
+    cells, left_out = fitting(models, options.cells, options.decode_tokens, standing=standing)
     with ExitStack() as stack:
-        for model in models:
-            stack.enter_context(in_accuracy(model, "exact"))  # the runs switch it; this puts it back
-        runs = [_run(each, ids, options) for each in contenders] + [each.run for each in peers]
-        rounds = timed_rounds(models, runs, options, progress)
-        rows = [_row(each, rounds, place) for place, each in enumerate([*contenders, *peers])]
-    return BenchReport(
-        model=name,
-        parameters=weight_count(contenders[0].model),
-        versions=versions(),
-        machine=machine(contenders[0].model.device),
-        batch_size=options.batch_size,
-        prompt_tokens=options.prompt_tokens,
+        for each in contenders:
+            if each.accuracy is not None:  # the runs switch it; this puts it back
+                stack.enter_context(in_accuracy(each.model, each.accuracy))
+        stack.enter_context(quiet(models))
+        runs = [run for cell in cells for run in _runs(contenders, peers, cell, options.decode_tokens)]
+        peaks, note = _warm_up(contenders[0].model, runs, options.warmup, progress)
+        rounds = timed_rounds(runs, options, progress) if runs else []
+        results, count = list(zip(*rounds, strict=True)), len(contenders) + len(peers)
+        timed = [_timed(result, peak) for result, peak in zip(results, peaks, strict=True)]
+        rows = [_row(each, tuple(timed[place::count])) for place, each in enumerate([*contenders, *peers])]
+    return Speeds(
+        cells=cells,
+        left_out=left_out,
         decode_tokens=options.decode_tokens,
+        memory_note=note,
         others=others.share(),
+        load_average=load,
         rows=tuple(rows),
     )
 
 
-def _tokens(model: PreTrainedModel, options: ThroughputOptions) -> Tensor:
-    """(batch_size, prompt_tokens + decode_tokens) random token ids."""
-    count, limit = options.prompt_tokens + options.decode_tokens, context_limit(model.config)
-    if limit is not None and count > limit:
-        raise DataError(
-            f"prompt {options.prompt_tokens} + new {options.decode_tokens} = {count} tokens, but the model's context "
-            f"is {limit}; ask for fewer"
-        )
-    vocabulary = model.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocabulary, (options.batch_size, count), generator=generator)
+def _load_average() -> float | None:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def _run(contender: Contender, ids: Tensor, options: ThroughputOptions) -> Callable[[], Timing]:
+def _runs(
+    contenders: Sequence[Contender], peers: Sequence[Peer], cell: Cell, decode_tokens: int
+) -> list[Callable[[], Timing]]:
+    """What times each of them in a cell once, all on the same tokens."""
+    vocabulary = contenders[0].model.config.get_text_config().vocab_size
+    shape, generator = (cell.batch_size, cell.context + decode_tokens), torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, shape, generator=generator)
+    return [*(_run(each, ids, cell.context) for each in contenders), *(partial(each.run, cell) for each in peers)]
+
+
+def _run(contender: Contender, ids: Tensor, context: int) -> Callable[[], Timing]:
     model = contender.model
-    once = StaticDecoding(model, ids, options) if contender.static else partial(time_once, model, ids, options)
+    once = StaticDecoding(model, ids, context) if contender.static else partial(time_once, model, ids, context)
 
     def run() -> Timing:
         _choose(contender)
@@ -161,23 +129,42 @@ def _choose(contender: Contender) -> None:
         set_accuracy(contender.model, contender.accuracy)
 
 
-def _row(contender: Contender | Peer, rounds: Sequence[Sequence[Timing]], place: int) -> BenchRow:
+def _warm_up(
+    model: PreTrainedModel, runs: Sequence[Callable[[], Timing]], rounds: int, progress: Progress
+) -> tuple[list[int | None], str | None]:
+    """Rounds that do not count; in the first the rise of the peak of memory is measured, which is slow."""
+    if not rounds:
+        return [None] * len(runs), None
+    progress.stage("warm up", len(runs), unit="runs")
+    peaks, note = [], None
+    for run in runs:
+        rise, note = measure_memory(model, run)
+        peaks.append(rise)
+        progress.step()
+    take_turns(runs, lambda done: done < rounds - 1)
+    return peaks, note
+
+
+def _timed(rounds: Sequence[Timing], peak: int | None) -> Timed:
+    prefill, decode, cache = zip(*rounds, strict=True)
+    return Timed(prefill=prefill, decode=decode, cache_bytes=cache[0], peak_bytes=peak)
+
+
+def _row(contender: Contender | Peer, cells: tuple[Timed, ...]) -> Row:
     if isinstance(contender, Peer):
-        dtype, accuracy, static, kernels, size = "", None, False, {}, contender.parameter_bytes
-    else:
-        _choose(contender)
-        model, accuracy, static = contender.model, contender.accuracy, contender.static
-        dtype, kernels, size = dtype_name(model.dtype), kernels_used(model), parameter_bytes(model)
-    timed, over = speed(rounds, place), speedup(rounds, place, 0)
-    return BenchRow(
+        return Row(
+            name=contender.name, dtype="", dense=False, accuracy=None, static=False, kernels={},
+            parameter_bytes=contender.parameter_bytes, cells=cells,
+        )  # fmt: skip
+    _choose(contender)
+    model = contender.model
+    return Row(
         name=contender.name,
-        dtype=dtype,
-        accuracy=accuracy,
-        static=static,
-        kernels=kernels,
-        parameter_bytes=size,
-        prefill=timed.prefill,
-        decode=timed.decode,
-        prefill_speedup=over.prefill,
-        decode_speedup=over.decode,
+        dtype=dtype_name(model.dtype),
+        dense=not is_packed(model) if contender.dense is None else contender.dense,
+        accuracy=accuracy_of(model),
+        static=contender.static,
+        kernels=kernels_used(model),
+        parameter_bytes=parameter_bytes(model),
+        cells=cells,
     )

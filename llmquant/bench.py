@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,15 @@ from llmquant.compat.remote_code import remote_code_of
 from llmquant.device import resolve_device
 from llmquant.engine.prepare import plan_only
 from llmquant.errors import CheckpointError, DataError, RecipeError
-from llmquant.eval.bench import BenchReport, Contender, bench, contenders_of
+from llmquant.eval.bench import Contender, bench, contenders_of
+from llmquant.eval.speeds import Speeds
 from llmquant.eval.throughput import ThroughputOptions
 from llmquant.hf.load import load
 from llmquant.hf.recipe import RecipeConfig
+from llmquant.machine import machine, versions
 from llmquant.memory import free_bytes
 from llmquant.models.checkpoint import Checkpoint
+from llmquant.nn.counting import weight_count
 from llmquant.progress import Progress
 from llmquant.recipe.load import load_recipe
 from llmquant.spec import Scheme
@@ -38,6 +41,20 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_DTYPES = ("fp32", "bf16")
 DEFAULT_SCHEMES = ("int8", "int4-g128")
 _GROUPS = (128, 64, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchReport(Speeds):
+    """Result of `bench_model`; the fields are the keys of the JSON file, explained in docs/evaluation.md."""
+
+    model: str
+    parameters: int
+    versions: dict[str, str]
+    machine: dict[str, str | int]
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def bench_model(
@@ -72,8 +89,8 @@ def bench_model(
 
     Raises:
         LlmquantError: RecipeError for a wrong word or a combination that makes no sense, CheckpointError if a model
-            cannot be loaded or there is not enough memory, PlanError if a scheme does not fit it, DataError if the
-            tokens do not, DeviceError if there is no such device.
+            cannot be loaded or there is not enough memory, PlanError if a scheme does not fit it, DataError if no cell
+            of the grid fits, DeviceError if there is no such device.
     """
     place = resolve_device(device)
     if threads is not None and threads < 1:
@@ -88,7 +105,14 @@ def bench_model(
             progress.step(name)
         if static_cache:
             contenders += [replace(each, static=True) for each in contenders]
-        return bench(Path(model).name, contenders, options, progress=progress)
+        speeds = bench(contenders, options, progress=progress)
+        if not speeds.cells:
+            raise DataError(f"nothing can be timed; {'; '.join(speeds.left_out)}; ask for fewer tokens or sequences")
+        first = contenders[0].model
+        return BenchReport(
+            model=Path(model).name, parameters=weight_count(first), versions=versions(), machine=machine(first.device),
+            **vars(speeds),
+        )  # fmt: skip
 
 
 Source = tuple[str, "Callable[[], PreTrainedModel]"]

@@ -15,7 +15,7 @@ from llmquant.errors import CheckpointError
 from llmquant.eval.throughput import ThroughputOptions
 from tests.engine.conftest import save_tiny, tiny_llama
 
-QUICK = ThroughputOptions(prompt_tokens=8, decode_tokens=2, warmup=0, min_rounds=2, seconds=0.0)
+QUICK = ThroughputOptions(contexts=[8], decode_tokens=2, warmup=0, min_rounds=2, seconds=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def test_a_dense_model_is_also_quantized_in_memory(model: Path) -> None:
     assert sizes["fp32"] > sizes["bf16"] > sizes["int8"] > sizes["int4-g32"]
     for row in report.rows:
         assert (row.accuracy is None and not row.kernels) or row.name.startswith("int")
-        assert row.decode.median > 0
+        assert row.cells[0].speed("decode").median > 0
         assert sum(row.kernels.values()) == (21 if row.name.startswith("int") else 0)
-    assert report.rows[0].decode_speedup.median == report.rows[0].prefill_speedup.median == 1.0
+        assert row.dense == (not row.name.startswith("int"))
 
 
 def test_a_quantized_model_is_taken_as_it_is(model: Path, quantized: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_scheme_needs_no_recipe() -> None:
         (["OUT", "--dtypes", "fp32"], "--baseline"),
         (["MODEL", "--dtypes", "fp8"], "fp32, bf16, fp16"),
         (["MODEL", "--schemes", "int5"], "int5"),
-        (["MODEL", "--prompt", "100"], "context is 64"),
+        (["MODEL", "--context", "100"], "context is 64"),
         (["MODEL", "--device", "cuda:7"], "no device 'cuda:7' here"),
         (["MODEL", "--device", "gpu"], "unknown device 'gpu'; give auto, cpu"),
         (["nowhere/at/all"], "nowhere/at/all"),
@@ -112,7 +112,7 @@ def test_mistakes_are_named(model: Path, quantized: Path, capsys, arguments: lis
     assert said in error
 
 
-@pytest.mark.parametrize("option", ["--new", "--threads"])
+@pytest.mark.parametrize("option", ["--new", "--threads", "--batch", "--context"])
 @pytest.mark.parametrize("value", ["0", "-1", "nan"])
 def test_numbers_that_are_none_are_wrong_command_lines(model: Path, capsys, option: str, value: str) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -129,11 +129,13 @@ def test_too_little_memory_is_refused_before_loading(model: Path, monkeypatch, c
 
 def test_command_prints_a_table_and_writes_json(model: Path, tmp_path: Path, capsys) -> None:
     file = tmp_path / "bench.json"
-    sizes = ["--prompt", "8", "--new", "2", "--batch", "2", "--seconds", "0"]
+    sizes = ["--context", "8,100", "--new", "2", "--batch", "1,2", "--seconds", "0"]
     assert main(["bench", str(model), "--dtypes", "bf16", "--schemes", "int8", *sizes, "--json", str(file)]) == 0
     shown = capsys.readouterr().out
     data = json.loads(file.read_text())
-    assert data["batch_size"] == 2
+    assert data["cells"] == [{"batch_size": batch, "context": 8} for batch in (1, 2)]
     assert {row["name"] for row in data["rows"]} == {"bf16", "int8"}
-    for word in ("bf16", "int8", "linear_int8", "torch", "prompt of 8 tokens", "decode tok/s"):
+    assert all(len(timed["decode"]) == 1 for row in data["rows"] for timed in row["cells"])
+    assert "the model's context is 64" in data["left_out"][0]
+    for word in ("bf16", "int8", "linear_int8", "torch", "batch 2, context 8", "decode tok/s", "left out: batch 1"):
         assert word in shown

@@ -1,63 +1,113 @@
-"""Tokens per second of both models, as a multiple of the baseline's in its own dtype and in the fastest one."""
+"""Tokens per second of a model, as a multiple of the baseline's in its own dtype and in the fastest one."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from rich.table import Table
-from rich.text import Text
 
+from llmquant.eval.bench import Contender, bench
 from llmquant.eval.lines import accuracy_text, speedup
 from llmquant.eval.markup import Markup, element, join
 from llmquant.eval.metrics import base
-from llmquant.eval.metrics.base import NOTHING, Cell, Column
-from llmquant.eval.throughput import Speed, SpeedProtocol, ThroughputOptions, check_prompt, measure_throughput
-from llmquant.words import kernels_text, number, printable
+from llmquant.eval.metrics.base import Cell, Column
+from llmquant.eval.speed_table import busy_warning, speed_table
+from llmquant.eval.speeds import PHASES, Phase, Row, Speeds
+from llmquant.eval.statistics import Spread
+from llmquant.eval.throughput import ThroughputOptions
+from llmquant.memory import free_bytes
+from llmquant.nn.counting import is_packed, weight_count
+from llmquant.words import dtype_name, kernels_text, number
 
 if TYPE_CHECKING:
-    from llmquant.eval.pair import Facts, Pair
+    from transformers import PreTrainedModel
+
+    from llmquant.eval.pair import Pair
     from llmquant.eval.result import EvalReport
 
 PLACE = 50
 ABSENT = "Speed was not measured."
 Options = ThroughputOptions
 
-
-@dataclass(frozen=True)
-class Section(base.Section):
-    """Speeds, and how they were measured."""
-
-    baseline: Speed
-    quantized: Speed
-    protocol: SpeedProtocol
+# Dense dtypes that may be the fastest, on a CPU and on a GPU: CPUs multiply float16 slowly, GPUs float32.
+_FAST = ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float16))
+_SPARE = 0.7  # share of the free memory that one more version of the baseline may take
 
 
-def check(facts: Facts, options: ThroughputOptions) -> None:
-    """A window must be long enough for prompt and decoded tokens."""
-    check_prompt(facts.windows.ids.shape[1], options)
+@dataclass(frozen=True, kw_only=True)
+class Section(base.Section, Speeds):
+    """The baseline in every dtype that was timed, its own first; the last row is the model that the report is about."""
+
+    @property
+    def quantized(self) -> Row:
+        """The model that the report is about."""
+        return self.rows[-1]
+
+    @property
+    def dense(self) -> tuple[Row, ...]:
+        """The baseline in each dtype; nothing where the model is alone."""
+        return self.rows[:-1]
+
+    def ratio(self, phase: Phase, place: int = 0) -> Spread | None:
+        """Speed in a cell, by its number, over that of the baseline in its own dtype; None without either."""
+        if not self.dense or place >= len(self.cells):
+            return None
+        return self.quantized.cells[place].over(self.rows[0].cells[place], phase)
+
+    @property
+    def decode_ratio(self) -> Spread | None:
+        """As `ratio`, of decoding in the first cell."""
+        return self.ratio("decode")
 
 
 def measure(pair: Pair, options: ThroughputOptions) -> Section:
     """Time both models in turn, in the accuracy that they have by default."""
-    timed = measure_throughput(*pair.models, pair.windows.ids[0], options, progress=pair.progress)
-    return Section(timed.baseline, timed.quantized, timed.protocol)
+    dense, left_out = dense_versions(pair.baseline)
+    contenders = [Contender(name, model) for name, model in dense.items()]
+    contenders.append(Contender(pair.subject.name, pair.quantized, dense=False))
+    speeds = bench(contenders, options, progress=pair.progress)
+    return Section(**vars(replace(speeds, left_out=(*speeds.left_out, *left_out))))
+
+
+def dense_versions(model: PreTrainedModel) -> tuple[dict[str, PreTrainedModel], list[str]]:
+    """The model in every dtype that may be the fastest where it lies, its own first; and what memory left out.
+
+    A packed model has one version, itself.
+    """
+    own = dtype_name(model.dtype)
+    if is_packed(model):
+        return {f"packed {own}": model}, []
+    others = [dtype for dtype in _FAST[model.device.type != "cpu"] if dtype != model.dtype]
+    found, left_out = {own: model}, []
+    for dtype in others:
+        name = dtype_name(dtype)
+        free = free_bytes(model.device)
+        if free is not None and weight_count(model) * dtype.itemsize > _SPARE * free:
+            left_out.append(f"the baseline in {name}: too little memory")
+            continue
+        found[name] = copy.deepcopy(model)
+        torch.nn.Module.to(found[name], dtype)  # in place; transformers' own `to` takes no dtype for some models
+    return found, left_out
 
 
 def columns(section: Section, report: EvalReport) -> list[Column]:
-    """Prefill and decode, for the page; the terminal has a table of its own."""
-    protocol = section.protocol
-    return [
-        Column(phase, _note(protocol), Cell("1×"), _cell(section, phase), terminal=False, remark=protocol.note)
-        for phase in ("prefill", "decode")
-    ]
+    """Prefill and decode in the first cell, for the page; the terminal has a table of its own."""
+    if not section.cells:
+        return []
+    note = _note(section, report)
+    return [Column(phase, note, Cell("1×"), _cell(section, phase), terminal=False) for phase in PHASES]
 
 
-def _cell(section: Section, phase: str) -> Cell:
+def _cell(section: Section, phase: Phase) -> Cell:
     """Each ratio with the dense dtype, the speeds and the rounds that it comes from."""
-    lines = [each for each in comparisons(section) if each.phase == phase]
-    return Cell("", page=join(*(part for each in lines for part in _speed_lines(each)))) if lines else NOTHING
+    lines = comparisons(section, 0, phase)
+    if not lines:
+        return Cell(f"{number(section.quantized.cells[0].speed(phase).median)} tok/s")
+    return Cell("", page=join(*(part for each in lines for part in _speed_lines(each))))
 
 
 def _speed_lines(each: SpeedLine) -> list[Markup]:
@@ -72,50 +122,54 @@ def _speed_lines(each: SpeedLine) -> list[Markup]:
 
 
 def tables(reports: Sequence[EvalReport]) -> list[Table]:
-    """A row for each phase and dense dtype; the ratio is that of the rounds in which both ran."""
-    if not (timed := Section.of(reports)):
-        return []
-    title = Text("\nspeed, as a multiple of the baseline's")
-    table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
-    table.add_column("model", overflow="fold")
-    table.add_column("phase")
-    table.add_column("ratio", justify="right")
-    table.add_column("of the baseline in", min_width=len("checkpoint's,"))
-    table.add_column("tokens per second", justify="right")
-    table.add_column("measured in", justify="right")
-    for name, section in timed:
-        shown = printable(name)
-        for each in comparisons(section):
-            slower = each.kind == "slower"
-            ratio = Text(f"slower: {each.ratio}" if slower else each.ratio, style="red" if slower else "")
-            table.add_row(Text(shown), each.phase, ratio, each.against, Text(each.speeds, style="dim"), each.rounds)
-            shown = ""
-    return [table]
+    """One for all models that took turns, with the baseline they have in common."""
+    return [speed_table(speeds, "speed and memory") for speeds in _together(reports)]
 
 
-def _note(speed: SpeedProtocol) -> str:
-    dtypes = ", ".join(each.dtype for each in speed.dense)
-    return (
-        f"Forward passes with a cache, batch {speed.batch_size}: {speed.prompt_tokens} tokens of prompt, then "
-        f"{speed.decode_tokens} single tokens; {speed.threads} threads on {speed.device}. The baseline in {dtypes} and "
-        "the quantized model take turns within each round; the ratios are of each round, median and quartiles, against "
-        "the checkpoint's own dtype and against the fastest. Below each ratio: its own baseline and rounds."
-        f"{accuracy_text(speed.accuracy)}{f' {speed.note}.' if speed.note else ''}"
+def _together(reports: Sequence[EvalReport]) -> list[Speeds]:
+    """Sections of the same rounds as one, which have their dense rows in common; the models bear the reports' names."""
+    found: dict[str, Speeds] = {}
+    for name, section in Section.of(reports):
+        one = replace(section, rows=(*section.dense, replace(section.quantized, name=name)))
+        key = repr(section.dense) if section.dense else name
+        found[key] = replace(found[key], rows=(*found[key].rows, one.rows[-1])) if key in found else one
+    return list(found.values())
+
+
+def _note(section: Section, report: EvalReport) -> str:
+    dtypes = ", ".join(row.name for row in section.dense)
+    against = (
+        f" The baseline in {dtypes} and the quantized model take turns within each round; the ratios are of each round, "
+        "median and quartiles, against the checkpoint's own dtype and against the fastest. Below each ratio: its own "
+        "baseline and rounds."
+    )
+    cell, (threads, device) = section.cells[0], (report.machine[key] for key in ("threads", "device"))
+    return " ".join(
+        [
+            f"Forward passes with a cache, batch {cell.batch_size}: {cell.context} tokens of prompt, then "
+            f"{section.decode_tokens} single tokens; {threads} threads on {device}.{against if dtypes else ''}"
+            f"{accuracy_text(section.quantized.accuracy)}",
+            *(f"Left out: {each}." for each in section.left_out),
+            *([f"{warning[0].upper()}{warning[1:]}."] if (warning := busy_warning(section)) else []),
+        ]
     )
 
 
 def words(section: Section, report: EvalReport) -> list[str]:
-    """How fast a token is decoded."""
-    decode = (each for each in comparisons(section) if each.phase == "decode")
-    against = ((each.ratio, *each.against.partition(", ")) for each in decode)
+    """How fast a token is decoded, in the first cell."""
+    if not section.cells:
+        return []
+    lines = comparisons(section, 0, "decode")
+    if not lines:
+        return [f"decode {number(section.quantized.cells[0].speed('decode').median)} tok/s"]
+    against = ((each.ratio, *each.against.partition(", ")) for each in lines)
     return [f"decode {ratio} of {dtype}" + (f" ({which})" if which else "") for ratio, dtype, _, which in against]
 
 
 @dataclass(frozen=True, slots=True)
 class SpeedLine:
-    """One phase of the speed against the baseline in one dtype, ready to print."""
+    """One phase in one cell against the baseline in one dtype, ready to print."""
 
-    phase: str
     against: str
     ratio: str
     kind: str
@@ -123,20 +177,18 @@ class SpeedLine:
     rounds: str
 
 
-def comparisons(section: Section) -> list[SpeedLine]:
-    """Prefill and decode, each against the baseline in its own dtype and, where that is another, the fastest one."""
-    protocol, quantized = section.protocol, section.quantized
-    found, dtypes = [], [each.dtype for each in protocol.dense]
-    for phase, fastest in (("prefill", protocol.fastest_prefill), ("decode", protocol.fastest_decode)):
-        for dense in protocol.dense:
-            if dense.dtype not in (dtypes[0], fastest):
-                continue
-            ratio = getattr(dense, f"{phase}_speedup")
-            rounds = f"{ratio.runs} round{'' if ratio.runs == 1 else 's'}"
-            words = [dense.dtype, *(["the checkpoint's"] if dense.dtype == dtypes[0] else [])]
-            words += ["the fastest"] if dense.dtype == fastest and len(dtypes) > 1 else []
-            speeds = f"{number(getattr(dense, phase).median)} → {number(getattr(quantized, phase).median)}"
-            found.append(SpeedLine(phase, ", ".join(words), *speedup(ratio), speeds, rounds))
+def comparisons(section: Section, place: int, phase: Phase) -> list[SpeedLine]:
+    """Against the baseline in its own dtype and, where that is another, the fastest one."""
+    quantized, found = section.quantized.cells[place], []
+    fastest = section.fastest(place, phase)
+    for row in section.against(section.quantized, place, phase) if section.dense else ():
+        timed = row.cells[place]
+        ratio = quantized.over(timed, phase)
+        words = [row.name, *(["the checkpoint's"] if row is section.rows[0] else [])]
+        words += ["the fastest"] if row is fastest and len(section.dense) > 1 else []
+        speeds = f"{number(timed.speed(phase).median)} → {number(quantized.speed(phase).median)}"
+        rounds = f"{ratio.runs} round{'' if ratio.runs == 1 else 's'}"
+        found.append(SpeedLine(", ".join(words), *speedup(ratio), speeds, rounds))
     return found
 
 
@@ -144,7 +196,7 @@ def kernels_line(report: EvalReport) -> str:
     """Which kernels ran and in which accuracy, while the loss was measured and while the speed was; "" if not known."""
     scored = kernels_text(report.kernels)
     section = report.get(Section)
-    timed = kernels_text(section.protocol.kernels) if section else ""
+    timed = kernels_text(section.quantized.kernels) if section else ""
     if not timed or timed == scored:
         return scored
     return f"loss by {scored}; speed by {timed}" if scored else f"speed by {timed}"

@@ -1,4 +1,4 @@
-"""`llmquant bench`: a row for each contender."""
+"""`llmquant bench`: speed and memory of a model in several formats, by batch and context."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llmquant.cli import arguments
-from llmquant.words import bytes_text, escaped, kernels_text, number
+from llmquant.words import escaped, kernels_text, number
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmquant.eval.bench import BenchReport, BenchRow
-    from llmquant.eval.statistics import Spread
+    from llmquant.bench import BenchReport
     from llmquant.nn.accuracy import Accuracy
 
 
@@ -27,9 +26,11 @@ def add(commands: arguments.Commands) -> None:
         "--schemes", type=arguments.words, metavar="A,B", help="schemes, presets or recipes (int8,int4-g128)"
     )
     parser.add_argument("--accuracy", choices=("exact", "fast", "both"), default="both", help="of the kernels (both)")
-    parser.add_argument("--prompt", type=arguments.count, default=128, metavar="N", help="tokens of the prompt (128)")
+    parser.add_argument("--batch", type=_counts, default=[1], metavar="N,M", help="sequences at once, such as 1,4,16 (1)")
+    parser.add_argument(
+        "--context", type=_counts, default=[128], metavar="N,M", help="tokens of the prompt, such as 512,2048 (128)"
+    )
     parser.add_argument("--new", type=arguments.count, default=32, metavar="N", help="tokens decoded one by one (32)")
-    parser.add_argument("--batch", type=arguments.count, default=1, metavar="N", help="sequences at once (1)")
     arguments.device(parser)
     parser.add_argument(
         "--static-cache",
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from llmquant.eval.throughput import ThroughputOptions
 
     options = ThroughputOptions(
-        prompt_tokens=args.prompt, decode_tokens=args.new, batch_size=args.batch, seconds=args.seconds
+        batches=args.batch, contexts=args.context, decode_tokens=args.new, seconds=args.seconds
     )
     with RunDisplay(console, quiet=args.quiet) as display:
         report = bench_model(
@@ -88,63 +89,25 @@ def _accuracies(args: argparse.Namespace) -> Sequence[Accuracy]:
     return ("exact", "fast") if args.accuracy == "both" else (args.accuracy,)
 
 
+def _counts(text: str) -> list[int]:
+    return [arguments.count(word) for word in arguments.words(text)]
+
+
 def print_bench(console: Console, report: BenchReport) -> None:
-    """A row for each contender, then how it was measured."""
-    from llmquant.cli.tables import plain_table
-    from llmquant.machine import BUSY
+    """Every row in every cell, then what ran it."""
+    from llmquant.eval.speed_table import labels, speed_table
 
     console.print(
         f"[bold]{escaped(report.model)}[/], {number(report.parameters / 1e6)} M weights, on {_place(report)}",
         highlight=False,
     )
-    table = plain_table(
-        "weights", "computes in", "accuracy", ">memory", ">prefill tok/s", ">decode tok/s", "kernels", fold="kernels"
-    )
-    for place, row in enumerate(report.rows):
-        table.add_row(
-            f"[bold]{escaped(row.name)}[/]" + ", static cache" * row.static,
-            escaped(row.dtype) or "–",
-            row.accuracy or "–",
-            bytes_text(row.parameter_bytes),
-            _cell(row.prefill, row.prefill_speedup if place else None),
-            _cell(row.decode, row.decode_speedup if place else None),
-            _kernels(row),
-        )
-    console.print(table)
-    first = report.rows[0]
-    rounds = f"{first.decode.runs} round{'' if first.decode.runs == 1 else 's'}"
-    compared = f", and the ratio to {escaped(first.name)} round by round" if len(report.rows) > 1 else ""
-    console.print(
-        f"[dim]batch {report.batch_size}, prompt of {report.prompt_tokens} tokens, then {report.decode_tokens} one by "
-        f"one; {rounds}, each with all rows in turn; median, (quartiles){compared}[/]",
-        highlight=False,
-    )
-    if report.others is not None and report.others > BUSY:
-        console.print(
-            f"[bold yellow]warning:[/] other programs kept {report.others:.0%} of the processors busy; the ratios hold "
-            "better than the speeds\n  [bold]do:[/] run it again when the machine is quiet",
-            highlight=False,
-        )
+    console.print(speed_table(report))
+    for row, name in zip(report.rows, labels(report.rows), strict=True):
+        if row.dtype:
+            kernels = escaped(kernels_text(row.kernels)) or "torch"
+            console.print(f"[dim]{escaped(name)}: computes in {escaped(row.dtype)}; {kernels}[/]", highlight=False)
 
 
 def _place(report: BenchReport) -> str:
     cpu, threads, device = (report.machine[name] for name in ("cpu", "threads", "device"))
     return f"{escaped(cpu)}, {threads} thread{'' if threads == 1 else 's'}" if device == "cpu" else escaped(str(device))
-
-
-def _kernels(row: BenchRow) -> str:
-    """The accuracy has a column of its own."""
-    kernels = {name.removesuffix(f", {row.accuracy}"): count for name, count in row.kernels.items()}
-    return escaped(kernels_text(kernels)) or "torch"
-
-
-def _cell(speed: Spread, against_first: Spread | None) -> str:
-    from llmquant.eval.lines import speedup
-
-    text = number(speed.median)
-    if speed.q25 is not None:
-        text += f" [dim]({number(speed.q25)}–{number(speed.q75)})[/]"
-    if against_first is None:
-        return text
-    ratio, kind = speedup(against_first)
-    return f"{text}\n[{'red' if kind == 'slower' else 'dim'}]{ratio}[/]"

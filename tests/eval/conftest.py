@@ -113,15 +113,16 @@ def report(baseline, perturbed, tokenizer, text, tmp_path_factory) -> EvalReport
         recipe_yaml="version: 1\nname: <script>alert(1)</script>\n",
     )
     windows = make_windows([text], tokenizer, source="noise.txt", length=40, context=64)
-    timed = {"prompt_tokens": 16, "decode_tokens": 4, "seconds": 2.0, "min_rounds": 3}
+    timed = {"contexts": [16], "decode_tokens": 4, "seconds": 2.0, "min_rounds": 3}
     pair = pair_of(
         baseline, perturbed, windows, subject=subject, tokenizer=tokenizer, dtype="auto",
         metrics={"speed": timed, "noise_floor": True},
     )  # fmt: skip
     found = evaluate(pair)
     # A dense model has no kernels of ours; the report shows those of a packed one.
-    protocol = replace(found.sections["speed"].protocol, kernels={"linear_int4: avx2, fast": 14}, accuracy="fast")
-    shown = change(found, speed={"protocol": protocol})
+    *dense, row = found.sections["speed"].rows
+    row = replace(row, kernels={"linear_int4: avx2, fast": 14}, accuracy="fast", dense=False)
+    shown = change(found, speed={"rows": (*dense, row)})
     return replace(shown, kernels={"linear_int4: avx2, exact": 14}, accuracy="exact")
 
 

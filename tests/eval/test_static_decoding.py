@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from llmquant.eval.static_decoding import StaticDecoding
-from llmquant.eval.throughput import ThroughputOptions
 
-OPTIONS = ThroughputOptions(prompt_tokens=8, decode_tokens=2, batch_size=2)
+CONTEXT = 8
 
 
 def check(model: Any, **tolerance: Any) -> None:
     ids = torch.arange(20, device=model.device).view(2, 10) * 3 % model.config.vocab_size
-    decoding = StaticDecoding(model, ids, OPTIONS)
+    decoding = StaticDecoding(model, ids, CONTEXT)
     for _ in range(2):  # the second time the cache begins anew
         with torch.inference_mode():
             decoding()

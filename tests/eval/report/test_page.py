@@ -71,7 +71,7 @@ def other(report: EvalReport) -> EvalReport:
 def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
     text = _parsed(render_page([report, other])).text
     divergence, memory, perplexity = report[Divergence], report[Memory].quantized, report[Perplexity]
-    kl, speed = divergence.kl, report[Speed].quantized
+    kl, speed = divergence.kl, report[Speed].quantized.cells[0]
     expected = [
         bytes_text(memory.checkpoint_bytes),
         number(memory.bits_per_weight),
@@ -87,10 +87,10 @@ def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
         number(kl.p999),
         number(kl.max),
         percent(divergence.top1_agreement.value),
-        number(speed.prefill.median),
-        number(speed.decode.median),
-        f"{number(report[Speed].baseline.decode.median)} → {number(speed.decode.median)} tok/s",
-        f"{report[Speed].protocol.decode_speedup.runs} rounds",
+        number(speed.speed("prefill").median),
+        number(speed.speed("decode").median),
+        f"{number(report[Speed].rows[0].cells[0].speed('decode').median)} → {number(speed.speed('decode').median)} tok/s",
+        f"{len(speed.decode)} rounds",
         "of float32, the checkpoint's",
         "the fastest",
         str(divergence.flips.right_to_wrong),
@@ -173,15 +173,18 @@ def test_page_of_a_bare_report(report: EvalReport) -> None:
     assert not [title for title in ("Loss against size", "Where the bytes are", "tok/s", "Recipes") if title in text]
 
 
-def timed(report: EvalReport, ratios: dict[str, Any], **protocol: Any) -> EvalReport:
-    """The report with one dense dtype, whose ratios and speeds are given."""
-    dense = dataclasses.replace(report[Speed].protocol.dense[0], **ratios)
-    named = {"fastest_prefill": dense.dtype, "fastest_decode": dense.dtype, **protocol}
-    return changed(report, speed={"protocol": dataclasses.replace(report[Speed].protocol, dense=(dense,), **named)})
+def timed(report: EvalReport, dense: tuple[float, ...], quantized: tuple[float, ...]) -> EvalReport:
+    """The report with one dense dtype; tokens per second of each round, the same in both phases."""
+    section = report[Speed]
+    rows = [
+        dataclasses.replace(row, cells=(dataclasses.replace(row.cells[0], prefill=speeds, decode=speeds),))
+        for row, speeds in zip((section.rows[0], section.quantized), (dense, quantized), strict=True)
+    ]
+    return changed(report, speed={"rows": tuple(rows)})
 
 
 def test_slower_models_get_a_flag(report: EvalReport) -> None:
-    page = render_page([timed(report, {"decode_speedup": Spread(0.8, 0.7, 0.9, 5)})])
+    page = render_page([timed(report, (10.0,) * 5, (8.0,) * 5)])
     assert "▼ slower, 0.80×" in _parsed(page).text
     assert speedup(Spread(0.98, 0.9, 1.1, 5))[1] == "equal"
     assert speedup(Spread(1.2, 1.1, 1.3, 5))[1] == "faster"
@@ -197,28 +200,61 @@ def test_no_praise_and_no_colour_for_noise(report: EvalReport) -> None:
 
 
 def test_one_round_gives_no_interval(report: EvalReport) -> None:
-    bare = timed(
-        report, {"prefill_speedup": Spread(3.54, None, None, 1), "decode_speedup": Spread(2.73, None, None, 1)}
-    )
-    for shown in (_printed([bare]), _parsed(render_page([bare])).text):
+    bare = timed(report, (1.0,), (3.54,))
+    for shown, sign in ((_printed([bare]), "x"), (_parsed(render_page([bare])).text, "×")):
         assert "1 round" in shown
-        assert "3.54x (" not in shown
-        assert "3.54× (" not in shown
+        assert f"3.54{sign}" in shown
+        assert f"3.54{sign} (" not in shown
 
 
 def test_each_row_has_the_baseline_of_its_own_run(report: EvalReport) -> None:
     """Two runs on a machine that was busy in one: each ratio stands beside the speeds it comes from."""
-    rows = []
-    for name, dense, quantized in (("first", 235.0, 470.0), ("second", 60.0, 180.0)):
-        ratio, speed = Spread(quantized / dense, 1.0, 9.0, 7), Spread(dense, 1.0, 2.0, 7)
-        ratios = {"prefill": speed, "decode": speed, "prefill_speedup": ratio, "decode_speedup": ratio}
-        own = dataclasses.replace(report[Speed].quantized, decode=Spread(quantized, 1.0, 2.0, 7))
-        row = changed(timed(report, ratios), speed={"quantized": own})
-        rows.append(dataclasses.replace(row, name=name))
-    for shown in (_printed(rows), _parsed(render_page(rows)).text):
-        assert "235 → 470" in shown
-        assert "60.0 → 180" in shown
-        assert "7 rounds" in shown
+    rows = [
+        dataclasses.replace(timed(report, (dense,) * 7, (quantized,) * 7), name=name)
+        for name, dense, quantized in (("first", 235.0, 470.0), ("second", 60.0, 180.0))
+    ]
+    page = _parsed(render_page(rows)).text
+    assert "235 → 470" in page
+    assert "60.0 → 180" in page
+    assert "7 rounds" in page
+    tables = _printed(rows).split("speed and memory")
+    assert [("235" in part, "180" in part, "3.00x" in part) for part in tables[1:]] == [
+        (True, False, False), (False, True, True),
+    ]  # fmt: skip
+
+
+def test_models_that_took_turns_share_a_table(report: EvalReport) -> None:
+    first = timed(report, (10.0,) * 3, (8.0,) * 3)
+    dense, row = first[Speed].rows
+    faster = dataclasses.replace(row, cells=(dataclasses.replace(row.cells[0], decode=(30.0,) * 3),))
+    second = dataclasses.replace(changed(first, speed={"rows": (dense, faster)}), name="second")
+    text = _printed([first, second], width=80)
+    assert text.count("batch 1, context 16") == 1
+    assert "…" not in text
+    for word in ("▼ 0.80x (0.80–0.80)", "3.00x (3.00–3.00)", "second 8.00", "3 rounds, each with all rows in turn"):
+        assert word in " ".join(text.split())
+
+
+def test_a_model_alone_has_speeds_without_ratios(report: EvalReport) -> None:
+    section = timed(report, (10.0,) * 3, (8.0,) * 3)[Speed]
+    alone = changed(report, speed={"rows": (section.quantized,)})
+    assert alone[Speed].decode_ratio is None
+    assert "decode 8.00 tok/s" in alone.sentence()
+    assert "8.00 (8.00–8.00)" in _printed([alone])
+    assert "8.00 tok/s" in _parsed(render_page([alone])).text
+
+
+def test_what_was_not_timed_is_named(report: EvalReport) -> None:
+    facts = {"left_out": ("batch 16, context 2048: too large",), "others": 0.5, "load_average": 3.0}
+    for given in (facts, {**facts, "cells": (), "rows": tuple(
+        dataclasses.replace(row, cells=()) for row in report[Speed].rows
+    )}):  # fmt: skip
+        text = " ".join(_printed([changed(report, speed=given)], width=80).split())
+        assert "left out: batch 16, context 2048: too large" in text
+        assert "other programs kept 50% of the processors busy (load average 3.0 when it began)" in text
+    page = _parsed(render_page([changed(report, speed=facts)])).text
+    assert "Left out: batch 16, context 2048: too large." in page
+    assert "Other programs kept 50%" in page
 
 
 NASTY = ["[/x]", "[red]x[/red]", "a\\", "[link=file:///x]y", ":smile:", "\x1b[2J", "[bold", "\ud800"]
