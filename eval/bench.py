@@ -20,8 +20,8 @@ from torch import Tensor
 from llmquant.eval.fitting import fitting
 from llmquant.eval.metrics.memory import measure_memory, parameter_bytes
 from llmquant.eval.precision import in_accuracy
-from llmquant.eval.static_decoding import StaticDecoding
 from llmquant.eval.speeds import Row, Speeds, Timed
+from llmquant.eval.static_decoding import StaticDecoding
 from llmquant.eval.throughput import Cell, ThroughputOptions, Timing, quiet, time_once, timed_rounds
 from llmquant.machine import OtherPrograms
 from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used, set_accuracy
@@ -32,6 +32,7 @@ from llmquant.words import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True, slots=True)
 class Contender:

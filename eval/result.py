@@ -22,7 +22,7 @@ from llmquant.eval.metrics.base import Column, Metric, Section
 from llmquant.files import read_plain
 from llmquant.words import listed
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 S = TypeVar("S", bound=Section)
 
 

@@ -74,9 +74,10 @@ def _caption(speeds: Speeds) -> Text:
     found = Text()
     if speeds.cells:
         count = len(speeds.rows[0].cells[0].decode)
-        rounds = f"{count} round{'' if count == 1 else 's'}" + (", each with all rows in turn" if speeds.rows[1:] else "")
+        turns = ", each with all rows in turn" if speeds.rows[1:] else ""
         found.append(
-            f"a prompt of as many tokens as the context, then {speeds.decode_tokens} tokens one by one; {rounds}; "
+            f"a prompt of as many tokens as the context, then {speeds.decode_tokens} tokens one by one; {count} "
+            f"round{'' if count == 1 else 's'}{turns}; "
             f"median (quartiles){_ratios(speeds)}; memory: weights + rise of the peak at work, with the cache in it",
             style="dim",
         )
@@ -105,6 +106,6 @@ def busy_warning(speeds: Speeds) -> str | None:
         return None
     load = "" if speeds.load_average is None else f" (load average {speeds.load_average:.1f} when it began)"
     return (
-        f"other programs kept {speeds.others:.0%} of the processors busy{load}; the ratios hold better than the speeds, "
-        "and both are better measured on a quiet machine"
+        f"other programs kept {speeds.others:.0%} of the processors busy{load}; the ratios hold better than the "
+        "speeds, and both are better measured on a quiet machine"
     )

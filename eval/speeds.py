@@ -1,4 +1,4 @@
-"""`Speeds`: what takes turns on one machine, by batch and context; the JSON of `llmquant bench`, and of an evaluation."""
+"""`Speeds`: rows that took turns, by batch and context; in the JSON of `llmquant bench` and of an evaluation."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class ThroughputOptions:
         for name, limit in least.items():
             given = getattr(self, name)
             many = isinstance(given, Sequence)
-            if many and not given or any(each < limit for each in (given if many else (given,))):
+            if (many and not given) or any(each < limit for each in (given if many else (given,))):
                 raise DataError(f"the speed test cannot have {name} {given}; at least {limit}")
         if not 0 <= self.seconds < math.inf:
             raise DataError(f"the speed test cannot take {self.seconds} seconds; give a number of 0 or more")

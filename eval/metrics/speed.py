@@ -139,9 +139,9 @@ def _together(reports: Sequence[EvalReport]) -> list[Speeds]:
 def _note(section: Section, report: EvalReport) -> str:
     dtypes = ", ".join(row.name for row in section.dense)
     against = (
-        f" The baseline in {dtypes} and the quantized model take turns within each round; the ratios are of each round, "
-        "median and quartiles, against the checkpoint's own dtype and against the fastest. Below each ratio: its own "
-        "baseline and rounds."
+        f" The baseline in {dtypes} and the quantized model take turns within each round; the ratios are of each "
+        "round, median and quartiles, against the checkpoint's own dtype and against the fastest. Below each ratio: "
+        "its own baseline and rounds."
     )
     cell, (threads, device) = section.cells[0], (report.machine[key] for key in ("threads", "device"))
     return " ".join(

@@ -26,7 +26,7 @@ def add(commands: arguments.Commands) -> None:
         "--schemes", type=arguments.words, metavar="A,B", help="schemes, presets or recipes (int8,int4-g128)"
     )
     parser.add_argument("--accuracy", choices=("exact", "fast", "both"), default="both", help="of the kernels (both)")
-    parser.add_argument("--batch", type=_counts, default=[1], metavar="N,M", help="sequences at once, such as 1,4,16 (1)")
+    parser.add_argument("--batch", type=_counts, default=[1], metavar="N,M", help="sequences at once: 1,4,16 (1)")
     parser.add_argument(
         "--context", type=_counts, default=[128], metavar="N,M", help="tokens of the prompt, such as 512,2048 (128)"
     )
@@ -57,9 +57,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from llmquant.cli.display import RunDisplay
     from llmquant.eval.throughput import ThroughputOptions
 
-    options = ThroughputOptions(
-        batches=args.batch, contexts=args.context, decode_tokens=args.new, seconds=args.seconds
-    )
+    options = ThroughputOptions(batches=args.batch, contexts=args.context, decode_tokens=args.new, seconds=args.seconds)
     with RunDisplay(console, quiet=args.quiet) as display:
         report = bench_model(
             args.model, baseline=args.baseline, dtypes=args.dtypes, schemes=args.schemes, options=options,

@@ -224,7 +224,7 @@ JSON_VERBS = {
     "plan": (["MODEL", "-r", "int8"], "rows"),
     "verify": (["OUT"], "digests"),
     "eval": (["OUT", "--baseline", "MODEL", "--text", "TEXT", "--length", "32", "--speed", "0"], "sections"),
-    "bench": (["OUT", "--prompt", "4", "--new", "2", "--seconds", "0", "--accuracy", "exact"], "rows"),
+    "bench": (["OUT", "--context", "4", "--new", "2", "--seconds", "0", "--accuracy", "exact"], "rows"),
     "push": (["OUT", "me/mine", "--dry-run"], "card"),
     "recipes": ([], "int4-g128-gptq"),
 }

@@ -8,6 +8,7 @@ import torch
 from llmquant.data.windows import make_windows
 from llmquant.eval import bench
 from llmquant.eval.metrics import speed
+from llmquant.eval.statistics import Spread
 from llmquant.eval.throughput import ThroughputOptions, Timing
 from tests.eval.conftest import pair_of
 
@@ -23,7 +24,7 @@ def test_speed_is_against_the_own_dtype_and_the_fastest(pair, perturbed, monkeyp
 
     def time_once(model, ids, context) -> Timing:
         name = "quantized" if model is perturbed else str(model.dtype).removeprefix("torch.")
-        return Timing(*(1 / each for each in seconds[name]))
+        return Timing(1 / seconds[name][0], 1 / seconds[name][1])
 
     monkeypatch.setattr(bench, "time_once", time_once)
     section = speed.measure(pair, ThroughputOptions(contexts=[8, 63], decode_tokens=2, seconds=0.0))
@@ -34,7 +35,8 @@ def test_speed_is_against_the_own_dtype_and_the_fastest(pair, perturbed, monkeyp
     assert [(each.against, each.ratio) for each in speed.comparisons(section, 0, "decode")] == [
         ("float32, the checkpoint's", "4.00x"), ("bfloat16, the fastest", "2.00x"),
     ]  # fmt: skip
-    assert (section.ratio("prefill").median, section.decode_ratio.median, section.ratio("decode", 1)) == (2, 4, None)
+    assert (section.ratio("prefill"), section.decode_ratio) == (Spread(2, None, None, 1), Spread(4, None, None, 1))
+    assert section.ratio("decode", 1) is None
     assert len(section.left_out) == 1
     assert pair.baseline.dtype == torch.float32
 
