@@ -65,12 +65,19 @@ class Section(base.Section, Speeds):
 
 
 def measure(pair: Pair, options: ThroughputOptions) -> Section:
-    """Time both models in turn, in the accuracy that they have by default."""
+    """Time all candidates of a comparison in turn with the baseline, in the accuracy that they have by default."""
+    speeds = pair.once("speed", lambda: _race(pair, options))
+    dense = len(speeds.rows) - len(pair.candidates)
+    row = replace(speeds.rows[dense + pair.place], name=pair.subject.name)
+    return Section(**vars(speeds) | {"rows": (*speeds.rows[:dense], row)})
+
+
+def _race(pair: Pair, options: ThroughputOptions) -> Speeds:
     dense, left_out = dense_versions(pair.baseline)
     contenders = [Contender(name, model) for name, model in dense.items()]
-    contenders.append(Contender(pair.subject.name, pair.quantized, dense=False))
+    contenders += [Contender("", model, dense=False) for model in pair.candidates]
     speeds = bench(contenders, options, progress=pair.progress)
-    return Section(**vars(replace(speeds, left_out=(*speeds.left_out, *left_out))))
+    return replace(speeds, left_out=(*speeds.left_out, *left_out))
 
 
 def dense_versions(model: PreTrainedModel) -> tuple[dict[str, PreTrainedModel], list[str]]:

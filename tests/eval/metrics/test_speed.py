@@ -8,6 +8,7 @@ import torch
 from llmquant.data.windows import make_windows
 from llmquant.eval import bench
 from llmquant.eval.metrics import speed
+from llmquant.eval.pair import Facts, Subject, pairs
 from llmquant.eval.statistics import Spread
 from llmquant.eval.throughput import ThroughputOptions, Timing
 from tests.eval.conftest import pair_of
@@ -39,6 +40,25 @@ def test_speed_is_against_the_own_dtype_and_the_fastest(pair, perturbed, monkeyp
     assert section.ratio("decode", 1) is None
     assert len(section.left_out) == 1
     assert pair.baseline.dtype == torch.float32
+
+
+def test_candidates_of_a_comparison_take_turns_with_one_baseline(pair, baseline, barely_perturbed, monkeypatch) -> None:
+    seen: list[int] = []
+    both = (pair.quantized, barely_perturbed)
+
+    def time_once(model, ids, context) -> Timing:
+        seen.append(both.index(model) if model in both else -1)
+        return Timing(1.0, float(len(seen)))
+
+    monkeypatch.setattr(bench, "time_once", time_once)
+    facts = [
+        Facts(subject=Subject(name=name, baseline_name="b"), windows=pair.windows, tokenizer=None) for name in "AB"
+    ]
+    options = ThroughputOptions(contexts=[8], decode_tokens=2, warmup=0, seconds=0.0)
+    found = [speed.measure(each, options) for each in pairs(facts, baseline, both)]
+    assert seen == [-1, -1, 0, 1]
+    assert [[row.name for row in each.rows] for each in found] == [["float32", "bfloat16", name] for name in "AB"]
+    assert [each.quantized.cells[0].decode for each in found] == [(3.0,), (4.0,)]
 
 
 def test_a_dense_dtype_that_does_not_fit_is_named(baseline, monkeypatch) -> None:
