@@ -8,7 +8,7 @@ from types import ModuleType
 from llmquant.by_name import ByName
 from llmquant.eval.metrics.base import Metric
 
-_ALL: ByName[ModuleType] = ByName(__name__, "metric")
+_ALL: ByName[ModuleType] = ByName(__name__, "metric", needs=("Section", "measure"))
 
 
 def find(name: str) -> Metric:

@@ -94,5 +94,7 @@ def _worst_layers(layers: dict[str, dict[str, Any]]) -> Table:
     title = "Layers with the largest error"
     table = plain_table("layer", "scheme", "rounding", ">error", fold="layer", title=title, title_justify="left")
     for name, layer in sorted(layers.items(), key=lambda item: -item[1]["loss"])[:5]:
-        table.add_row(escaped(name), escaped(layer["scheme"]), escaped(layer["method"]), f"{layer['loss']:.3%}")
+        table.add_row(
+            escaped(name), escaped(layer["scheme"]), escaped(Path(layer["method"]).name), f"{layer['loss']:.3%}"
+        )
     return table

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmquant.by_name import is_file
 from llmquant.compat.loading import check_complete, check_fits
 from llmquant.data.calibration import CalibrationData, check_vocabulary, context_limit, load_calibration
 from llmquant.device import resolve_device
@@ -30,6 +32,9 @@ from llmquant.machine import device_name
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.progress import Progress
 from llmquant.recipe.schema import canonical_json
+
+if TYPE_CHECKING:
+    from llmquant.recipe.schema import Recipe
 
 _SPACE_MARGIN = 1.02  # headers, config, tokenizer
 
@@ -113,7 +118,15 @@ def run_identity(prepared: Prepared, calibration: CalibrationData | None, device
         "source": prepared.checkpoint.fingerprint(),
         "recipe": canonical_json(prepared.plan.recipe),
         "calibration": calibration.sha256 if calibration else None,
+        **_own_code(prepared.plan.recipe),
     }
+
+
+def _own_code(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Hashes of the files of methods that the recipe names by path."""
+    methods = {step.method for step in (*recipe.roundings, *recipe.transforms, *recipe.tuning)}
+    files = {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in sorted(methods) if is_file(name)}
+    return {"code": files} if files else {}
 
 
 def _calibration(prepared: Prepared) -> CalibrationData | None:

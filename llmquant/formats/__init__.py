@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from llmquant.formats.base import Format
 
 DEFAULT = "compressed-tensors"
-_ALL: ByName[Format] = ByName(__name__, "format", others=("safetensors_file",))
+_ALL: ByName[Format] = ByName(__name__, "format", others=("safetensors_file",), needs=("NAME", "open", "writer"))
 
 
 def names() -> list[str]:

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from llmquant.by_name import is_file
 from llmquant.engine.output.folder import PROVENANCE
 from llmquant.errors import OutputError
 from llmquant.models.checkpoint import INDEX
@@ -109,7 +110,16 @@ def published(made: Mapping[str, Any], base: str) -> dict[str, Any]:
     dataset = (made["recipe"].get("calibration") or {}).get("dataset", "")
     if not dataset.startswith(("hub:", "builtin:")) and "/" in dataset:
         paths[dataset] = Path(dataset).name
+    paths |= {method: Path(method).name for method in _methods(made["recipe"]) if is_file(method)}
     return _renamed(dict(made), paths) | {"source": base}
+
+
+def _methods(recipe: Any) -> Iterator[str]:
+    inner = recipe.values() if isinstance(recipe, Mapping) else recipe if isinstance(recipe, list) else ()
+    if isinstance(recipe, Mapping) and "method" in recipe:
+        yield recipe["method"]
+    for each in inner:
+        yield from _methods(each)
 
 
 def _renamed(value: Any, paths: Mapping[str, str]) -> Any:

@@ -21,7 +21,6 @@ from llmquant.files import read_plain
 from llmquant.hub.access import check_foreign, check_repo, explained, files_there, network_errors
 from llmquant.hub.card import Base, OwnCard, make_card
 from llmquant.hub.files import CARD, WEIGHTS, Upload, collect, published
-from llmquant.recipe.load import load_recipe
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelCard
@@ -87,7 +86,7 @@ def push_to_hub(
         if report.checkpoint != identity(made):
             raise DataError(f"the report {report.name!r} is not of the weights in {path}; evaluate this folder")
     verify_folder(path)
-    found = formats.find(load_recipe(made["recipe"]).format).open(path)
+    found = formats.find(made["recipe"].get("format", formats.DEFAULT)).open(path)
     upload = collect(path, made, sorted({info.file.name for info in found.tensors.values()}), include=include)
     card, told, notes = _describe(path, repo, made, _different(reports), base_model, token)
     contents = {CARD: str(card).encode(), PROVENANCE: (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()}

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from llmquant.by_name import is_file
 from llmquant.errors import RecipeError
 from llmquant.files import read_plain
 from llmquant.recipe.presets import preset_names, preset_text
@@ -52,13 +53,29 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     if not isinstance(source, (str, Path)):
         raise RecipeError(f"a recipe is a preset name, a path, a mapping or a Recipe, not {type(source).__name__}")
     path = Path(source)
-    return _named(_validate(parse_yaml(_read(path), str(path)), str(path)), path.stem)
+    document = parse_yaml(_read(path), str(path))
+    _files_beside(document.data, path.parent)
+    return _named(_validate(document, str(path)), path.stem)
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML text, defaults written out; reading it again gives an equal recipe."""
+def _files_beside(data: object, folder: Path) -> None:
+    """Make paths of methods absolute, which a recipe file gives from its own folder."""
+    if isinstance(data, dict):
+        if isinstance(method := data.get("method"), str) and is_file(method):
+            data["method"] = str((folder / method).resolve())
+        data = list(data.values())
+    for each in data if isinstance(data, list) else ():
+        _files_beside(each, folder)
+
+
+def dump_recipe(recipe: Recipe | Mapping[str, Any]) -> str:
+    """The recipe as YAML text, defaults written out; reading it again gives an equal recipe.
+
+    A mapping is what `recipe_to_dict` made: that of somebody else's result may name methods that are not here.
+    """
     # Without allow_unicode: PyYAML writes a few line separators bare and then reads them as line breaks.
-    return yaml.dump(recipe_to_dict(recipe), Dumper=RecipeDumper, sort_keys=False, width=100)
+    data = recipe_to_dict(recipe) if isinstance(recipe, Recipe) else dict(recipe)
+    return yaml.dump(data, Dumper=RecipeDumper, sort_keys=False, width=100)
 
 
 def _is_scheme(source: str) -> bool:

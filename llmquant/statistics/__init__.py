@@ -8,5 +8,5 @@ from __future__ import annotations
 from llmquant.by_name import ByName
 from llmquant.statistics.base import StatisticModule
 
-_ALL: ByName[StatisticModule] = ByName(__name__, "statistic", others=("collect",))
+_ALL: ByName[StatisticModule] = ByName(__name__, "statistic", needs=("OF", "start"), others=("collect",))
 names, find = _ALL.names, _ALL.find

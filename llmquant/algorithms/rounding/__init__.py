@@ -8,5 +8,5 @@ from __future__ import annotations
 from llmquant.algorithms.rounding.base import Algorithm
 from llmquant.by_name import ByName
 
-_ALL: ByName[Algorithm] = ByName(__name__, "rounding method")
+_ALL: ByName[Algorithm] = ByName(__name__, "rounding method", needs=("NEEDS", "Options", "quantize"))
 names, find = _ALL.names, _ALL.find

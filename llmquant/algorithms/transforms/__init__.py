@@ -8,5 +8,5 @@ from __future__ import annotations
 from llmquant.algorithms.transforms.base import Transform
 from llmquant.by_name import ByName
 
-_ALL: ByName[Transform] = ByName(__name__, "transform")
+_ALL: ByName[Transform] = ByName(__name__, "transform", needs=("NEEDS", "Options", "reads", "why_not", "fit"))
 names, find = _ALL.names, _ALL.find

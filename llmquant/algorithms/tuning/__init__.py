@@ -8,5 +8,5 @@ from __future__ import annotations
 from llmquant.algorithms.tuning.base import Tuning
 from llmquant.by_name import ByName
 
-_ALL: ByName[Tuning] = ByName(__name__, "tuning method")
+_ALL: ByName[Tuning] = ByName(__name__, "tuning method", needs=("Options", "tune"))
 names, find = _ALL.names, _ALL.find

@@ -213,9 +213,11 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         raise OutputError(
             f"{folder} has no readable {PROVENANCE}; it is not a finished result of llmquant ({error})"
         ) from error
-    layers = facts.get("layers")
+    layers, recipe = facts.get("layers"), facts.get("recipe")
+    known = isinstance(recipe, dict) and isinstance(recipe.get("name"), str)
+    known = known and isinstance(recipe.get("budget") or {}, dict)
     losses = [layer.get("loss") if isinstance(layer, dict) else None for layer in _values(layers)]
-    if not isinstance(facts.get("recipe"), dict) or not losses or not all(isinstance(loss, float) for loss in losses):
+    if not known or not losses or not all(isinstance(loss, float) for loss in losses):
         raise OutputError(f"{folder / PROVENANCE} is damaged: it lacks the recipe or the loss of a layer")
     return facts
 
