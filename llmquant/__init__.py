@@ -10,6 +10,7 @@ Importing the package is cheap: the functions below load what they need when the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,14 @@ _HOME = {
     "quantize": "llmquant.api",
 }
 
-_register()
+
+def _push(model: Any, repo: str, options: Mapping[str, Any]) -> str | None:
+    from llmquant.hub.model import push_model
+
+    return push_model(model, repo, **options)
+
+
+_register(_push)
 
 
 def __getattr__(name: str) -> Any:

@@ -220,6 +220,11 @@ def stays_packed(model: nn.Module) -> bool:
     return getattr(getattr(model, "hf_quantizer", None), "packed", False)
 
 
+def made_in_memory(model: nn.Module) -> Mapping[str, Any] | None:
+    """How a model was quantized in memory, which our quantizer says; None of any other model."""
+    return getattr(getattr(model, "hf_quantizer", None), "made", None)
+
+
 def replaced_experts(model: nn.Module) -> list[str]:
     """The modules that transformers replaces in every compressed-tensors model, by one layer for each expert."""
     named = MODULES_TO_PATCH_FOR_QUANTIZATION

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 
 class PackedQuantizer(CompressedTensorsQuantizer):
-    """Loads weights as they lie on disk into packed layers; saving writes the same tensors again."""
+    """Loads weights as they lie on disk into packed layers; saving writes the same tensors again.
+
+    Attributes:
+        made: how a model that was quantized in memory was made, as llmquant.json says it; None of one that was loaded.
+    """
+
+    made: Mapping[str, Any] | None = None
 
     def refuse_config(self, stored: Mapping[str, Any]) -> str | None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from llmquant.data.calibration import CalibrationData, check_vocabulary, context
 from llmquant.device import resolve_device, rounding_device
 from llmquant.engine.in_memory import quantize_loaded
 from llmquant.engine.layer import check_statistics, needs_calibration, quantize_layer
+from llmquant.engine.output.finalize import describe
 from llmquant.engine.output.units import check_alone
 from llmquant.engine.prepare import load_tokenizer
 from llmquant.errors import CheckpointError, LlmquantError, PlanError
@@ -90,7 +92,7 @@ class RecipeQuantizer(OnLoadQuantizer):
     """Plans on the meta-device model, then quantizes each tensor as it is read, or all of them after loading.
 
     Attributes:
-        counters: what happened to weights on the way, summed over layers.
+        layers: what happened to each, as llmquant.json says it.
         error: the first that a weight caused.
     """
 
@@ -99,7 +101,7 @@ class RecipeQuantizer(OnLoadQuantizer):
     def __init__(self, quantization_config: RecipeConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.plan: Plan | None = None
-        self.counters: dict[str, int] = {}
+        self.layers: dict[str, dict[str, Any]] = {}
         self.error: LlmquantError | None = None
         self._calibration: CalibrationData | None = None
         self._pending: dict[str, MatrixRow] = {}  # by the name of the weight that is still to be read
@@ -141,7 +143,7 @@ class RecipeQuantizer(OnLoadQuantizer):
         device = weight.device if weight.device.type != "cpu" else self.quantization_config.device
         device = rounding_device(device)
         result = quantize_layer(row, weight.to(device), None, weight.dtype).to(weight.device)
-        self._count(result)
+        self._record(row, result)
         return encode(row.module.name, result.quantized, row.scheme)
 
     def prepare(self, model: PreTrainedModel, device_map: Any, files: Sequence[str]) -> None:
@@ -174,11 +176,15 @@ class RecipeQuantizer(OnLoadQuantizer):
             raise CheckpointError(f"the checkpoint lacks {next(iter(self._pending))}")
         if self.by_block:
             self._quantize_blocks(model, self.plan)
-        if self.counters:
-            log.warning("while quantizing: %s", ", ".join(f"{name} {n}" for name, n in sorted(self.counters.items())))
+        made = self._made(model, self.plan)
+        if made["counters"]:
+            log.warning(
+                "while quantizing: %s", ", ".join(f"{name} {n}" for name, n in sorted(made["counters"].items()))
+            )
         finish(model)
-        stored = model_quantization_config(self.plan)
-        mark_as_packed(model, PackedQuantizer(CompressedTensorsConfig(stored)))
+        quantizer = PackedQuantizer(CompressedTensorsConfig(model_quantization_config(self.plan)))
+        quantizer.made = made
+        mark_as_packed(model, quantizer)
 
     def _load_calibration(self, model: PreTrainedModel, plan: Plan) -> CalibrationData:
         assert plan.recipe.calibration is not None
@@ -200,15 +206,21 @@ class RecipeQuantizer(OnLoadQuantizer):
         apply_edits(model, [edit for edit in done.edits if edit.name not in packed])
         for row in plan.quantized:
             module, result = model.get_submodule(row.module.name), done.results.pop(row.name)
-            self._count(result)
+            self._record(row, result)
             weight = model.get_parameter(row.matrix.key)
             replace(model, row.module.name, _packed(module, result.to(weight.device), row.scheme))
         share_with_heads(model)
 
-    def _count(self, result: LayerResult) -> None:
-        for counter, value in result.counters.items():
-            if value:
-                self.counters[counter] = self.counters.get(counter, 0) + value
+    def _record(self, row: MatrixRow, result: LayerResult) -> None:
+        counters = {name: count for name, count in result.counters.items() if count}
+        record = {"scheme": row.scheme.name, "method": row.rounding.method, "loss": result.loss, "counters": counters}
+        self.layers[row.name] = record
+
+    def _made(self, model: PreTrainedModel, plan: Plan) -> dict[str, Any]:
+        name = str(model.name_or_path or "")
+        identity = {name: version(name) for name in ("llmquant", "torch", "transformers")}
+        source = str(Path(name).resolve()) if Path(name).is_dir() else name  # as a run tells it
+        return describe(plan, source, identity, self._calibration, self.layers)
 
 
 class _QuantizeOnLoad(ConversionOps):

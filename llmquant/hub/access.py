@@ -26,11 +26,12 @@ _ADVICE = {
 }
 
 
-def check_access(repo: str, *, token: str | None = None) -> None:
+def check_access(repo: str, *, token: str | None = None, overwrite: bool = False) -> None:
     """Refuse, before hours of work, what a push to `repo` would be refused for after them. Changes nothing.
 
     Looks at the name, the token with what it may do, and what the repository holds already. Not everything can be
-    known: what a token of the kind "fine-grained" may write shows only when it does.
+    known: what a token of the kind "fine-grained" may write shows only when it does. `overwrite` allows that somebody
+    else put something there.
 
     Raises:
         OutputError: if the push would fail, or the hub cannot be reached.
@@ -48,7 +49,8 @@ def check_access(repo: str, *, token: str | None = None) -> None:
         raise OutputError(f"{repo}: this token of {who['name']} may only read; {_ADVICE[403]}")
     if role == "write" and repo.partition("/")[0] not in names:
         raise OutputError(f"{repo}: this token is of {who['name']}, who may write to {listed(names)}; give one of them")
-    check_foreign(there, repo, f"publish the finished folder with llmquant push OUT {repo} --overwrite")
+    if not overwrite:
+        check_foreign(there, repo, f"publish the finished folder with llmquant push OUT {repo} --overwrite")
 
 
 def check_repo(repo: str) -> None:

@@ -265,6 +265,8 @@ def _made(made: Mapping[str, Any]) -> Iterator[str]:
             f"Calibrated on {calibration['samples']} x {calibration['length']} tokens of "
             f"`{_plain(made['recipe']['calibration']['dataset'])}` (`sha256:{calibration['sha256'][:12]}`)."
         )
+    if made.get("changed"):
+        yield f"{made['changed']} of {len(made['tensors'])} tensors were changed after quantization."
     yield f"```yaml\n{dump_recipe(load_recipe(made['recipe'])).strip()}\n```"
     yield "`llmquant.json` holds the digest of every tensor; `llmquant verify` compares them."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from llmquant.models.config_file import NAME as CONFIG
 from llmquant.models.edits import edited_config
 from llmquant.models.source import Edited
 from llmquant.progress import Progress
+from llmquant.recipe.plan import Plan
 from llmquant.recipe.schema import recipe_to_dict
 from llmquant.words import dtype_name
 
@@ -55,15 +56,7 @@ def finalize(
     progress.stage("verify", len(units), unit="shards")
     hashes = verify(folder, units, journal, source, prepared.plan.format, progress)
     layers = {name: asdict(record) for shard in journal.shards.values() for name, record in shard.layers.items()}
-    provenance = {
-        "schema_version": 1,
-        "identity": identity,
-        "source": prepared.source,
-        "recipe": recipe_to_dict(prepared.plan.recipe),
-        "plan": prepared.plan.to_dict(),
-        "calibration": _describe(calibration),
-        "layers": layers,
-        "counters": _total_counters(layers),
+    provenance = describe(prepared.plan, prepared.source, identity, calibration, layers) | {
         "verified_tensors": len(hashes),
         "tensors": dict(sorted(hashes.items())),
         "metadata": dict(prepared.plan.format.open(folder).metadata),
@@ -75,6 +68,26 @@ def finalize(
     output.finish()
 
 
+def describe(
+    plan: Plan,
+    source: str,
+    identity: Mapping[str, Any],
+    calibration: CalibrationData | None,
+    layers: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What llmquant.json says of how a model was made; what it says of its files comes beside it."""
+    return {
+        "schema_version": 1,
+        "identity": dict(identity),
+        "source": source,
+        "recipe": recipe_to_dict(plan.recipe),
+        "plan": plan.to_dict(),
+        "calibration": _describe(calibration),
+        "layers": dict(layers),
+        "counters": _total_counters(layers),
+    }
+
+
 def _describe(calibration: CalibrationData | None) -> dict[str, Any] | None:
     if calibration is None:
         return None
@@ -82,7 +95,7 @@ def _describe(calibration: CalibrationData | None) -> dict[str, Any] | None:
     return {"sha256": calibration.sha256, "samples": samples, "length": length, "note": calibration.note}
 
 
-def _total_counters(layers: dict[str, dict[str, Any]]) -> dict[str, int]:
+def _total_counters(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     totals: dict[str, int] = {}
     for layer in layers.values():
         for name, count in layer["counters"].items():

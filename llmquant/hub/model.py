@@ -1,0 +1,133 @@
+"""`model.push_to_hub` of a packed model: a folder as `llmquant.quantize` writes it, and then `push_to_hub` of that.
+
+transformers' own method sends everything in one commit, under a card that says nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from llmquant import formats
+from llmquant.compat.quantizers import made_in_memory
+from llmquant.compat.remote_code import runs_remote_code
+from llmquant.engine.output.folder import PROVENANCE, is_finished, read_provenance
+from llmquant.engine.output.verify import hash_bytes, hash_file
+from llmquant.engine.prepare import small_files
+from llmquant.errors import CheckpointError, OutputError
+from llmquant.formats.safetensors_file import copy_file, write_json_atomic
+from llmquant.hub.access import check_access, network_errors
+from llmquant.hub.files import CARD, WEIGHTS
+from llmquant.hub.push import push_to_hub
+from llmquant.models.config_file import leads_outside
+from llmquant.models.hub import locate
+from llmquant.nn.counting import is_packed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+def push_model(
+    model: PreTrainedModel,
+    repo: str,
+    *,
+    commit_message: str | None = None,
+    token: str | bool | None = None,
+    tags: list[str] | None = None,
+    max_shard_size: int | str = "50GB",
+    **options: Any,
+) -> str | None:
+    """Publish a packed model of which it is known how it was made, with its tokenizer where that is beside its source.
+
+    The arguments are those of transformers' method and of `push_to_hub`, such as `private` and `reports`.
+
+    Returns the address of the commit; None of any other model, for which nothing is done.
+
+    Raises:
+        LlmquantError: as `push_to_hub`; OutputError also for what takes a single commit.
+    """
+    made = origin_of(model) if is_packed(model) else None
+    if made is None:
+        return None
+    for unknown in ("create_pr", "commit_description"):
+        if options.pop(unknown, None):
+            raise OutputError(
+                f"a packed model is pushed in two commits, weights first, which leaves no way for {unknown}"
+            )
+    key = token if isinstance(token, str) else None
+    check_access(repo, token=key, overwrite=options.get("overwrite", False))
+    with TemporaryDirectory(prefix="llmquant-push-") as temporary:
+        folder = Path(temporary)
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        if not _copy_tokenizer(model, folder):
+            log.warning("%s gets no tokenizer; tokenizer.push_to_hub(%r) adds one", repo, repo)
+        _write_provenance(model, made, folder)
+        if tags:
+            (folder / CARD).write_text(
+                "---\ntags:\n" + "".join(f"- {tag}\n" for tag in tags) + "---\n", encoding="utf-8"
+            )
+        pushed = push_to_hub(folder, repo, message=commit_message, token=key, **options)
+    for note in pushed.notes:
+        log.warning("%s: %s", repo, note)
+    return pushed.url
+
+
+def origin_of(model: PreTrainedModel) -> Mapping[str, Any] | None:
+    """What llmquant.json says, or would say, of how a packed model was made; None where nobody knows.
+
+    That is kept by a model that was quantized in memory, or lies where it was loaded from, in a folder or on the hub.
+    """
+    made = made_in_memory(model)
+    if made is not None:
+        return made
+    name = str(model.name_or_path or "")
+    if name and Path(name).is_dir():
+        return read_provenance(Path(name)) if is_finished(Path(name)) else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return read_provenance(Path(hf_hub_download(name, PROVENANCE)).parent)
+    except (*network_errors(), HFValidationError):
+        return None
+
+
+def _copy_tokenizer(model: PreTrainedModel, folder: Path) -> bool:
+    """Copy what lies beside the weights where a model came from; whether anything did."""
+    try:
+        source = locate(model.name_or_path or "")
+    except CheckpointError:
+        return False
+    there = {path.name for path in folder.iterdir()}
+    found = [path for path in small_files(source, code=runs_remote_code(model)) if path.name not in there]
+    for path in found:
+        if not leads_outside(path):
+            copy_file(path, folder / path.name)
+    return any("token" in path.name for path in found)
+
+
+def _write_provenance(model: PreTrainedModel, made: Mapping[str, Any], folder: Path) -> None:
+    """Compare the saved files with the model in memory, and write llmquant.json beside them."""
+    saved = formats.find(formats.DEFAULT).open(folder)
+    hashes = {name: hash_bytes(saved.read(name)) for name in sorted(saved.tensors)}
+    for name, tensor in model.state_dict().items():
+        if name in hashes and not tensor.is_meta and hash_bytes(tensor.detach().cpu().contiguous()) != hashes[name]:
+            raise OutputError(
+                f"{name} was saved as something else than the model holds; is the disk of {folder} sound?"
+            )
+    before = made.get("tensors")
+    changed = sum(before.get(name) != found for name, found in hashes.items()) if before else 0
+    files = [path for path in sorted(folder.iterdir()) if not path.name.endswith((*WEIGHTS, ".index.json"))]
+    facts = {
+        "changed": changed,
+        "verified_tensors": len(hashes),
+        "tensors": hashes,
+        "metadata": dict(saved.metadata),
+        "files": {path.name: hash_file(path) for path in files},
+    }
+    write_json_atomic(folder / PROVENANCE, {**made, **facts})
