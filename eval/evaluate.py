@@ -1,4 +1,4 @@
-"""One evaluation from start to report, on two loaded models."""
+"""One evaluation from start to report, on two loaded models or one."""
 
 from __future__ import annotations
 
@@ -27,20 +27,17 @@ def evaluate(pair: Pair) -> EvalReport:
     """
     pair.check()
     loss = pair.loss  # settled before anything else takes memory
-    found = {metric.name: pair.section(metric) for metric in pair.options.wanted}
+    found = {metric.name: pair.section(metric) for metric in pair.wanted}
     sections = {name: section for name, section in found.items() if section is not None}
-    names, parameters = (pair.subject.baseline_name, pair.subject.name), weight_count(pair.baseline)
-    before, after = (
-        Model(name, dtype_name(model.dtype), parameters) for name, model in zip(names, pair.models, strict=True)
-    )
+    parameters, before = weight_count(pair.baseline), pair.subject.baseline_name
     return EvalReport(
         name=pair.subject.name,
         protocol=pair.windows.protocol,
         seed=pair.options.seed,
         versions=versions(),
         machine=machine(pair.baseline.device),
-        baseline=before,
-        quantized=after,
+        baseline=None if before is None else Model(before, dtype_name(pair.baseline.dtype), parameters),
+        quantized=Model(pair.subject.name, dtype_name(pair.quantized.dtype), parameters),
         loss_dtype=loss.dtype,
         loss_note=loss.note,
         kernels=pair.scored.kernels,

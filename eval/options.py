@@ -98,6 +98,11 @@ class EvalOptions:
             raise DataError(f"metric {metric.name!r}: {error}; its options are: {known}") from error
 
     @property
+    def asked(self) -> list[str]:
+        """The metrics that were asked for by name."""
+        return [name for name, given in self.metrics.items() if given is not False]
+
+    @property
     def wanted(self) -> tuple[Metric, ...]:
         """The metrics that go into the report, in their order."""
         return tuple(filter(self.wants, metrics()))

@@ -35,7 +35,7 @@ class Subject:
     """Where the pair comes from."""
 
     name: str  # of the quantized model, such as its recipe's
-    baseline_name: str  # such as its hub id
+    baseline_name: str | None  # such as its hub id; None of a model that is measured alone
     folder: Path | None = None  # the quantized checkpoint, for its size
     baseline_folder: Path | None = None
     made: Mapping[str, Any] | None = None  # what the run wrote into llmquant.json: plan, losses; None of other tools
@@ -55,9 +55,19 @@ class Facts:
     options: EvalOptions = field(default_factory=EvalOptions)
 
     @property
+    def alone(self) -> bool:
+        """Whether there is no baseline; `Pair.baseline` is the model itself then."""
+        return self.subject.baseline_name is None
+
+    @property
+    def wanted(self) -> tuple[Metric, ...]:
+        """The metrics that go into the report; those that compare need a baseline."""
+        return tuple(metric for metric in self.options.wanted if metric.alone or not self.alone)
+
+    @property
     def limits(self) -> dict[str, float]:
-        """The budget: the recipe's, with what was asked over it."""
-        wanted = {**self.subject.limits, **self.options.budget}
+        """The budget: the recipe's, which is for a comparison, with what was asked over it."""
+        wanted = {**({} if self.alone else self.subject.limits), **self.options.budget}
         return {name: limit for name, limit in wanted.items() if limit is not None}
 
     def check(self) -> None:
@@ -67,14 +77,18 @@ class Facts:
             LlmquantError: of the metric that refuses; a RecipeError for a budget that nothing would measure.
         """
         check_limits(self.limits)
+        if self.alone and (compares := [name for name in self.options.asked if not find(name).alone]):
+            raise RecipeError(f"the metric {compares[0]!r} compares two models; give a baseline, or leave it out")
         for name in self.limits:
             metric = find(limits()[name].metric)
-            if not self.options.wants(metric):
+            if self.alone and not metric.alone:
+                raise RecipeError(f"the budget {name} is on a comparison; give a baseline, or lift the budget")
+            if metric not in self.wanted:
                 raise RecipeError(
                     f"the budget {name} needs the metric {metric.name!r}, which is not measured; ask for it, or lift "
                     "the budget"
                 )
-        for metric in self.options.wanted:
+        for metric in self.wanted:
             metric.check(self, self.options.of(metric))
 
 
@@ -110,6 +124,10 @@ class Pair(Facts):
         """Baseline and quantized."""
         return self.baseline, self.quantized
 
+    @property
+    def _all(self) -> tuple[PreTrainedModel, ...]:
+        return tuple(dict.fromkeys((self.baseline, *self.candidates)))
+
     def once(self, key: str, make: Callable[[], T]) -> T:
         """What `make` gives, made when a pair of the comparison first asks for it, and the same for all of them.
 
@@ -122,7 +140,7 @@ class Pair(Facts):
     def get(self, kind: type[S]) -> S | None:
         """What another metric measures, such as `pair.get(NoiseFloor)`; None if the report leaves it out."""
         metric = find(kind.metric())
-        return cast("S | None", self.section(metric)) if self.options.wants(metric) else None
+        return cast("S | None", self.section(metric)) if metric in self.wanted else None
 
     def section(self, metric: Metric) -> Section | None:
         """The section of a metric, measured when it is first asked for."""
@@ -152,7 +170,7 @@ class Pair(Facts):
         """In which dtype losses are measured: one for the whole comparison."""
         wanted = "auto" if self.options.dtype == "auto" else "checkpoint"
         kernels = self.options.accuracy == "fast"
-        return self.once("loss", lambda: choose((self.baseline, *self.candidates), wanted, kernels=kernels))
+        return self.once("loss", lambda: choose(self._all, wanted, kernels=kernels))
 
     @property
     def scored(self) -> Scored:
@@ -166,7 +184,7 @@ class Pair(Facts):
         return found
 
     def _score(self) -> list[Scored]:
-        with self.as_scored(self.baseline, *self.candidates):
+        with self.as_scored(*self._all):
             scores = score_tokens(
                 self.baseline, self.candidates, self.windows, self.progress, batch_size=self.options.batch_size
             )

@@ -8,6 +8,7 @@ that it does not know.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One of the two models; `parameters` are the weights of the baseline, which the quantized one stands for."""
+    """One of the models; `parameters` are the weights of the baseline, which the quantized one stands for."""
 
     name: str
     dtype: str
@@ -48,7 +49,7 @@ class BudgetVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport:
-    """One quantized model against its baseline.
+    """One quantized model against its baseline, or a model alone (`baseline` is None).
 
     `loss_dtype`, `loss_note`, `kernels` and `accuracy` say how the models computed while they were scored; `sections`
     holds what each metric measured, by its name. `checkpoint` hashes the digests of all tensors.
@@ -62,7 +63,7 @@ class EvalReport:
     seed: int
     versions: dict[str, str]
     machine: dict[str, str | int]
-    baseline: Model
+    baseline: Model | None
     quantized: Model
     loss_dtype: str
     loss_note: str
@@ -72,6 +73,11 @@ class EvalReport:
     budget: tuple[BudgetVerdict, ...] = ()
     recipe_yaml: str | None = None
     checkpoint: str | None = None
+
+    @property
+    def against(self) -> str | None:
+        """Name of the baseline; None without one."""
+        return self.baseline and self.baseline.name
 
     @property
     def budget_passed(self) -> bool:
@@ -117,16 +123,16 @@ class EvalReport:
         Raises:
             DataError: if the text is no report, or one of another schema version.
         """
-        try:
-            data: Any = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"the report is not JSON: {error}") from None
+        return cls._from(_parsed(text))
+
+    @classmethod
+    def _from(cls, data: Any) -> EvalReport:
         version = data.get("schema_version") if isinstance(data, Mapping) else None
         if version != SCHEMA_VERSION:
             raise DataError(
                 f"the report has schema version {version!r}, this llmquant reads {SCHEMA_VERSION}; evaluate again"
             )
-        report = _checked(cls, text)
+        report = _checked(cls, json.dumps(data))
         sections = {
             name: _checked(_section_of(name), json.dumps(section), f"sections.{name}.")
             for name, section in report.sections.items()
@@ -142,6 +148,33 @@ class EvalReport:
 def to_json(reports: Sequence[EvalReport]) -> str:
     """The JSON text of a report, or a list of several."""
     return reports[0].to_json() if len(reports) == 1 else _dumped([asdict(report) for report in reports])
+
+
+def read_reports(files: Sequence[str | Path]) -> list[EvalReport]:
+    """The reports of all files, each of which holds one or a list; those of one name are told apart by their file's.
+
+    Raises:
+        DataError: as `EvalReport.from_json`, with the name of the file.
+    """
+    found: list[tuple[EvalReport, Path]] = []
+    for file in map(Path, files):
+        try:
+            data = _parsed(read_plain(file, DataError).decode("utf-8", errors="replace"))
+            found += [(EvalReport._from(each), file) for each in (data if isinstance(data, list) else [data])]
+        except DataError as error:
+            raise DataError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
+    often = Counter(report.name for report, _ in found)
+    return [
+        replace(report, name=f"{report.name} ({file.stem})") if often[report.name] > 1 else report
+        for report, file in found
+    ]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"the report is not JSON: {error}") from None
 
 
 def _dumped(data: Any) -> str:

@@ -100,9 +100,9 @@ def score_tokens(
             stack.enter_context(evaluating(model))
         progress.stage("score", len(windows), unit="windows")
         for begin, ids, scored in batches(baseline, windows, batch_size):
-            reference = Reference(logits(baseline, ids), ids, scored, first_window=begin)
+            reference = Reference(before := logits(baseline, ids), ids, scored, first_window=begin)
             for found, model in zip(parts, candidates, strict=True):
-                found.append(reference.score(logits(model, ids)))
+                found.append(reference.score(before if model is baseline else logits(model, ids)))
             progress.step(steps=len(ids))
     return [TokenScores.joined(found) for found in parts]
 

@@ -26,12 +26,13 @@ def check_comparable(reports: Sequence[EvalReport]) -> None:
         raise DataError("no evaluation to show")
     first = reports[0]
     for report in reports[1:]:
-        if report.baseline.name != first.baseline.name or report.protocol.data_hash != first.protocol.data_hash:
-            raise DataError(
-                f"{report.name!r} was measured against {report.baseline.name!r} on {report.protocol.source!r}, "
-                f"{first.name!r} against {first.baseline.name!r} on {first.protocol.source!r} "
-                "(or on other windows); evaluate both on the same text and baseline"
+        if report.against != first.against or report.protocol.data_hash != first.protocol.data_hash:
+            one, other = (
+                f"{each.name!r} was measured {f'against {each.against!r}' if each.against else 'alone'} on "
+                f"{each.protocol.source!r}"
+                for each in (report, first)
             )
+            raise DataError(f"{one}, {other} (or on other windows); evaluate both on the same text and baseline")
 
 
 def columns_of(reports: Sequence[EvalReport]) -> list[tuple[Column, list[Cell]]]:
@@ -60,14 +61,16 @@ def render_table(reports: Sequence[EvalReport]) -> Group:
 
 def _loss_table(reports: Sequence[EvalReport]) -> Table:
     first, protocol = reports[0], reports[0].protocol
-    title = f"against {first.baseline.name}, {protocol.scored_tokens} tokens of {protocol.source}"
+    title = f"{protocol.scored_tokens} tokens of {protocol.source}"
+    title = f"against {first.against}, {title}" if first.against else title
     table = Table(title=Text(printable(title)), title_justify="left", box=None, header_style="dim", pad_edge=False)
     table.add_column("model", overflow="fold")
     columns = [(column, cells) for column, cells in columns_of(reports) if column.terminal]
     for column, _ in columns:
         head = column.head.replace("/", " / ")  # where a narrow terminal may break it
         table.add_column(head, justify="left" if column.words else "right", min_width=column.min_width)
-    table.add_row(Text(printable(first.baseline.name)), *(_text(column.baseline) for column, _ in columns))
+    if first.against:
+        table.add_row(Text(printable(first.against)), *(_text(column.baseline) for column, _ in columns))
     for place, report in enumerate(reports):
         row = [_text(cells[place]) for _, cells in columns]
         if row and not report.budget_passed:

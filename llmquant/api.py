@@ -88,15 +88,15 @@ def _with_calibration(recipe: Recipe, dataset: str) -> Recipe:
 
 @overload
 def evaluate(
-    models: str | Path, baseline: str | Path, options: EvalOptions | None = None, **more: Any
+    models: str | Path, baseline: str | Path | None = None, options: EvalOptions | None = None, **more: Any
 ) -> EvalReport: ...
 @overload
 def evaluate(
-    models: Sequence[str | Path], baseline: str | Path, options: EvalOptions | None = None, **more: Any
+    models: Sequence[str | Path], baseline: str | Path | None = None, options: EvalOptions | None = None, **more: Any
 ) -> tuple[EvalReport, ...]: ...
 def evaluate(
     models: str | Path | Sequence[str | Path],
-    baseline: str | Path,
+    baseline: str | Path | None = None,
     options: EvalOptions | None = None,
     *,
     speed: float | None = None,
@@ -108,7 +108,7 @@ def evaluate(
 
     Several are compared on the same tokens (by the baseline's tokenizer): the baseline runs over the text once, or
     once for each group of candidates that fits into memory beside it. Reports are called by the recipes; candidates of
-    one recipe by their folders.
+    one recipe by their folders. Without a baseline there is perplexity, size and speed of each, and nothing compared.
 
     Args:
         speed: seconds to spend on prefill and decode throughput (20); 0 leaves it out.

@@ -17,7 +17,7 @@ from llmquant.device import resolve_device
 from llmquant.engine.output.folder import identity, is_finished, read_provenance
 from llmquant.engine.prepare import load_tokenizer
 from llmquant.errors import DataError
-from llmquant.eval import EvalOptions, EvalReport, Subject, evaluate
+from llmquant.eval import EvalOptions, EvalReport, Subject, Windows, evaluate
 from llmquant.eval.metrics.memory import checkpoint_size
 from llmquant.eval.pair import Facts, pairs
 from llmquant.eval.precision import loading_for
@@ -30,9 +30,9 @@ _SPARE = 0.7  # share of the free memory that models may take; the rest is for a
 
 
 def compare(
-    models: Sequence[str | Path], baseline: str | Path, options: EvalOptions, progress: Progress | None = None
+    models: Sequence[str | Path], baseline: str | Path | None, options: EvalOptions, progress: Progress | None = None
 ) -> Iterator[EvalReport]:
-    """Measure each model against the baseline; a report comes when it is done.
+    """Measure each model against the baseline, or alone; a report comes when it is done.
 
     Raises:
         LlmquantError: CheckpointError, DataError, DeviceError or RecipeError; what can be refused is refused before a
@@ -43,20 +43,21 @@ def compare(
     before: Any = None
     while waiting:
         group, waiting = _that_fit(waiting, device, loaded=before is not None)
-        if waiting:
+        if waiting and not group[0].alone:
             progress.note(
                 f"memory holds {len(group)} of {len(group) + len(waiting)} candidates beside the baseline; it runs "
                 "over the text once more for the others"
             )
         new = [_folder(known.subject.folder) for known in group]
-        if before is None:
+        if before is None and not group[0].alone:
             new.insert(0, _folder(group[0].subject.baseline_folder))
         loaded = _load(new, options, device, progress)
-        before = loaded.pop(0) if before is None else before
-        check_vocabulary(group[0].windows.ids, before)
-        comparison = pairs(group, before, loaded, progress)
+        before = loaded.pop(0) if len(loaded) > len(group) else before
+        reference = loaded[0] if group[0].alone else before
+        check_vocabulary(group[0].windows.ids, reference)
+        comparison = pairs(group, reference, loaded, progress)
         yield from map(evaluate, comparison)
-        del loaded, comparison  # before the next group is loaded
+        del loaded, comparison, reference  # before the next group is loaded
 
 
 def _load(folders: Sequence[Path], options: EvalOptions, device: torch.device, progress: Progress) -> list[Any]:
@@ -77,8 +78,10 @@ def _that_fit(waiting: list[Facts], device: torch.device, *, loaded: bool) -> tu
     """The first candidates, at least one, that fit into memory at once, and the rest.
 
     A model takes its tensors and, in float32, as much again as the baseline's at most. `loaded` says whether the
-    baseline is in memory already.
+    baseline is in memory already. Models without a baseline have nothing to share and run one by one.
     """
+    if waiting[0].alone:
+        return waiting[:1], waiting[1:]
     free, common = free_bytes(device), checkpoint_size(_folder(waiting[0].subject.baseline_folder))[1]
     if free is None:
         return waiting, []
@@ -96,28 +99,43 @@ def _folder(folder: Path | None) -> Path:
     return folder
 
 
-def _facts(models: Sequence[str | Path], baseline: str | Path, options: EvalOptions) -> list[Facts]:
+def _facts(models: Sequence[str | Path], baseline: str | Path | None, options: EvalOptions) -> list[Facts]:
     """Refuse whatever can be refused without the models."""
     from llmquant.hf.load import open_model
 
     if not models:
         raise DataError("no model to evaluate; give one at least")
     trust = options.trust_remote_code
-    before, *after = (open_model(source, trust_remote_code=trust).folder for source in (baseline, *models))
-    subjects = _distinct([_subject(folder, before, Path(baseline).name) for folder in after], models)
-    tokenizer = load_tokenizer(before, trust_remote_code=trust)
-    windows = windows_of(
-        options.protocol, options.text, tokenizer, length=options.length, stride=options.stride,
-        max_windows=options.max_windows, context=context_limit(load_config(before, trust_remote_code=trust)),
-        bos=options.bos,
-    )  # fmt: skip
+    before = None if baseline is None else open_model(baseline, trust_remote_code=trust).folder
+    after = [open_model(source, trust_remote_code=trust).folder for source in models]
+    name = None if baseline is None else Path(baseline).name
+    subjects = _distinct([_subject(folder, before, name) for folder in after], models)
+    texts = [_text(folder, options) for folder in ([before] if before else after)]
+    if len({windows.protocol.data_hash for windows, _ in texts}) > 1:
+        raise DataError(
+            "the models' tokenizers make other tokens of this text, so their perplexities cannot be compared; evaluate "
+            "one at a time"
+        )
+    windows, tokenizer = texts[0]
     found = [Facts(subject=each, windows=windows, tokenizer=tokenizer, options=options) for each in subjects]
     for facts in found:
         facts.check()
     return found
 
 
-def _subject(folder: Path, baseline: Path, baseline_name: str) -> Subject:
+def _text(folder: Path, options: EvalOptions) -> tuple[Windows, Any]:
+    """The windows by the tokenizer of a model, and the tokenizer."""
+    trust = options.trust_remote_code
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust)
+    windows = windows_of(
+        options.protocol, options.text, tokenizer, length=options.length, stride=options.stride,
+        max_windows=options.max_windows, context=context_limit(load_config(folder, trust_remote_code=trust)),
+        bos=options.bos,
+    )  # fmt: skip
+    return windows, tokenizer
+
+
+def _subject(folder: Path, baseline: Path | None, baseline_name: str | None) -> Subject:
     """What is known of a candidate; it has no name if another tool made it."""
     subject = Subject(name="", baseline_name=baseline_name, folder=folder, baseline_folder=baseline)
     if not is_finished(folder):
@@ -129,7 +147,7 @@ def _subject(folder: Path, baseline: Path, baseline_name: str) -> Subject:
         name=recipe["name"],
         limits=recipe.get("budget") or {},
         made=made,
-        baseline_made=read_provenance(baseline) if is_finished(baseline) else None,
+        baseline_made=read_provenance(baseline) if baseline and is_finished(baseline) else None,
         recipe_yaml=dump_recipe(recipe),
         checkpoint=identity(made),
     )

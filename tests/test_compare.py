@@ -10,7 +10,8 @@ import pytest
 
 import llmquant
 from llmquant.cli.main import main
-from llmquant.errors import DataError
+from llmquant.errors import DataError, RecipeError
+from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
 from tests.engine.conftest import save_tiny
 from tests.eval.conftest import Seen
@@ -102,6 +103,55 @@ def test_candidates_of_one_recipe_are_called_by_their_folders(model, candidates,
         llmquant.evaluate([copies[0], copies[0]], model, text=text, **GIVEN)
     with pytest.raises(DataError, match="no model"):
         llmquant.evaluate([], model, text=text, **GIVEN)
+
+
+def test_a_model_without_a_baseline_has_its_perplexity_and_nothing_compared(model, candidates, text, tmp_path, capsys):
+    pair = llmquant.evaluate(candidates[0], model, text=text, **GIVEN)
+    report = llmquant.evaluate(candidates[0], text=text, **GIVEN)
+    assert report.baseline is None
+    assert report.quantized == pair.quantized
+    assert report.sections["perplexity"].quantized == pair.sections["perplexity"].quantized
+    assert report.sections["windows"].nll_quantized == pair.sections["windows"].nll_quantized
+    assert report.sections.keys() == {"perplexity", "memory", "layers", "anatomy", "windows"}
+    bits = [each.sections["memory"].quantized.bits_per_weight for each in (report, pair)]
+    assert bits[0] == bits[1]
+    assert EvalReport.from_json(report.to_json()) == report
+    page = render_page([report])
+    assert "without a baseline" in page
+    assert "None" not in page
+    command = ["eval", str(candidates[0]), str(candidates[1]), "--text", text, "--length", "32", "--speed", "0", "-q"]
+    assert main([*command, "--json", str(tmp_path / "alone.json")]) == 0
+    shown = capsys.readouterr().out
+    assert f"int8: {bits[0]:.3g} bits per weight, perplexity " in shown
+    assert "against" not in shown
+    assert main(["report", str(tmp_path / "alone.json")]) == 0
+    assert "small: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": {"kl": 0.1}}, "budget kl is on a comparison"),
+        ({"budget": {"perplexity_ratio": 1.1}}, "budget perplexity_ratio is on a comparison"),
+        ({"metrics": {"worst": {"count": 3}}}, "'worst' compares two models"),
+        ({"noise_floor": True}, "'noise_floor' compares two models"),
+    ],
+)
+def test_what_compares_is_refused_without_a_baseline(candidates, text, options, message) -> None:
+    with pytest.raises(RecipeError, match=message):
+        llmquant.evaluate(candidates[0], text=text, **GIVEN, **options)
+
+
+def test_models_of_other_tokenizers_are_not_set_side_by_side_alone(model, candidates, text, tmp_path) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    file = other / "tokenizer.json"
+    data = json.loads(file.read_text())
+    assert data["post_processor"] != "changed"
+    data["post_processor"] = None
+    data["pre_tokenizer"] = {"type": "Metaspace", "replacement": "x", "prepend_scheme": "always"}
+    file.write_text(json.dumps(data))
+    with pytest.raises(DataError, match="tokenizers make other tokens"):
+        llmquant.evaluate([candidates[0], other], text=text, **GIVEN)
 
 
 def test_the_command_line_takes_several(model, candidates, text, tmp_path, capsys) -> None:

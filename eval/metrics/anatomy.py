@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmquant.eval.result import EvalReport
 
 PLACE = 60
+ALONE = True
 _SETS = ("attention", "mlp", "experts", "router", "embedding", "lm_head")
 _WIDTH, _ROW, _LEFT, _RIGHT = 1040, 38, 160, 84
 _COLOURS = 7
@@ -44,7 +45,8 @@ def measure(pair: Pair, options: base.NoOptions) -> Section | None:
     made, before = pair.subject.made, pair.subject.baseline_made
     if made is None:
         return None
-    others = before is None and getattr(pair.baseline.config, "quantization_config", None)
+    alone = pair.subject.baseline_name is None
+    others = alone or (before is None and getattr(pair.baseline.config, "quantization_config", None))
     try:
         after = parts_of(made["plan"])
         return Section(() if others else parts_of((before or made)["plan"], before=before is None), after)
@@ -67,7 +69,7 @@ def panels(reports: Sequence[EvalReport]) -> list[Panel]:
     rows = [(name, section.quantized) for name, section in Section.of(reports) if section.quantized]
     if not rows:
         return []
-    if (first := reports[0].get(Section)) and first.baseline:
+    if (first := reports[0].get(Section)) and first.baseline and reports[0].baseline:
         rows.insert(0, (reports[0].baseline.name, first.baseline))
     kinds = list(dict.fromkeys(part.kind for _, parts in rows for part in parts))
     largest = max(sum(part.bytes for part in parts) for _, parts in rows)

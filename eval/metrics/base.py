@@ -8,6 +8,7 @@
 | `BY_DEFAULT` | False for what is only measured on request | True |
 | `Options` | frozen dataclass of what can be set, all with defaults; it checks itself | no options |
 | `check(pair, options)` | refuses before any model runs (and maybe is loaded) what could not be measured | no check |
+| `ALONE` | True for what is also measured of a model without a baseline (`pair.alone`) | False: it compares |
 | `columns(section, report)` | columns of the table, with the footnote that explains them | no columns |
 | `words(section, report)` | parts of the sentence that sums up the report | no words |
 | `panels(reports)` | sections of the page | no panels |
@@ -104,6 +105,7 @@ class Metric:
     measure: Callable[..., Section | None]
     place: float = 100
     by_default: bool = True
+    alone: bool = False
     options: Callable[..., Any] = NoOptions
     check: Callable[[Any, Any], None] = lambda *_: None
     columns: Callable[[Any, Any], Sequence[Column]] = lambda *_: ()
@@ -116,7 +118,7 @@ class Metric:
     def of(cls, name: str, module: Any) -> Metric:
         """The metric that a module defines."""
         of_types = {"section": "Section", "options": "Options"}
-        constants = {each: each.upper() for each in ("place", "by_default", "absent")}
+        constants = {each: each.upper() for each in ("place", "by_default", "alone", "absent")}
         spelled = {each.name: each.name for each in fields(cls)} | of_types | constants
         given: dict[str, Any] = {key: getattr(module, word) for key, word in spelled.items() if hasattr(module, word)}
         given["name"] = name

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmquant.eval.result import EvalReport
 
 PLACE = 70
+ALONE = True
 _LEFT, _TOP, _ROW = 170, 8, 26
 _NAME = re.compile(r"(?:.*\.)?(?P<block>\d+)\.(?P<projection>\D+)$")
 

@@ -13,7 +13,7 @@ import torch
 
 from llmquant.errors import CheckpointError, RecipeError
 from llmquant.eval.metrics import base
-from llmquant.eval.metrics.base import Cell, Column
+from llmquant.eval.metrics.base import NOTHING, Cell, Column
 from llmquant.eval.scoring import score_window
 from llmquant.memory import peak_rss_of
 from llmquant.nn.counting import weight_count
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llmquant.eval.result import EvalReport
 
 PLACE = 10
+ALONE = True
 LIMITS = {"bits_per_weight": ("bits", "quantized.bits_per_weight")}
 
 
@@ -43,16 +44,16 @@ class ModelMemory:
 
 @dataclass(frozen=True)
 class Section(base.Section):
-    """Sizes of both models; `parameters` are the weights that both stand for."""
+    """Sizes of both models, of one without a baseline; `parameters` are the weights that they stand for."""
 
     parameters: int
-    baseline: ModelMemory
+    baseline: ModelMemory | None
     quantized: ModelMemory
 
     @property
     def ratio(self) -> float | None:
         """How many times smaller the quantized checkpoint is."""
-        before, after = self.baseline.checkpoint_bytes, self.quantized.checkpoint_bytes
+        before, after = self.baseline and self.baseline.checkpoint_bytes, self.quantized.checkpoint_bytes
         return before / after if before and after else None
 
 
@@ -69,6 +70,8 @@ def measure(pair: Pair, options: base.NoOptions) -> Section:
     """Sizes of both models, and what scoring one window takes."""
     parameters, subject = weight_count(pair.baseline), pair.subject
     with pair.as_stored():
+        if pair.alone:
+            return Section(parameters, None, _first(pair.quantized, subject.folder, parameters, pair.windows))
         before = pair.once("memory", lambda: _first(pair.baseline, subject.baseline_folder, parameters, pair.windows))
         return Section(parameters, before, _memory(pair.quantized, subject.folder, parameters, pair.windows))
 
@@ -88,15 +91,19 @@ def _memory(model: PreTrainedModel, folder: Path | None, parameters: int, window
 def columns(section: Section, report: EvalReport) -> list[Column]:
     """Size and bits per weight."""
     before, after = section.baseline, section.quantized
+    of = ", those of the baseline" if before else ""
     note = (
         "Bytes of the safetensors files (decimal units). Bits per weight count all stored tensors, scales, zeros and "
-        f"16-bit parts included, over the baseline's {section.parameters:,} weights. "
+        f"16-bit parts included, over {section.parameters:,} weights{of}. "
         f"In memory: parameters and buffers, shared storage once; at work: one window is scored ({after.note})."
     )
     smaller = report.quantized.dtype if section.ratio is None else f"{number(section.ratio)}× smaller"
+    sizes, bits = (NOTHING, NOTHING)
+    if before and report.baseline:
+        sizes, bits = _size(before, report.baseline.dtype), Cell(number(before.bits_per_weight))
     return [
-        Column("size", note, _size(before, report.baseline.dtype), _size(after, smaller)),
-        Column("bits/weight", note, Cell(number(before.bits_per_weight)), Cell(number(after.bits_per_weight))),
+        Column("size", note, sizes, _size(after, smaller)),
+        Column("bits/weight", note, bits, Cell(number(after.bits_per_weight))),
     ]
 
 

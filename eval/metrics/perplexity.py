@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
+from llmquant.errors import RecipeError
 from llmquant.eval.lines import change, interval, signed_percent
 from llmquant.eval.markup import element, join
 from llmquant.eval.metrics import base
-from llmquant.eval.metrics.base import Cell, Column
+from llmquant.eval.metrics.base import NOTHING, Cell, Column
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.noise_floor import Section as NoiseFloor
 from llmquant.eval.statistics import MIN_WINDOWS, Estimate, Floats, cluster_bootstrap, cluster_sums, exponential
 from llmquant.words import number
 
 if TYPE_CHECKING:
-    from llmquant.eval.pair import Pair
+    from llmquant.eval.pair import Facts, Pair
     from llmquant.eval.result import EvalReport
 
 PLACE = 30
+ALONE = True
 LIMITS = {"perplexity_ratio": ("ppl ratio", "ratio")}
 
 Verdict = Literal[
@@ -45,24 +47,36 @@ NEGLIGIBLE, SMALL, LARGE = 0.001, 0.01, 0.1  # of perplexity: less is negligible
 
 @dataclass(frozen=True)
 class Section(base.Section):
-    """Perplexities, and the paired change: log-perplexity of the quantized model less the baseline's, and its exp."""
+    """Perplexities, and the paired change: log-perplexity of the quantized model less the baseline's, and its exp.
 
-    baseline: Estimate
+    All but `quantized` is None where there is no baseline.
+    """
+
+    baseline: Estimate | None
     quantized: Estimate
-    log_difference: Estimate
-    ratio: Estimate
-    verdict: Verdict
+    log_difference: Estimate | None
+    ratio: Estimate | None
+    verdict: Verdict | None
+
+
+def check(facts: Facts, options: base.NoOptions) -> None:
+    """A limit on the ratio needs a baseline."""
+    if facts.alone and "perplexity_ratio" in facts.limits:
+        raise RecipeError("the budget perplexity_ratio is on a comparison; give a baseline, or lift the budget")
 
 
 def measure(pair: Pair, options: base.NoOptions) -> Section:
     """From the scores of the finite positions."""
     scores, seed = pair.scored.tokens.kept(), pair.options.seed
+    after = exponential(_mean(scores.nll_quantized, scores.window, seed))
+    if pair.alone:
+        return Section(None, after, None, None, None)
     difference = _mean(scores.nll_quantized - scores.nll_baseline, scores.window, seed)
     sums, counts = cluster_sums(scores.kl, scores.window)
     floor = pair.get(NoiseFloor)
     return Section(
         baseline=exponential(_mean(scores.nll_baseline, scores.window, seed)),
-        quantized=exponential(_mean(scores.nll_quantized, scores.window, seed)),
+        quantized=after,
         log_difference=difference,
         ratio=exponential(difference),
         verdict=verdict(difference, float(sums.sum() / counts.sum()), floor and floor.kl),
@@ -93,8 +107,12 @@ def verdict(difference: Estimate, kl: float, noise_floor: float | None) -> Verdi
 
 def columns(section: Section, report: EvalReport) -> list[Column]:
     """Perplexity with the change, and the word for it."""
+    after = Cell(number(section.quantized.value, 4), (interval(section.quantized),))
+    if section.baseline is None or section.ratio is None:
+        remark = section.quantized.note
+        return [Column("perplexity", _note(report), NOTHING, after, min_width=len("perplexity"), remark=remark)]
     text, bracket, bounds = change(section.ratio).partition("[")
-    before, after = (Cell(number(each.value, 4), (interval(each),)) for each in (section.baseline, section.quantized))
+    before = Cell(number(section.baseline.value, 4), (interval(section.baseline),))
     after = Cell(after.text, after.below, more=(text, bracket + bounds))
     return [
         Column("perplexity", _note(report), before, after, min_width=len("perplexity")),
@@ -115,8 +133,10 @@ def _word(section: Section, report: EvalReport) -> Cell:
 
 
 def verdict_text(section: Section) -> str:
-    """The verdict with the size that it goes by, such as "small loss +0.8 %"."""
+    """The verdict with the size that it goes by, such as "small loss +0.8 %"; "" where there is none."""
     ratio, word = section.ratio, section.verdict
+    if ratio is None or word is None:
+        return ""
     if word in ("negligible loss", "small loss", "loss", "large loss"):
         return f"{word} {signed_percent(ratio.value)}"
     if word in ("no measurable loss", "unclear") and ratio.high is not None and ratio.high > 1:
@@ -126,6 +146,8 @@ def verdict_text(section: Section) -> str:
 
 def words(section: Section, report: EvalReport) -> list[str]:
     """The change, with the word that says what it means."""
+    if section.ratio is None:
+        return [f"perplexity {number(section.quantized.value, 4)} {interval(section.quantized)}"]
     return [f"perplexity {change(section.ratio)} ({section.verdict})"]
 
 
@@ -144,11 +166,11 @@ def _note(report: EvalReport) -> str:
     several = f"each begins with the {text.prefix_tokens} tokens that the tokenizer puts in front of a text"
     bos = {0: "no BOS token", 1: "each begins with the BOS token"}.get(text.prefix_tokens, several)
     documents = "1 document" if text.documents == 1 else f"{text.documents} documents"
+    paired = "; the change in percent is paired, token by token" if report.baseline else ""
     named = "" if text.name == "tokens" else f"Protocol {text.name}: "
     return (
         f"{named}exp of the mean negative log-likelihood of {text.scored_tokens:,} tokens of {text.source} "
         f"({documents}): {text.windows} windows of {text.length} tokens, stride {text.stride}, {bos}, each token "
         f"scored once. Token ids {text.data_hash}. 95 % intervals with the window as the unit (bootstrap-t, seed "
-        f"{report.seed}), none below {MIN_WINDOWS} windows; the change in percent is paired, token by token. "
-        f"Measured in {report.loss_note}."
+        f"{report.seed}), none below {MIN_WINDOWS} windows{paired}. Measured in {report.loss_note}."
     )

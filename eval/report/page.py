@@ -24,7 +24,8 @@ def render_page(reports: Sequence[EvalReport]) -> str:
     check_comparable(reports)
     first = reports[0]
     style = Markup(files("llmquant.eval.report").joinpath("page.css").read_text(encoding="utf-8"))
-    title = f"{first.baseline.name}: {', '.join(report.name for report in reports)}"
+    names = ", ".join(report.name for report in reports)
+    title = f"{first.against}: {names}" if first.against else names
     panels = [
         Panel("What was lost, what was gained", _overview(reports)),
         *(panel for metric in metrics() for panel in metric.panels(reports)),
@@ -55,11 +56,12 @@ def _header(reports: Sequence[EvalReport]) -> Markup:
         element("li", element("b", each.name), f": {each.sentence()}.", class_=None if each.budget_passed else "over")
         for each in reports
     ]
-    about = f"{number(first.baseline.parameters / 1e6)} M weights in {first.baseline.dtype}, against:"
+    about = f"{number((first.baseline or first.quantized).parameters / 1e6)} M weights"
+    about += f" in {first.baseline.dtype}, against:" if first.baseline else ", without a baseline:"
     return element(
         "header",
         element("p", "llmquant evaluation", class_="eyebrow"),
-        element("h1", first.baseline.name),
+        element("h1", first.against or ", ".join(each.name for each in reports)),
         element("p", about, class_="note"),
         element("ul", *lines, class_="verdicts"),
     )
@@ -83,7 +85,9 @@ def _overview(reports: Sequence[EvalReport]) -> Markup:
     }
     heads = (element("th", each.head, marks[each.note], scope="col") for each, _ in columns)
     head = element("tr", element("th", "model", scope="col"), *heads)
-    rows = [_row(reports[0].baseline.name, [(each, each.baseline) for each, _ in columns], class_="baseline")]
+    against = reports[0].against
+    before = [(each, each.baseline) for each, _ in columns]
+    rows = [_row(against, before, class_="baseline")] if against else []
     for place, report in enumerate(reports):
         badges = [_budget_badge(each) for each in report.budget]
         rows.append(_row(report.name, [(column, cells[place]) for column, cells in columns], badges))

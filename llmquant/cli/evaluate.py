@@ -28,7 +28,9 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument(
         "models", nargs="+", metavar="OUT", help="quantized folders or hub ids, compared on the same tokens"
     )
-    parser.add_argument("--baseline", required=True, metavar="MODEL", help="the model they were made from")
+    parser.add_argument(
+        "--baseline", metavar="MODEL", help="the model they were made from; without it, perplexity alone"
+    )
     parser.add_argument(
         "--protocol", default="tokens", choices=("tokens", "wikitext2", "c4"),
         help="which text in which windows: windows as in papers (2048 tokens, no BOS) or, by default, as below",
@@ -96,7 +98,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def print_reports(console: Console, reports: Sequence[EvalReport]) -> None:
     """Evaluations side by side, and a line on each."""
     from llmquant.eval.table import render_table
+    from llmquant.eval.verdict import verdict
 
     console.print(render_table(reports))
     for report in reports:
         console.print(f"[bold]{escaped(report.name)}[/]: {escaped(report.sentence())}", highlight=False)
+    if said := verdict(reports):
+        console.print(f"\n{escaped(said)}", style="bold", highlight=False)

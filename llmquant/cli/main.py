@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from llmquant.cli import bench, demo, doctor, evaluate, inspect, plan, push, quantize, recipes, verify
+from llmquant.cli import bench, demo, doctor, evaluate, inspect, plan, push, quantize, recipes, report, verify
 from llmquant.cli.arguments import STDOUT
 from llmquant.errors import LlmquantError
 
@@ -64,6 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmquant {version('llmquant')}")
     parser.set_defaults(if_interrupted="", json=None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for verb in (plan, quantize, verify, inspect, evaluate, push, bench, demo, doctor, recipes):
+    for verb in (plan, quantize, verify, inspect, evaluate, report, push, bench, demo, doctor, recipes):
         verb.add(commands)
     return parser

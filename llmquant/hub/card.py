@@ -206,9 +206,10 @@ def _measured(reports: Sequence[EvalReport]) -> Iterator[str]:
         cells = [_plain(Path(report.protocol.source).name)]
         if perplexity := report.get(Perplexity):
             cells += [
-                f"{number(each.value, 4)} {interval(each)}" for each in (perplexity.baseline, perplexity.quantized)
+                f"{number(each.value, 4)} {interval(each)}" if each else "–"
+                for each in (perplexity.baseline, perplexity.quantized)
             ]
-            cells.append(change(perplexity.ratio))
+            cells.append(change(perplexity.ratio) if perplexity.ratio else "–")
         else:
             cells += ["–"] * 3
         if divergence := report.get(Divergence):

@@ -13,7 +13,7 @@ import pytest
 from llmquant.errors import DataError
 from llmquant.eval.metrics import metrics
 from llmquant.eval.metrics.divergence import Section as Divergence
-from llmquant.eval.result import SCHEMA_VERSION, EvalReport
+from llmquant.eval.result import SCHEMA_VERSION, EvalReport, read_reports, to_json
 
 
 def test_json_round_trip(report: EvalReport, tmp_path: Path) -> None:
@@ -22,6 +22,20 @@ def test_json_round_trip(report: EvalReport, tmp_path: Path) -> None:
     assert EvalReport.from_json(text) == report
     (tmp_path / "report.json").write_text(text, encoding="utf-8")
     assert EvalReport.load(tmp_path / "report.json") == report
+
+
+def test_files_hold_one_report_or_several(report: EvalReport, tmp_path: Path) -> None:
+    one, several, damaged = (tmp_path / name for name in ("one.json", "several.json", "damaged.json"))
+    one.write_text(to_json([report]), encoding="utf-8")
+    several.write_text(to_json([report, dataclasses.replace(report, name="other")]), encoding="utf-8")
+    assert EvalReport.load(one) == report
+    found = read_reports([one, several])
+    assert [each.name for each in found] == [f"{report.name} (one)", f"{report.name} (several)", "other"]
+    assert read_reports([several])[0] == report
+    damaged.write_text("[1]", encoding="utf-8")
+    for file in (damaged, tmp_path / "absent.json"):
+        with pytest.raises(DataError, match=file.name):
+            read_reports([one, file])
 
 
 def test_optional_parts_may_be_absent(report: EvalReport) -> None:
