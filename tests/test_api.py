@@ -58,8 +58,10 @@ def test_a_packed_baseline_counts_its_weights(model: Path, packed: Path, same: b
         other = packed.with_name("int8")
         llmquant.quantize(model, "int8", other, overwrite=True)
     report = evaluate(other, packed)
+    assert report.baseline
     assert report.baseline.parameters == report.quantized.parameters == tiny_llama().num_parameters()
-    bits = report[Memory].baseline.bits_per_weight
+    before = report[Memory].baseline
+    bits = before and before.bits_per_weight
     assert bits is not None
     assert 4 < bits < 9
     assert (report[Divergence].kl.mean == 0.0) == same
@@ -179,4 +181,5 @@ def test_progress_has_totals_from_the_start(model: Path, packed: Path) -> None:
 )
 def test_dtype_is_that_of_the_loss(model: Path, packed: Path, dtype: str, loss: str, computed: str) -> None:
     report = evaluate(packed, model, dtype=dtype)
+    assert report.baseline
     assert (report.loss_dtype, report.baseline.dtype, report.quantized.dtype) == (loss, computed, computed)

@@ -156,7 +156,7 @@ class Compared(NamedTuple):
 
     scores: TokenScores
     divergence: Divergence
-    perplexity: Perplexity
+    perplexity: Any  # a section of two models: nothing in it is None
 
 
 def compare(baseline: Any, quantized: Any, windows: Windows, **given: Any) -> Compared:

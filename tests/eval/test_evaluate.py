@@ -30,6 +30,7 @@ from tests.eval.conftest import compare, pair_of
 
 def test_report_holds_what_was_measured(report: EvalReport, baseline) -> None:
     parameters = sum(parameter.numel() for parameter in baseline.parameters())
+    assert report.baseline
     assert report.baseline.parameters == report.quantized.parameters == parameters
     memory = report[Memory].quantized
     assert memory.bits_per_weight == pytest.approx(32.0)
