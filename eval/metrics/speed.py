@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llmquant.eval.result import EvalReport
 
 PLACE = 50
+ALONE = True
 ABSENT = "Speed was not measured."
 Options = ThroughputOptions
 
@@ -73,7 +74,7 @@ def measure(pair: Pair, options: ThroughputOptions) -> Section:
 
 
 def _race(pair: Pair, options: ThroughputOptions) -> Speeds:
-    dense, left_out = dense_versions(pair.baseline)
+    dense, left_out = ({}, []) if pair.alone else dense_versions(pair.baseline)
     contenders = [Contender(name, model) for name, model in dense.items()]
     contenders += [Contender("", model, dense=False) for model in pair.candidates]
     speeds = bench(contenders, options, progress=pair.progress)
