@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, overload
 from llmquant.compare import compare
 from llmquant.engine.prepare import plan_only, prepare
 from llmquant.engine.run import RunResult, run
-from llmquant.errors import RecipeError
+from llmquant.errors import OutputError, RecipeError
 from llmquant.eval import EvalOptions, EvalReport
 from llmquant.progress import Progress
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.schema import recipe_to_dict
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from llmquant.recipe.plan import Plan
     from llmquant.recipe.schema import Recipe
 
@@ -37,11 +39,20 @@ def plan(
     return plan_only(source, load_recipe(recipe), trust_remote_code=trust_remote_code)
 
 
+@overload
 def quantize(
-    source: str | Path,
+    source: PreTrainedModel, recipe: str | Path | Mapping[str, Any] | Recipe, out: None = None, **more: Any
+) -> PreTrainedModel: ...
+@overload
+def quantize(
+    source: str | Path | PreTrainedModel, recipe: str | Path | Mapping[str, Any] | Recipe, out: str | Path, **more: Any
+) -> RunResult: ...
+def quantize(
+    source: str | Path | PreTrainedModel,
     recipe: str | Path | Mapping[str, Any] | Recipe,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
+    tokenizer: Any = None,
     calibration: str | None = None,
     revision: str | None = None,
     resume: bool = False,
@@ -49,16 +60,23 @@ def quantize(
     device: str = "auto",
     trust_remote_code: bool = False,
     progress: Progress | None = None,
-) -> RunResult:
-    """Quantize a checkpoint into a folder, one block at a time.
+) -> RunResult | PreTrainedModel:
+    """Quantize a checkpoint into a folder, one block at a time; or a model that is loaded already.
+
+        llmquant.quantize("org/model", "int4-g128", "out")         # a folder; a finished run is returned
+        llmquant.quantize(model, "int4-g128")                      # the same object, packed in place
+        llmquant.quantize(model, "int4-g128-gptq", tokenizer=tok)  # a recipe with calibration
+        llmquant.quantize(model, "int4-g128", "out")               # a folder; the model stays as it is
 
     The folder appears when it is complete and verified. Until then the work is in OUT.partial, and a run that was
-    killed goes on with `resume=True`, to the same bytes.
+    killed goes on with `resume=True`, to the same bytes. A model object is in evaluation mode, whole and on one device;
+    in memory its result is that of `from_pretrained` with a `RecipeConfig`, and an error leaves the model as it was.
 
     Args:
-        source: model folder or hub id, with 16- or 32-bit safetensors.
+        source: model folder or hub id, with 16- or 32-bit safetensors; or a transformers model.
         recipe: preset name, file, mapping, or `Recipe`.
-        out: the new folder.
+        out: the new folder; may be left out for a model object.
+        tokenizer: of a model object; by default the one in the folder that it was loaded from, or its hub id's.
         calibration: a text file or data set (see `Calibration.dataset`) in place of the one that the recipe names.
         revision: branch, tag or commit of a hub id.
         resume: continue an interrupted run.
@@ -74,8 +92,38 @@ def quantize(
     loaded = load_recipe(recipe)
     if calibration is not None:
         loaded = _with_calibration(loaded, calibration)
+    if not isinstance(source, (str, Path)):
+        if revision is not None or trust_remote_code:
+            raise RecipeError(
+                "revision and trust_remote_code are for folders and hub ids; this model is loaded already"
+            )
+        if out is None and (resume or overwrite):
+            raise RecipeError("resume and overwrite are for a folder; name it, or leave them out")
+        return _quantize_object(
+            source, loaded, None if out is None else Path(out), tokenizer=tokenizer, resume=resume,
+            overwrite=overwrite, device=device, progress=progress,
+        )  # fmt: skip
+    if out is None:
+        raise OutputError(
+            f"name the new folder: llmquant.quantize({str(source)!r}, recipe, out); without one, quantize a model that "
+            "is loaded, or load it with quantization_config=llmquant.RecipeConfig(recipe)"
+        )
+    if tokenizer is not None:
+        raise RecipeError(f"tokenizer is for a model that is loaded; {source} has its own")
     prepared = prepare(source, loaded, revision=revision, trust_remote_code=trust_remote_code)
     return run(prepared, Path(out), resume=resume, overwrite=overwrite, device=device, progress=progress)
+
+
+def _quantize_object(
+    model: PreTrainedModel, recipe: Recipe, out: Path | None, *, tokenizer: Any, resume: bool, overwrite: bool,
+    device: str, progress: Progress | None,
+) -> RunResult | PreTrainedModel:  # fmt: skip
+    from llmquant.hf.in_place import prepared_model, quantize_in_place
+
+    if out is None:
+        return quantize_in_place(model, recipe, tokenizer=tokenizer, device=device, progress=progress)
+    with prepared_model(model, recipe, out, tokenizer=tokenizer, resume=resume, overwrite=overwrite) as prepared:
+        return run(prepared, out, resume=resume, overwrite=overwrite, device=device, progress=progress)
 
 
 def _with_calibration(recipe: Recipe, dataset: str) -> Recipe:

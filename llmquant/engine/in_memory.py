@@ -17,6 +17,7 @@ from llmquant.engine.weights import Work
 from llmquant.models.edits import Edit
 from llmquant.models.skeleton import build_skeleton
 from llmquant.models.source import Edited, Loaded
+from llmquant.progress import Progress
 from llmquant.recipe.plan import MatrixRow, Plan
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 
 
 def quantize_loaded(
-    model: PreTrainedModel, plan: Plan, windows: Tensor | None, device: str | torch.device = "cpu"
+    model: PreTrainedModel,
+    plan: Plan,
+    windows: Tensor | None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
 ) -> QuantizedInMemory:
     """Quantize what a plan names in `model`, which itself is not changed.
 
@@ -38,7 +43,7 @@ def quantize_loaded(
     source = Loaded(model)
     skeleton = build_skeleton(model.config, trust_remote_code=runs_remote_code(model))
     work = Work(skeleton, plan, Edited(source), {name: name for name in source.tensors}, converted=False)
-    sink = QuantizedInMemory([None, *range(len(work.blocks))])
+    sink = QuantizedInMemory([None, *range(len(work.blocks))], progress)
     drive(work, windows, sink, Setting(resolve_device(device)))
     return sink
 
@@ -50,8 +55,9 @@ class QuantizedInMemory:
     what is not quantized too.
     """
 
-    def __init__(self, blocks: Sequence[int | None]) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: Sequence[int | None], progress: Progress | None = None) -> None:
+        self.blocks, self._progress = blocks, progress or Progress()
+        self._progress.stage("quantize", len(blocks), unit="blocks")
         self.results: dict[str, LayerResult] = {}
         self.edits: list[Edit] = []
         self._emitted: set[int | None] = set()
@@ -67,3 +73,6 @@ class QuantizedInMemory:
         self.edits += edits
         self.results |= {name: result for name, (result, _) in results.items()}
         self._emitted.add(block)
+        for name, (result, _) in results.items():
+            self._progress.layer(name, result.loss)
+        self._progress.step()

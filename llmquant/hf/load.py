@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from llmquant.hf.stored import check_shapes
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.models.skeleton import config_from
 from llmquant.nn.accuracy import Accuracy, set_accuracy
-from llmquant.words import dtype_name
+from llmquant.words import did_you_mean, dtype_name, listed
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def load(
     accuracy: Accuracy = "exact",
     trust_remote_code: bool = False,
     verify: bool = False,
+    **options: Any,
 ) -> PreTrainedModel:
     """Load a causal language model; integer weights stay packed.
 
@@ -49,14 +51,16 @@ def load(
         accuracy: of the kernels: "exact" or "fast"; `llmquant.nn.accuracy.set_accuracy` changes it later.
         trust_remote_code: run code that comes with the checkpoint, if its architecture needs it.
         verify: read everything first and compare it with the digests in llmquant.json, as `llmquant verify` does.
+        options: further arguments of `from_pretrained`, such as `attn_implementation` and `max_memory`.
 
     Raises:
         CheckpointError: if the checkpoint is missing, unfinished, damaged, incomplete or unsafe, or needs code that is
             not trusted.
-        RecipeError: if `dtype` is none that a model can have.
+        RecipeError: if `dtype` is none that a model can have, or an option makes no sense here.
     """
     register()
     check_dtype(dtype)
+    _check_options(options)
     checkpoint = open_model(source, trust_remote_code=trust_remote_code)
     folder = checkpoint.folder
     if verify and (note := verify_folder(folder).note):
@@ -65,10 +69,12 @@ def load(
     config = config_from(checkpoint.config, trust_remote_code=trust_remote_code)
     check_shapes(checkpoint, config, trust_remote_code=trust_remote_code)
     advice = "its files are damaged or do not belong together"
+    if options:
+        advice += f", or it takes no such {' or '.join(options)}"
     with foreign(f"{folder}: transformers cannot load it; {advice}"), remote_code_of(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=trust_remote_code, **options,
         )  # fmt: skip
     model, info = loaded
     if info["missing_keys"]:
@@ -80,6 +86,29 @@ def load(
     if not packed and stays_packed(model):
         model = model.dequantize()
     return model
+
+
+_OPTIONS = (
+    "attn_implementation", "experts_implementation", "max_memory", "offload_folder", "offload_buffers",
+    "generation_config", "tp_plan", "tp_size", "device_mesh", "distributed_config", "use_kernels", "kernel_config",
+    "allow_all_kernels", "key_mapping", "disable_mmap", "fusion_config",
+)  # fmt: skip
+_FROM_PRETRAINED = "quantize with llmquant.quantize and load the result, or call from_pretrained with a RecipeConfig"
+_NO_OPTIONS = {
+    "quantization_config": f"the checkpoint says itself how it is quantized; for another, {_FROM_PRETRAINED}",
+    "load_in_4bit": _FROM_PRETRAINED,
+    "load_in_8bit": _FROM_PRETRAINED,
+    "torch_dtype": "it is called dtype",
+    "use_safetensors": "weights are read from safetensors only, as loading a pickle can run any code",
+}
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name not in _OPTIONS:
+            known = f"; of from_pretrained's arguments it takes {listed(_OPTIONS)}"
+            advice = f"; {_NO_OPTIONS[name]}" if name in _NO_OPTIONS else did_you_mean(name, _OPTIONS) or known
+            raise RecipeError(f"llmquant.load takes no {name!r}{advice}")
 
 
 def open_model(source: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:

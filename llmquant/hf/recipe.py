@@ -44,6 +44,7 @@ from llmquant.models.skeleton import take_inventory
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.linear import PackedLinear
 from llmquant.nn.storage import PackedStorage
+from llmquant.progress import Progress
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.plan import MatrixRow, Plan, make_plan
 from llmquant.recipe.schema import Recipe
@@ -176,13 +177,25 @@ class RecipeQuantizer(OnLoadQuantizer):
             raise CheckpointError(f"the checkpoint lacks {next(iter(self._pending))}")
         if self.by_block:
             self._quantize_blocks(model, self.plan)
-        made = self._made(model, self.plan)
+        self._complete(model, self.plan)
+
+    def quantize_loaded(self, model: PreTrainedModel, progress: Progress | None = None) -> None:
+        """Quantize a dense model that is complete already, in place; if it fails, the model is as it was."""
+        self.plan = plan = make_plan(self.quantization_config.recipe, take_inventory(model))
+        _check_plan(plan)
+        if needs_calibration(plan.recipe, plan.quantized):
+            self._calibration = self._load_calibration(model, plan)
+        self._quantize_blocks(model, plan, progress)
+        self._complete(model, plan)
+
+    def _complete(self, model: PreTrainedModel, plan: Plan) -> None:
+        made = self._made(model, plan)
         if made["counters"]:
             log.warning(
                 "while quantizing: %s", ", ".join(f"{name} {n}" for name, n in sorted(made["counters"].items()))
             )
         finish(model)
-        quantizer = PackedQuantizer(CompressedTensorsConfig(model_quantization_config(self.plan)))
+        quantizer = PackedQuantizer(CompressedTensorsConfig(model_quantization_config(plan)))
         quantizer.made = made
         mark_as_packed(model, quantizer)
 
@@ -199,9 +212,9 @@ class RecipeQuantizer(OnLoadQuantizer):
             log.warning("calibration: %s", data.note)
         return data
 
-    def _quantize_blocks(self, model: PreTrainedModel, plan: Plan) -> None:
+    def _quantize_blocks(self, model: PreTrainedModel, plan: Plan, progress: Progress | None = None) -> None:
         windows = self._calibration.windows if self._calibration else None
-        done = quantize_loaded(model, plan, windows, self.quantization_config.device)
+        done = quantize_loaded(model, plan, windows, self.quantization_config.device, progress)
         packed = {row.matrix.key for row in plan.quantized}
         apply_edits(model, [edit for edit in done.edits if edit.name not in packed])
         for row in plan.quantized:
@@ -217,10 +230,8 @@ class RecipeQuantizer(OnLoadQuantizer):
         self.layers[row.name] = record
 
     def _made(self, model: PreTrainedModel, plan: Plan) -> dict[str, Any]:
-        name = str(model.name_or_path or "")
         identity = {name: version(name) for name in ("llmquant", "torch", "transformers")}
-        source = str(Path(name).resolve()) if Path(name).is_dir() else name  # as a run tells it
-        return describe(plan, source, identity, self._calibration, self.layers)
+        return describe(plan, source_of(model), identity, self._calibration, self.layers)
 
 
 class _QuantizeOnLoad(ConversionOps):
@@ -254,6 +265,14 @@ class _QuantizeOnLoad(ConversionOps):
             except LlmquantError as error:  # the loader would bury it in a RuntimeError; it is raised after loading
                 self._quantizer.error = error
         return loaded
+
+
+def source_of(model: PreTrainedModel) -> str:
+    """Where a model came from, as a run tells it: the whole path of a folder, a hub id, or its class in parentheses."""
+    name = str(model.name_or_path or "")
+    if not name:
+        return f"({type(model).__name__})"
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _packed(module: nn.Module, result: LayerResult, scheme: Scheme) -> PackedStorage:

@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from llmquant import formats
 from llmquant.compat.quantizers import made_in_memory
-from llmquant.compat.remote_code import runs_remote_code
 from llmquant.engine.output.folder import PROVENANCE, is_finished, read_provenance
 from llmquant.engine.output.verify import hash_bytes, hash_file
-from llmquant.engine.prepare import small_files
-from llmquant.errors import CheckpointError, OutputError
-from llmquant.formats.safetensors_file import copy_file, write_json_atomic
+from llmquant.errors import OutputError
+from llmquant.formats.safetensors_file import write_json_atomic
+from llmquant.hf.in_place import copy_tokenizer
 from llmquant.hub.access import check_access, network_errors
 from llmquant.hub.files import CARD, WEIGHTS
 from llmquant.hub.push import push_to_hub
-from llmquant.models.config_file import leads_outside
-from llmquant.models.hub import locate
 from llmquant.nn.counting import is_packed
 
 if TYPE_CHECKING:
@@ -64,7 +61,7 @@ def push_model(
     with TemporaryDirectory(prefix="llmquant-push-") as temporary:
         folder = Path(temporary)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        if not _copy_tokenizer(model, folder):
+        if not copy_tokenizer(model, folder):
             log.warning("%s gets no tokenizer; tokenizer.push_to_hub(%r) adds one", repo, repo)
         _write_provenance(model, made, folder)
         if tags:
@@ -95,20 +92,6 @@ def origin_of(model: PreTrainedModel) -> Mapping[str, Any] | None:
         return read_provenance(Path(hf_hub_download(name, PROVENANCE)).parent)
     except (*network_errors(), HFValidationError):
         return None
-
-
-def _copy_tokenizer(model: PreTrainedModel, folder: Path) -> bool:
-    """Copy what lies beside the weights where a model came from; whether anything did."""
-    try:
-        source = locate(model.name_or_path or "")
-    except CheckpointError:
-        return False
-    there = {path.name for path in folder.iterdir()}
-    found = [path for path in small_files(source, code=runs_remote_code(model)) if path.name not in there]
-    for path in found:
-        if not leads_outside(path):
-            copy_file(path, folder / path.name)
-    return any("token" in path.name for path in found)
 
 
 def _write_provenance(model: PreTrainedModel, made: Mapping[str, Any], folder: Path) -> None:

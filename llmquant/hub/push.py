@@ -147,7 +147,7 @@ def _base(source: str, given: str | None, token: str | None) -> tuple[Base, list
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     folder, notes = Path(source), []
-    on_hub = given is not None or not folder.is_absolute()
+    on_hub = given is not None or not (folder.is_absolute() or source.startswith("("))  # a model without a source
     name = given or (source if on_hub else folder.name)
     if not on_hub:
         notes.append("the base model is a local folder; --base-model ORG/NAME lets the hub link to it")

@@ -106,3 +106,26 @@ def test_a_format_that_is_not_run_is_refused_before_anything_is_read(tmp_path: P
         CheckpointError, match="in the format gguf, which llmquant writes and verifies but does not run"
     ):
         load(tmp_path)
+
+
+def test_options_of_from_pretrained_go_through(dense_folder: Folder, tmp_path: Path) -> None:
+    folder = quantize(dense_folder("llama"), "int4-g32", tmp_path / "q").folder
+    for name in ("eager", "sdpa"):
+        assert load(folder, attn_implementation=name).config._attn_implementation == name
+    with pytest.raises(CheckpointError, match="takes no such attn_implementation"):
+        load(folder, attn_implementation="nonsense")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("quantization_config", "says itself how it is quantized.* RecipeConfig"),
+        ("load_in_4bit", r"quantize with llmquant\.quantize"),
+        ("torch_dtype", "called dtype"),
+        ("use_safetensors", "pickle"),
+        ("atn_implementation", "did you mean 'attn_implementation'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything_is_read(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load(tmp_path, **{name: None})
