@@ -1,6 +1,7 @@
 # make demo    the whole story on the bundled model: quantize, evaluate, report.html
 # make test    the test suite            make test-slow   what it leaves out, such as the install matrix
 # make lint    format, lint, types, import contracts
+# make docs    the documentation as a site, into build/site
 # make native  the C++ kernels into the source tree, for work without an editable install
 # make sanitize    the kernels against plain loops, under address, undefined-behaviour and thread sanitizers; 2 minutes
 # make emulate     the same on emulated processors: ARM, cross compiled, and x86-64 without AVX-512 and without AVX
@@ -23,7 +24,7 @@ DEMO_READY := $(VENV)/.installed
 DEV_READY := $(VENV)/.installed-dev
 endif
 
-.PHONY: demo test test-slow lint format native sanitize neon older emulate clean
+.PHONY: demo test test-slow lint docs format native sanitize neon older emulate clean
 
 demo: $(DEMO_READY)
 	$(BIN)/llmquant demo
@@ -39,6 +40,9 @@ lint: $(DEV_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
+
+docs: $(DEV_READY)
+	$(BIN)/mkdocs build --strict
 
 format: $(DEV_READY)
 	$(BIN)/ruff check --fix .

@@ -178,7 +178,7 @@ _OF_A_ROOM = {
     "spills": "the machine code of the C++ library",
     "inline_asm": "the machine code of the Triton kernels",
 }
-_OF_THE_REPOSITORY = {"constraints", "install", "packaging", "shapes", "structure"}
+_OF_THE_REPOSITORY = {"constraints", "examples", "install", "packaging", "shapes", "structure"}
 
 
 def test_a_test_lies_where_what_it_tests_lies(repository: Path) -> None:
