@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from llmquant.eval.contender import Contender
 from llmquant.eval.fitting import fitting
 from llmquant.eval.metrics.memory import measure_memory, parameter_bytes
 from llmquant.eval.precision import in_accuracy
+from llmquant.eval.slowness import explained
 from llmquant.eval.speeds import Row, Speeds, Timed
 from llmquant.eval.static_decoding import StaticDecoding
-from llmquant.eval.throughput import Cell, ThroughputOptions, Timing, quiet, time_once, timed_rounds
+from llmquant.eval.throughput import Cell, ThroughputOptions, Timing, quiet, time_once, timed_rounds, tokens
 from llmquant.machine import OtherPrograms
-from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used, set_accuracy
+from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used
 from llmquant.nn.counting import is_packed
 from llmquant.progress import Progress
 from llmquant.turns import take_turns
@@ -32,17 +33,6 @@ from llmquant.words import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """A model that takes part. One model may do so in both accuracies, and with both caches."""
-
-    name: str  # for the report
-    model: PreTrainedModel
-    accuracy: Accuracy | None = None  # of its kernels; None leaves them as they are
-    static: bool = False  # whether the cache has a fixed size; on a CUDA device decoding is a CUDA graph then
-    dense: bool | None = None  # whether others are compared with it; None: if it has no packed layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +79,16 @@ def bench(
         results, count = list(zip(*rounds, strict=True)), len(contenders) + len(peers)
         timed = [_timed(result, peak) for result, peak in zip(results, peaks, strict=True)]
         rows = [_row(each, tuple(timed[place::count])) for place, each in enumerate([*contenders, *peers])]
-    return Speeds(
-        cells=cells,
-        left_out=left_out,
-        decode_tokens=options.decode_tokens,
-        memory_note=note,
-        others=others.share(),
-        load_average=load,
-        rows=tuple(rows),
-    )
+        speeds = Speeds(
+            cells=cells,
+            left_out=left_out,
+            decode_tokens=options.decode_tokens,
+            memory_note=note,
+            others=others.share(),
+            load_average=load,
+            rows=tuple(rows),
+        )
+        return explained(speeds, contenders)
 
 
 def _load_average() -> float | None:
@@ -108,9 +99,7 @@ def _runs(
     contenders: Sequence[Contender], peers: Sequence[Peer], cell: Cell, decode_tokens: int
 ) -> list[Callable[[], Timing]]:
     """What times each of them in a cell once, all on the same tokens."""
-    vocabulary = contenders[0].model.config.get_text_config().vocab_size
-    shape, generator = (cell.batch_size, cell.context + decode_tokens), torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, shape, generator=generator)
+    ids = tokens(contenders[0].model, cell, decode_tokens)
     return [*(_run(each, ids, cell.context) for each in contenders), *(partial(each.run, cell) for each in peers)]
 
 
@@ -119,15 +108,10 @@ def _run(contender: Contender, ids: Tensor, context: int) -> Callable[[], Timing
     once = StaticDecoding(model, ids, context) if contender.static else partial(time_once, model, ids, context)
 
     def run() -> Timing:
-        _choose(contender)
+        contender.choose()
         return once()
 
     return run
-
-
-def _choose(contender: Contender) -> None:
-    if contender.accuracy is not None:
-        set_accuracy(contender.model, contender.accuracy)
 
 
 def _warm_up(
@@ -157,7 +141,7 @@ def _row(contender: Contender | Peer, cells: tuple[Timed, ...]) -> Row:
             name=contender.name, dtype="", dense=False, accuracy=None, static=False, kernels={},
             parameter_bytes=contender.parameter_bytes, cells=cells,
         )  # fmt: skip
-    _choose(contender)
+    contender.choose()
     model = contender.model
     return Row(
         name=contender.name,

@@ -42,11 +42,16 @@ def change(ratio: Estimate) -> str:
     return f"{text} [{100 * (ratio.low - 1):+.{digits}f}, {100 * (ratio.high - 1):+.{digits}f}]"
 
 
+def is_slower(ratio: Spread) -> bool:
+    """Whether even the upper quartile lies below 1."""
+    return ratio.q75 is not None and ratio.q75 < 1
+
+
 def speedup(ratio: Spread) -> tuple[str, str]:
     """Quantized over baseline with its quartiles, and "faster", "slower" or, where they do not tell, "equal"."""
     if ratio.q25 is None or ratio.q75 is None:
         return f"{ratio.median:.2f}x", "equal"
-    kind = "slower" if ratio.q75 < 1 else "faster" if ratio.q25 > 1 else "equal"
+    kind = "slower" if is_slower(ratio) else "faster" if ratio.q25 > 1 else "equal"
     return f"{ratio.median:.2f}x ({ratio.q25:.2f}–{ratio.q75:.2f})", kind
 
 

@@ -81,6 +81,8 @@ def _caption(speeds: Speeds) -> Text:
             f"median (quartiles){_ratios(speeds)}; memory: weights + rise of the peak at work, with the cache in it",
             style="dim",
         )
+    for line in reasons(speeds):
+        found.append(f"\n{line}", style="red")
     for each in speeds.left_out:
         found.append(f"\nleft out: {printable(each)}", style="yellow")
     if warning := busy_warning(speeds):
@@ -98,6 +100,15 @@ def _ratios(speeds: Speeds) -> str:
     return f"; below, round by round, the ratio to {labels(speeds.rows)[0]}" + (
         f" and to the fastest dense row ({FASTEST.strip()})" if marked else ""
     )
+
+
+def reasons(speeds: Speeds) -> list[str]:
+    """Why rows are slower than a dense one, wherever they are."""
+    return [
+        f"slower: {name}, {each.phase}, {each.cell}: {'; '.join(each.because)}"
+        for row, name in zip(speeds.rows, labels(speeds.rows), strict=True)
+        for each in row.slower
+    ]
 
 
 def busy_warning(speeds: Speeds) -> str | None:

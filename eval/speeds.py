@@ -35,6 +35,19 @@ class Timed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slower:
+    """Where a row was slower than a dense one, and what the run shows of why."""
+
+    cell: Cell
+    phase: Phase
+    against: str  # name of the dense row, the fastest that was faster
+    packed: tuple[float, float]  # seconds of a pass in the layers that the row packs, in itself and in the dense row
+    kept: tuple[float, float]  # in other linear layers
+    rest: tuple[float, float]  # attention, norms, Python
+    because: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """What was measured of one contender."""
 
@@ -46,6 +59,7 @@ class Row:
     kernels: dict[str, int]  # packed layers by kernel; none for a dense model, which torch runs
     parameter_bytes: int  # memory of weights
     cells: tuple[Timed, ...]  # in the order of `Speeds.cells`
+    slower: tuple[Slower, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,12 @@ class Timing(NamedTuple):
     cache_bytes: int | None = None
 
 
+def tokens(model: PreTrainedModel, cell: Cell, decode_tokens: int) -> Tensor:
+    """(batch_size, context + decode_tokens) random token ids, always the same."""
+    shape, generator = (cell.batch_size, cell.context + decode_tokens), torch.Generator().manual_seed(0)
+    return torch.randint(model.config.get_text_config().vocab_size, shape, generator=generator)
+
+
 def timed_rounds(
     runs: Sequence[Callable[[], Timing]], options: ThroughputOptions, progress: Progress
 ) -> list[list[Timing]]:

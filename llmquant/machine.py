@@ -16,6 +16,7 @@ VERSIONED = ("llmquant", "torch", "transformers")  # what decides the numbers of
 NOT_INSTALLED = "not installed"
 BUSY = 0.15  # share of the processors that other programs take, from which on timings say little
 _STAT = Path("/proc/stat")
+_CPUINFO = Path("/proc/cpuinfo")
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 
@@ -89,12 +90,18 @@ def _busy_seconds() -> float | None:
 
 def cpu_name() -> str:
     """Name of the processor."""
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    if _CPUINFO.is_file():
+        for line in _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def multiplies_bfloat16() -> bool | None:
+    """Whether the processor has instructions that multiply bfloat16; None where the system does not tell."""
+    lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines() if _CPUINFO.is_file() else []
+    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), None)
+    return None if flags is None else bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
 def device_name(device: torch.device) -> str:

@@ -22,6 +22,7 @@ from llmquant.eval.metrics.worst import Section as Worst
 from llmquant.eval.metrics.worst import visible
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
+from llmquant.eval.speeds import Slower
 from llmquant.eval.statistics import Estimate, Spread
 from llmquant.eval.table import render_table
 from llmquant.words import bytes_text, number, percent, printable
@@ -242,6 +243,19 @@ def test_a_model_alone_has_speeds_without_ratios(report: EvalReport) -> None:
     assert "decode 8.00 tok/s" in alone.sentence()
     assert "8.00 (8.00–8.00)" in _printed([alone])
     assert "8.00 tok/s" in _parsed(render_page([alone])).text
+
+
+def test_why_a_model_is_slower_stands_below_the_table(report: EvalReport) -> None:
+    section = report[Speed]
+    reason = Slower(
+        cell=section.cells[0], phase="decode", against="float32", packed=(2.0, 1.0), kept=(1.0, 1.0), rest=(1.0, 1.0),
+        because=("a decode step takes long", "[red]that is so"),
+    )  # fmt: skip
+    rows = (*section.dense, dataclasses.replace(section.quantized, slower=(reason,)))
+    shown = changed(report, speed={"rows": rows})
+    said = "decode, batch 1, context 16: a decode step takes long; [red]that is so"
+    assert f"slower: int4-<b>test</b>, {said}" in " ".join(_printed([shown]).split())
+    assert EvalReport.from_json(shown.to_json())[Speed].rows == rows
 
 
 def test_what_was_not_timed_is_named(report: EvalReport) -> None:
