@@ -25,6 +25,17 @@ def test_what_memory_does_not_hold(baseline, monkeypatch, standing: int, kept: l
     assert left_out[-1].endswith(" are free")
 
 
+def test_caches_of_fixed_size_stay_for_all_cells(baseline, monkeypatch) -> None:
+    work, cache = 32 * 3 * 80 * 4, 34 * 2 * 2 * 2 * 8 * 4
+    monkeypatch.setattr(fitting, "free_bytes", lambda device: int((2 * work + 3 * cache) / 0.85) + 1)
+    cells = [Cell(1, 32), Cell(2, 32)]
+    assert fitting.fitting([baseline], cells, 2)[0] == tuple(cells)
+    assert fitting.fitting([baseline], cells, 2, standing=1)[0] == tuple(cells)
+    monkeypatch.setattr(fitting, "free_bytes", lambda device: int((2 * work + 2 * cache) / 0.85) + 1)
+    assert fitting.fitting([baseline], cells, 2)[0] == tuple(cells)
+    assert fitting.fitting([baseline], cells, 2, standing=1)[0] == (Cell(1, 32),)
+
+
 def test_a_system_that_tells_no_memory_leaves_nothing_out(baseline, monkeypatch) -> None:
     monkeypatch.setattr(fitting, "free_bytes", lambda device: None)
     assert fitting.fitting([baseline], [Cell(1000, 32)], 2) == ((Cell(1000, 32),), ())
