@@ -156,7 +156,7 @@ def cluster_share(hits: NDArray[np.bool_], clusters: NDArray[Any]) -> Estimate:
         return Estimate(share, note=too_little_text(n))
     tokens = float(counts.sum())
     independent = min(tokens, share * (1 - share) / error**2) if error else tokens
-    low, high = _score_interval(share, independent, student_quantile((1 + LEVEL) / 2, n - 1))
+    low, high = score_interval(share, independent, student_quantile((1 + LEVEL) / 2, n - 1))
     return Estimate(share, low, high, error)
 
 
@@ -174,7 +174,7 @@ def student_quantile(probability: float, freedom: int) -> float:
     return z + g1 / freedom + g2 / freedom**2 + g3 / freedom**3 + g4 / freedom**4
 
 
-def _score_interval(share: float, trials: float, z: float) -> tuple[float, float]:
+def score_interval(share: float, trials: float, z: float) -> tuple[float, float]:
     """The score interval of Wilson 1927, valid near 0 and 1, unlike the normal one."""
     scale = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / scale

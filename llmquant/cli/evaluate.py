@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmquant.cli import arguments
+from llmquant.cli import arguments, task_arguments
 from llmquant.limits import limits
 from llmquant.words import escaped
 
@@ -47,6 +47,7 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument(
         "--dtype", default="auto", help="auto: loss in float32 if it fits, speed as stored; checkpoint; or a dtype"
     )
+    task_arguments.add(parser)
     parser.add_argument("--speed", type=arguments.seconds, metavar="S", help="seconds for throughput (20; 0: none)")
     parser.add_argument(
         "--noise-floor", action="store_const", const=True, help="of a loss in 16 bits: how much is rounding"
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             bos=args.bos, stride=args.stride,
             max_windows=args.max_windows, dtype=args.dtype, speed=args.speed, noise_floor=args.noise_floor,
             accuracy=args.accuracy, kernel=args.kernel, budget=dict(args.budget),
-            device=args.device, metrics=dict(args.metric), trust_remote_code=args.trust_remote_code,
+            device=args.device, metrics=task_arguments.asked(args), trust_remote_code=args.trust_remote_code,
             progress=display,
         )  # fmt: skip
     arguments.write_json(args.json, to_json(reports))

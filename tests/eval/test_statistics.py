@@ -13,13 +13,13 @@ from llmquant.eval.statistics import (
     MIN_WINDOWS,
     Estimate,
     Spread,
-    _score_interval,
     _skewness,
     cluster_bootstrap,
     cluster_share,
     cluster_sums,
     clustered_standard_error,
     exponential,
+    score_interval,
     spread,
     student_quantile,
 )
@@ -38,13 +38,13 @@ def test_standard_error_with_equal_clusters_is_that_of_their_means() -> None:
     assert clustered_standard_error(np.array([1.0]), np.array([5.0])) is None
 
 
-def test_score_interval_matches_published_values() -> None:
+def testscore_interval_matches_published_values() -> None:
     # Newcombe 1998, table I: 81 of 263 and 15 of 148; 0 of 20 and 1 of 29
     for successes, trials, low, high in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (1, 29, 0.0061, 0.1718)]:
-        found = _score_interval(successes / trials, trials, 1.959964)
+        found = score_interval(successes / trials, trials, 1.959964)
         assert found == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
-    assert _score_interval(0.0, 20, 1.96)[0] == 0.0
-    assert _score_interval(1.0, 20, 1.96)[1] == 1.0
+    assert score_interval(0.0, 20, 1.96)[0] == 0.0
+    assert score_interval(1.0, 20, 1.96)[1] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_windows_that_agree_too_well_are_no_more_than_their_tokens() -> None:
     found = cluster_share(hits, np.repeat(np.arange(8), 100))
     assert found.standard_error is not None
     assert found.standard_error < 0.002  # far below that of 800 tokens that have nothing to do with each other
-    assert (found.low, found.high) == _score_interval(401 / 800, 800, student_quantile(0.975, 7))
+    assert (found.low, found.high) == score_interval(401 / 800, 800, student_quantile(0.975, 7))
 
 
 def test_agreement_of_every_token_still_has_an_interval() -> None:

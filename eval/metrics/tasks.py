@@ -1,0 +1,238 @@
+"""Tasks of lm-evaluation-harness: how many answers of the baseline the quantized model keeps, loses and wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from llmquant.errors import DataError, RecipeError
+from llmquant.eval.lines import change
+from llmquant.eval.markup import element, table
+from llmquant.eval.metrics import base
+from llmquant.eval.metrics.base import Cell, Column, Panel
+from llmquant.eval.statistics import Estimate, exponential
+from llmquant.eval.tasks import require
+from llmquant.eval.tasks.result import Group, Measure, Task
+from llmquant.words import number, percent, printable
+
+if TYPE_CHECKING:
+    from llmquant.eval.pair import Facts, Pair
+    from llmquant.eval.result import EvalReport
+    from llmquant.eval.tasks.harness import Answer
+    from llmquant.eval.tasks.load import Loaded
+
+PLACE = 45
+BY_DEFAULT = False
+LIMITS = {"acc_drop": ("accuracy lost, in points", "largest_drop")}
+_HEAD = ("task", "documents", "measure", "baseline", "quantized", "change", "right → wrong", "wrong → right", "p")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which tasks.
+
+    Attributes:
+        names: of tasks or groups; "lambada", "piqa", "blimp" and "blimp_SET" work from files.
+        files: the file or folder with a task's data, by its name.
+        include: folders with definitions of tasks, in the harness's YAML.
+        limit: use only each task's first documents.
+        batch_size: sequences at once; chosen from the vocabulary and the longest text if None.
+    """
+
+    names: Sequence[str] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    include: Sequence[str] = ()
+    limit: int | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch_size"):
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise DataError(f"metric 'tasks' cannot have {name} {given}; at least 1")
+
+
+@dataclass(frozen=True)
+class Section(base.Section):
+    """Each task, and each group of tasks that was asked for.
+
+    Attributes:
+        harness: version of lm-evaluation-harness.
+        limit: of documents of each task.
+    """
+
+    harness: str
+    limit: int | None
+    tasks: tuple[Task, ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def rows(self) -> list[Task | Group]:
+        """Groups, and the tasks that are in none."""
+        grouped = {name for group in self.groups for name in group.members}
+        return [*self.groups, *(task for task in self.tasks if task.name not in grouped)]
+
+    @property
+    def largest_drop(self) -> Estimate:
+        """Of the accuracies of all rows, the first of each, in points; a task that gains has a negative one.
+
+        Raises:
+            RecipeError: if no task has an accuracy.
+        """
+        _, worst = worst_of(self)
+        found = worst.difference
+        low, high = (None if each is None else -100 * each for each in (found.high, found.low))
+        return Estimate(-100 * found.value, low, high, 100 * (found.standard_error or 0.0))
+
+
+def worst_of(section: Section) -> tuple[str, Measure]:
+    """The row that lost most of its accuracy; errors as in `Section.largest_drop`."""
+    found = [(row.name, measure) for row in section.rows if (measure := accuracy_of(row))]
+    if not found:
+        raise RecipeError("the budget acc_drop cannot be held: none of the tasks has an accuracy")
+    return min(found, key=lambda each: each[1].difference.value)
+
+
+def accuracy_of(row: Task | Group) -> Measure | None:
+    """The first accuracy of a task or group."""
+    return next((each for each in row.measures if each.kind == "accuracy"), None)
+
+
+def check(facts: Facts, options: Options) -> None:
+    """The harness must be there, and all tasks with their data."""
+    _load(options)
+
+
+def _load(options: Options) -> Loaded:
+    if not options.names:
+        raise DataError(
+            'metric \'tasks\' needs the names of tasks, such as --tasks lambada,piqa or {"names": ["piqa"]}'
+        )
+    require()
+    from llmquant.eval.tasks.load import load
+
+    return load(options.names, options.files, options.include)
+
+
+def measure(pair: Pair, options: Options) -> Section:
+    """Both models answer, computing as while losses are measured; the baseline once for all candidates."""
+    loaded = _load(options)
+    from lm_eval import __version__
+
+    from llmquant.eval.tasks.compare import compare
+    from llmquant.eval.tasks.harness import ask
+
+    def answers(who: str) -> dict[str, tuple[Answer, ...]]:
+        model = getattr(pair, who)
+        with pair.as_scored(model):
+            return ask(
+                model, pair.tokenizer, loaded, pair.progress, who=who, limit=options.limit,
+                batch_size=options.batch_size,
+            )  # fmt: skip
+
+    before, after = pair.once("tasks", lambda: answers("baseline")), answers("quantized")
+    return Section(__version__, options.limit, *compare(loaded, before, after, seed=pair.options.seed))
+
+
+def points(difference: Estimate) -> str:
+    """A change of an accuracy in percentage points with its interval, such as "−1.6 [−2.9, −0.3]"."""
+    if difference.low is None or difference.high is None:
+        return _signed(difference.value)
+    return f"{_signed(difference.value)} [{_signed(difference.low)}, {_signed(difference.high)}]"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def _value(measure: Measure, of: str) -> str:
+    value = getattr(measure, of).value
+    return percent(value) if measure.kind == "accuracy" else number(value)
+
+
+def _change(measure: Measure) -> str:
+    if measure.kind == "accuracy":
+        return points(measure.difference)
+    if measure.kind == "perplexity":
+        return change(exponential(measure.difference))
+    found = measure.difference
+    return f"{found.value:+.3g}" + ("" if found.low is None else f" [{found.low:+.3g}, {found.high:+.3g}]")
+
+
+def columns(section: Section, report: EvalReport) -> list[Column]:
+    """The accuracy in each row, for the page; the terminal has a table of its own."""
+    found = []
+    for row in section.rows:
+        if measure := accuracy_of(row):
+            flips = measure.flips
+            below = (points(measure.difference),)
+            more = (f"{flips.right_to_wrong} lost, {flips.wrong_to_right} won",) if flips else ()
+            cells = Cell(_value(measure, "baseline")), Cell(_value(measure, "quantized"), below, more)
+            found.append(Column(row.name, _note(section, report), *cells, terminal=False))
+    return found
+
+
+def _note(section: Section, report: EvalReport) -> str:
+    first = f" Only the first {section.limit} documents of each task." if section.limit else ""
+    return (
+        f"Tasks of lm-evaluation-harness {section.harness}, no chat template; both models computed in "
+        f"{report.loss_note}. The change is in percentage points with the score interval for paired samples (Tango); "
+        "lost: right answers of the baseline that are wrong now; p: McNemar's exact test. Groups average their tasks."
+        f"{first}"
+    )
+
+
+def words(section: Section, report: EvalReport) -> list[str]:
+    """The row that lost most."""
+    if not any(map(accuracy_of, section.rows)):
+        return []
+    name, worst = worst_of(section)
+    which = "" if len(section.rows) == 1 else f", the worst of {len(section.rows)} tasks"
+    return [f"{name} {points(worst.difference)} points{which}"]
+
+
+def tables(reports: Sequence[EvalReport]) -> list[Table]:
+    """A row for each measure of each row."""
+    if not (measured := Section.of(reports)):
+        return []
+    found = Table(title=Text("\ntasks: lost and won are answers; change in points, or in % of a perplexity"))
+    found.title_justify, found.box, found.header_style, found.pad_edge = "left", None, "dim", False
+    for head in ("model", "task"):
+        found.add_column(head, overflow="fold")
+    for head in ("baseline", "quantized", "change", "lost", "won", "p"):
+        found.add_column(head, justify="right", overflow="fold")
+    for name, section in measured:
+        shown = printable(name)
+        for row in section.rows:
+            for measure in row.measures:
+                task = row.name if measure is row.measures[0] else f"  {measure.name}"
+                found.add_row(Text(shown), Text(printable(task)), *_cells(measure))
+                shown = ""
+    return [found]
+
+
+def _cells(measure: Measure) -> list[str]:
+    flips = measure.flips
+    changed = [str(flips.right_to_wrong), str(flips.wrong_to_right), number(flips.p, 2)] if flips else ["", "", ""]
+    return [_value(measure, "baseline"), _value(measure, "quantized"), _change(measure), *changed]
+
+
+def panels(reports: Sequence[EvalReport]) -> list[Panel]:
+    """All measures of all tasks, and groups, in a table a report."""
+    known = Section.of(reports)
+    parts = [(name, table(_HEAD, list(map(_row, _lines(section))), "tasks")) for name, section in known]
+    return Panel.folded("Tasks", parts)
+
+
+def _lines(section: Section) -> list[tuple[Task | Group, Measure]]:
+    return [(row, measure) for row in (*section.groups, *section.tasks) for measure in row.measures]
+
+
+def _row(line: tuple[Task | Group, Measure]):
+    row, measure = line
+    cells = [str(row.size), measure.name, *_cells(measure)]
+    return element("tr", element("th", row.name, scope="row"), *(element("td", cell, class_="num") for cell in cells))

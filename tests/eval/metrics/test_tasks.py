@@ -1,0 +1,186 @@
+"""Two models' answers as a section of the report."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from llmquant.data.windows import make_windows
+from llmquant.errors import DataError, QuantizationError, RecipeError
+from llmquant.eval import EvalOptions, EvalReport, Subject, evaluate
+from llmquant.eval import tasks as package
+from llmquant.eval.metrics import find
+from llmquant.eval.metrics.tasks import Options, Section, check
+from llmquant.eval.pair import Facts, pairs
+from llmquant.eval.report import render_page
+from llmquant.eval.statistics import Estimate
+from llmquant.eval.table import render_table
+from llmquant.eval.tasks import compare, harness
+from llmquant.eval.tasks.harness import Answer
+from llmquant.eval.tasks.load import load
+from llmquant.eval.tasks.result import Flips, Measure, Task
+from tests.engine.conftest import byte_tokenizer, tiny_llama
+from tests.eval.tasks.conftest import data, files
+
+__all__ = ["data", "files"]  # fixtures
+OTHERS = dict.fromkeys(("speed", "memory", "worst", "anatomy", "layers"), False)
+
+
+def perturbed(model: Any, amount: float) -> Any:
+    generator = torch.Generator().manual_seed(3)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * amount)
+    return other
+
+
+def measured(files: dict[str, str], *amounts: float, **options: Any) -> list[EvalReport]:
+    """A tiny model, and copies with that much noise."""
+    baseline, tokenizer = tiny_llama().float(), byte_tokenizer()
+    windows = make_windows(["some text to score"] * 40, tokenizer, source="t", length=32, max_windows=8)
+    wanted = {**OTHERS, "tasks": {"names": ["lambada", "piqa", "blimp"], "files": files}}
+    asked = EvalOptions(**{"dtype": "checkpoint", "metrics": wanted, **options})
+    facts = [
+        Facts(
+            subject=Subject(name=f"q{amount}", baseline_name="b"), windows=windows, tokenizer=tokenizer, options=asked
+        )
+        for amount in amounts
+    ]
+    for each in facts:
+        each.check()
+    return [evaluate(pair) for pair in pairs(facts, baseline, [perturbed(baseline, each) for each in amounts])]
+
+
+def test_the_baseline_answers_once_and_an_equal_model_alike(files, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    ask = harness.ask
+    monkeypatch.setattr(harness, "ask", lambda *args, who, **given: asked.append(who) or ask(*args, who=who, **given))
+    same, other = measured(files, 0.0, 0.3)
+    assert asked == ["baseline", "quantized", "quantized"]
+    for task in same[Section].tasks:
+        assert all(document.baseline == document.quantized for document in task.documents)
+        for measure in task.measures:
+            assert measure.baseline == measure.quantized
+            assert measure.difference.value == 0
+            assert measure.flips in (None, Flips(0, 0, 1.0))
+    changed = [
+        abs(float(one) - float(two))
+        for task in other[Section].tasks
+        for document in task.documents
+        for one, two in zip(document.baseline.responses, document.quantized.responses, strict=True)
+        if isinstance(one, float) and isinstance(two, float)
+    ]
+    assert min(changed) > 0.01
+
+
+def test_report(files) -> None:
+    (report,) = measured(files, 0.3, budget={"acc_drop": 100.0, "kl": 50.0})
+    section = report[Section]
+    assert EvalReport.from_json(report.to_json()) == report
+    assert [row.name for row in section.rows] == ["blimp", "lambada_openai", "piqa"]
+    assert [measure.name for measure in section.tasks[1].measures] == ["acc", "acc_norm"]
+    (verdict,) = (each for each in report.budget if each.name == "acc_drop")
+    assert verdict.measured == section.largest_drop.value
+    group = section.groups[0]
+    members = [task.measures[0] for task in section.tasks if task.name in group.members]
+    assert group.measures[0].quantized.value == pytest.approx(sum(each.quantized.value for each in members) / 2)
+    assert group.size == 5
+    table, page = _drawn(report), render_page([report])
+    for text in ("lambada_openai", "piqa", "blimp", "acc_norm", "perplexity"):
+        assert text in table
+        assert text in page
+    assert "blimp_wh_island" in page
+    assert "blimp_wh_island" not in table
+    assert any("points, the worst of 3 tasks" in word for word in find("tasks").words(section, report))
+
+
+def _drawn(report: EvalReport) -> str:
+    from rich.console import Console
+
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(render_table([report]))
+    return captured.get()
+
+
+def answers(*rights: int, losses: tuple[float, ...] | None = None) -> list[Answer]:
+    losses = losses or (-1.0,) * len(rights)
+    return [
+        Answer(place, "h", (loss,), {"acc": right, "perplexity": loss})
+        for place, (right, loss) in enumerate(zip(rights, losses, strict=True))
+    ]
+
+
+def test_numbers_of_a_task(files) -> None:
+    loaded = load(("lambada",), files, ())
+    before = answers(1, 1, 1, 0, 0, 1, 1, 1, 1, 1, losses=(-1.0, -2.0) * 5)
+    after = answers(0, 0, 1, 1, 0, 1, 1, 1, 1, 1, losses=(-1.5, -2.5) * 5)
+    ((task,), groups) = compare.compare(loaded, {"lambada_openai": before}, {"lambada_openai": after})
+    accuracy, perplexity = task.measures
+    assert not groups
+    assert (accuracy.baseline.value, accuracy.quantized.value) == (0.8, 0.7)
+    assert accuracy.difference.value == pytest.approx(-0.1)
+    assert accuracy.flips == Flips(2, 1, 1.0)
+    assert perplexity.baseline.value == pytest.approx(math.exp(1.5))
+    assert perplexity.difference == Estimate(0.5, 0.5, 0.5, 0.0)
+    assert task.documents[0].quantized.scores == {"acc": 0.0}
+    assert task.documents[0].quantized.responses == (-1.5,)
+
+
+def test_documents_that_are_not_finite_count_for_neither_model(files) -> None:
+    loaded = load(("lambada",), files, ())
+    before = {"lambada_openai": answers(1, 1, 0, losses=(-1.0, math.nan, -1.0))}
+    after = {"lambada_openai": answers(1, 0, 0, losses=(math.inf, -1.0, -1.0))}
+    ((task,), _) = compare.compare(loaded, before, after)
+    assert (task.nonfinite, task.size) == (2, 1)
+    assert task.measures[0].baseline.value == 0
+    assert [document.quantized.responses for document in task.documents] == [(None,), (-1.0,), (-1.0,)]
+    with pytest.raises(QuantizationError, match="to none of 1 documents"):
+        compare.compare(loaded, {"lambada_openai": answers(1)}, {"lambada_openai": answers(1, losses=(math.nan,))})
+
+
+def test_other_measures(files) -> None:
+    """Losses of words are weighed by their number; numbers have means; what belongs to no single document is named."""
+    loaded = load(("lambada",), files, ())
+    scores = [{"word_perplexity": (-2.0 * n, n), "rouge": n / 4, "f1": (1, 0)} for n in (1, 2, 4)]
+    given = {"lambada_openai": [Answer(place, "h", ("text",), each) for place, each in enumerate(scores)]}
+    ((task,), _) = compare.compare(loaded, given, given)
+    assert {measure.name: measure.kind for measure in task.measures} == {
+        "word_perplexity": "perplexity",
+        "rouge": "mean",
+    }
+    assert task.measures[0].baseline.value == pytest.approx(math.exp(2))
+    assert task.measures[1].baseline.value == pytest.approx(7 / 12)
+    assert task.not_compared == ("f1",)
+
+
+def test_the_largest_drop_is_of_the_row_that_lost_most() -> None:
+    def row(name: str, change: float) -> Task:
+        moved = Estimate(change, change - 0.01, change + 0.02, 0.005)
+        score = Measure("acc", "accuracy", Estimate(0.5), Estimate(0.5 + change), moved, Flips(0, 0, 1.0))
+        return Task(name, "1", "multiple_choice", 0, 0, (score,), (), ())
+
+    section = Section("0", None, (row("a", 0.01), row("b", -0.03)), ())
+    drop = section.largest_drop
+    assert (drop.value, drop.low, drop.high) == pytest.approx((3, 1, 4))
+    assert drop.standard_error == pytest.approx(0.5)
+    with pytest.raises(RecipeError, match="none of the tasks has an accuracy"):
+        _ = Section("0", None, (), ()).largest_drop
+
+
+def test_what_cannot_run_is_refused_before_models_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing: Any = None
+    with pytest.raises(DataError, match="needs the names of tasks"):
+        check(nothing, Options())
+    with pytest.raises(DataError, match="limit 0; at least 1"):
+        Options(names=("piqa",), limit=0)
+    with pytest.raises(DataError, match="metric 'tasks': names"):
+        EvalOptions(metrics={"tasks": {"names": "piqa"}})
+    monkeypatch.setattr(package, "find_spec", lambda _: None)
+    with pytest.raises(DataError, match=r"pip install 'llmquant\[eval\]'"):
+        check(nothing, Options(names=("piqa",)))
