@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import llmquant
 from llmquant.errors import LlmquantError
@@ -17,6 +18,7 @@ from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.memory import Section as Memory
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
+from llmquant.nn.accuracy import kernels_used
 from tests.engine.conftest import save_tiny, tiny_llama
 from tests.eval.conftest import Seen
 from tests.small_hub import environment, serve
@@ -183,3 +185,16 @@ def test_dtype_is_that_of_the_loss(model: Path, packed: Path, dtype: str, loss: 
     report = evaluate(packed, model, dtype=dtype)
     assert report.baseline
     assert (report.loss_dtype, report.baseline.dtype, report.quantized.dtype) == (loss, computed, computed)
+
+
+def test_folders_run_in_a_pipeline(model: Path, packed: Path, tmp_path: Path) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(model, quantization_config=llmquant.RecipeConfig("int4-g32"))
+    loaded.save_pretrained(tmp_path / "saved")
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "saved")
+    said = []
+    for folder in (packed, tmp_path / "saved"):
+        generate: Any = pipeline("text-generation", model=str(folder))
+        assert kernels_used(generate.model)
+        said.append(generate("a line", max_new_tokens=4, do_sample=False)[0]["generated_text"])
+    assert said[0].startswith("a line")
+    assert len(said[0]) > len("a line")

@@ -12,8 +12,22 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from llmquant.cli import bench, demo, doctor, evaluate, inspect, plan, push, quantize, recipes, report, verify
+from llmquant.cli import (
+    bench,
+    completion,
+    demo,
+    doctor,
+    evaluate,
+    inspect,
+    plan,
+    push,
+    quantize,
+    recipes,
+    report,
+    verify,
+)
 from llmquant.cli.arguments import STDOUT
+from llmquant.cli.examples import add_examples
 from llmquant.errors import LlmquantError
 
 OVER_BUDGET = evaluate.OVER_BUDGET
@@ -64,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmquant {version('llmquant')}")
     parser.set_defaults(if_interrupted="", json=None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for verb in (plan, quantize, verify, inspect, evaluate, report, push, bench, demo, doctor, recipes):
+    for verb in (plan, quantize, verify, inspect, evaluate, report, push, bench, demo, doctor, recipes, completion):
         verb.add(commands)
+    add_examples(commands.choices)
     return parser

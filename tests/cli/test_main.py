@@ -107,7 +107,10 @@ def test_a_wrong_command_line_is_not_a_missed_budget(capsys):
         assert status in described
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["eval", "--help"], ["recipes"], ["recipes", "int8"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["eval", "--help"], ["completion", "bash"], ["recipes"], ["recipes", "int8"]],
+)
 def test_what_needs_no_model_imports_neither_torch_nor_transformers(arguments):
     program = """
 import sys
