@@ -32,16 +32,17 @@ def join(*parts: str) -> Markup:
     return Markup("".join(escape(part) for part in parts))
 
 
-def svg(width: int, height: int, title: str, *children: str) -> Markup:
-    """A drawing that scales with the page; `title` is read aloud in its place."""
-    drawing = join(element("title", title), *children)
-    return element("svg", drawing, viewBox=f"0 0 {width} {height}", role="img", aria_label=title)
+def table(head: Sequence[str], rows: Sequence[Sequence[str | Markup]], class_: str) -> Markup:
+    """A table with a line of column titles, which each cell also bears for where a narrow page stacks them.
 
-
-def table(head: Sequence[str], rows: Sequence[Markup], class_: str) -> Markup:
-    """A table with a line of column titles."""
+    A cell that is an element stands as it is.
+    """
     titles = element("tr", *(element("th", text, scope="col") for text in head))
-    return element("table", element("thead", titles), element("tbody", *rows), class_=class_)
+    lines = (
+        element("tr", *(element("td", cell, data_label=title) for title, cell in zip(head, row, strict=True)))
+        for row in rows
+    )
+    return element("table", element("thead", titles), element("tbody", *lines), class_=f"plain {class_}")
 
 
 def folded(parts: Sequence[tuple[str, Markup | None]]) -> Markup | None:

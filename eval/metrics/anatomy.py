@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmquant.errors import CheckpointError
-from llmquant.eval.markup import Markup, element, join, svg, table
+from llmquant.eval.charts import Bar, bars, legend
+from llmquant.eval.markup import Markup, element, join, table
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Panel
 from llmquant.words import bytes_text, percent
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 PLACE = 60
 ALONE = True
 _SETS = ("attention", "mlp", "experts", "router", "embedding", "lm_head")
-_WIDTH, _ROW, _LEFT, _RIGHT = 1040, 38, 160, 84
-_COLOURS = 7
 
 
 @dataclass(frozen=True)
@@ -72,39 +71,20 @@ def panels(reports: Sequence[EvalReport]) -> list[Panel]:
     if (first := reports[0].get(Section)) and first.baseline and reports[0].baseline:
         rows.insert(0, (reports[0].baseline.name, first.baseline))
     kinds = list(dict.fromkeys(part.kind for _, parts in rows for part in parts))
-    largest = max(sum(part.bytes for part in parts) for _, parts in rows)
-    bars = [_bar(place, name, parts, kinds, largest) for place, (name, parts) in enumerate(rows)]
-    swatches = (element("span", class_=f"swatch k{place % _COLOURS}") for place in range(len(kinds)))
-    entries = (element("li", swatch, kind) for swatch, kind in zip(swatches, kinds, strict=True))
-    legend = element("ul", *entries, class_="legend")
-    title = "Bytes by kind of module: " + "; ".join(
-        f"{name} {bytes_text(sum(part.bytes for part in parts))}" for name, parts in rows
-    )
-    chart = svg(_WIDTH, _ROW * len(rows), title, *bars)
-    return [Panel("Where the bytes are", join(legend, chart, _table(rows)))]
+    chart = bars([_bar(name, parts, kinds) for name, parts in rows], "Bytes by kind of module")
+    content = join(legend([("■", kind) for kind in kinds]), element("figure", chart.svg()), _table(rows))
+    return [Panel("Where the bytes are", content)]
 
 
-def _bar(place: int, name: str, parts: Sequence[Part], kinds: Sequence[str], largest: int) -> Markup:
-    total, y, x = sum(part.bytes for part in parts), _ROW * place + 6.0, float(_LEFT)
-    short = name if len(name) <= 20 else name[:19] + "…"
-    pieces = [element("text", short, class_="label", x=float(_LEFT - 12), y=y + 17, text_anchor="end")]
-    for part in sorted(parts, key=lambda part: kinds.index(part.kind)):
-        width = (_WIDTH - _LEFT - _RIGHT) * part.bytes / largest
-        tip = f"{part.kind}, {part.scheme}: {bytes_text(part.bytes)}, {percent(part.bytes / total)} of {name}"
-        colour = f"k{kinds.index(part.kind) % _COLOURS}"
-        visible = max(width - 2, 0.5)  # a gap of the page's colour parts the pieces
-        pieces.append(element("rect", element("title", tip), class_=colour, x=x, y=y, width=visible, height=26.0, rx=2))
-        x += width
-    pieces.append(element("text", bytes_text(total), class_="tick", x=x + 6, y=y + 17))
-    return element("g", *pieces)
+def _bar(name: str, parts: Sequence[Part], kinds: Sequence[str]) -> Bar:
+    pieces = sorted((kinds.index(part.kind), float(part.bytes)) for part in parts)
+    return Bar(name, pieces, bytes_text(sum(part.bytes for part in parts)))
 
 
 def _table(rows: Sequence[tuple[str, Sequence[Part]]]) -> Markup:
     lines = []
     for name, parts in rows:
         total = sum(part.bytes for part in parts)
-        for part in parts:
-            cells = (name, part.kind, part.scheme, bytes_text(part.bytes), percent(part.bytes / total))
-            lines.append(element("tr", *(element("td", cell) for cell in cells)))
-    content = table(("model", "kind", "scheme", "bytes", "share"), lines, "plain")
+        lines += [(name, each.kind, each.scheme, bytes_text(each.bytes), percent(each.bytes / total)) for each in parts]
+    content = table(("model", "kind", "scheme", "bytes", "share"), lines, "narrow-fits")
     return element("details", element("summary", "the same as a table"), content)

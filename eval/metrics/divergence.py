@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmquant.eval.charts import Point, kl_histogram_chart, tradeoff_chart
+from llmquant.eval.charts import Chart, Curve, curves, key
 from llmquant.eval.lines import accuracy_text, plus_minus, short_note
-from llmquant.eval.markup import Markup, element
+from llmquant.eval.markup import Markup, element, join, table
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import NOTHING, Cell, Column, Panel
-from llmquant.eval.metrics.memory import Section as Memory
 from llmquant.eval.metrics.noise_floor import Section as NoiseFloor
 from llmquant.eval.scoring import TokenScores
 from llmquant.eval.statistics import Estimate, Floats, cluster_bootstrap, cluster_share, cluster_sums
@@ -184,58 +183,76 @@ def words(section: Section, report: EvalReport) -> list[str]:
 
 
 def panels(reports: Sequence[EvalReport]) -> list[Panel]:
-    """KL against size, where that is known, and the distribution of KL over tokens."""
-    known = Section.of(reports)
+    """How the KL is spread over tokens, and how it depends on the baseline's confidence."""
+    known = [(place, report.name, found) for place, report in enumerate(reports) if (found := report.get(Section))]
     if not known:
         return []
-    tiles = element("div", *(_distribution(*each) for each in known), class_="tiles")
-    found = [Panel("Loss by token", tiles, _DISTRIBUTION_NOTE)]
-    floors = [floor.kl for report in reports if (floor := report.get(NoiseFloor)) and floor.kl]
-    chart = tradeoff_chart([point for report in reports if (point := _point(report))], floors[0] if floors else None)
-    if chart is None:
-        return found
-    return [Panel("Loss against size", chart, "Lower left is better. Bars are 95 % intervals."), *found]
+    tiles = [element("figure", chart.svg()) for chart in (kl_curves(known), _by_confidence(known)) if chart]
+    parts = [element("div", *tiles, class_="tiles"), _quantiles(known)]
+    if len(reports) > 1:
+        parts.insert(0, key([report.name for report in reports]))
+    return [Panel("Loss by token", join(*parts), _DISTRIBUTION_NOTE)]
 
 
-def _point(report: EvalReport) -> Point | None:
-    section, size = report.get(Section), report.get(Memory)
-    if section is None or size is None or size.quantized.bits_per_weight is None:
-        return None
-    return Point(report.name, size.quantized.bits_per_weight, section.kl.estimate)
-
-
+Known = Sequence[tuple[int, str, Section]]  # place among the reports, name, what was measured
 _DISTRIBUTION_NOTE = (
-    "Share of tokens by KL(baseline‖quantized), log axis. Most of the mean comes from tokens on which the baseline "
-    "itself is undecided; the small table splits them by the baseline's highest probability (“sure”)."
+    "The share of tokens whose KL(baseline‖quantized) is above a value; a curve further left is better. Most of the "
+    "mean comes from tokens on which the baseline is undecided: the other chart has it by its highest probability."
 )
 
 
-def _distribution(name: str, section: Section) -> Markup:
-    kl, histogram = section.kl, section.kl_histogram
-    chart = kl_histogram_chart(histogram.counts, (histogram.low, histogram.high), kl.median, kl.p99, name)
-    places = (("median", kl.median), ("90 %", kl.p90), ("99 %", kl.p99), ("99.9 %", kl.p999), ("max", kl.max))
-    facts = " · ".join(f"{place} {number(value)}" for place, value in places)
-    shift, flips = section.probability_shift, section.flips
-    more = (
-        f"Greedy token right → wrong {flips.right_to_wrong}, wrong → right {flips.wrong_to_right}; "
-        f"change of the text's probability {100 * shift.mean:+.2f} points, rms {100 * shift.rms:.2f}."
+def kl_curves(known: Known) -> Chart:
+    """The share of tokens above each KL, both axes logarithmic, all models in one chart."""
+    lines = []
+    for place, name, section in known:
+        kept = section.kl_histogram
+        edges = np.logspace(kept.low, kept.high, len(kept.counts) + 1)[:-1]
+        above = np.cumsum(kept.counts[::-1])[::-1] / section.tokens
+        shown = (above > 0) & (above < 0.999)
+        lines.append(Curve(name, place, edges[shown].tolist(), above[shown].tolist()))
+    alt = "Share of tokens above a KL: " + "; ".join(
+        f"{name} half above {number(section.kl.median)}, 1 % above {number(section.kl.p99)}"
+        for _, name, section in known
     )
-    return element(
-        "figure",
-        element("figcaption", name),
-        chart,
-        element("p", facts, class_="note"),
-        _buckets(section),
-        element("p", more, class_="note"),
-    )
+    return curves(lines, "KL of a token, nats", "share of tokens above", alt, log_x=True, log_y=True, percent=True)
 
 
-def _buckets(section: Section) -> Markup:
-    buckets, tokens = section.confidence_buckets, section.tokens
-    head = [element("th", f"{100 * bucket.low:.0f}–{100 * bucket.high:.0f}", scope="col") for bucket in buckets]
-    share = [element("td", percent(bucket.tokens / tokens, 0), class_="num") for bucket in buckets]
-    kl = [element("td", number(bucket.kl, 2), class_="num") for bucket in buckets]
-    rows = (("sure, %", head), ("tokens", share), ("KL", kl))
-    return element(
-        "table", *(element("tr", element("th", name, scope="row"), *row) for name, row in rows), class_="buckets"
+def _by_confidence(known: Known) -> Chart | None:
+    lines, ticks = [], {}
+    for place, name, section in known:
+        spots = [(at, each) for at, each in enumerate(section.confidence_buckets) if each.kl]
+        ticks |= {
+            at: f"{100 * each.low:.0f}–{100 * each.high:.0f}" for at, each in enumerate(section.confidence_buckets)
+        }
+        lines.append(Curve(name, place, [at for at, _ in spots], [each.kl or 0.0 for _, each in spots]))
+    if not any(line.x for line in lines):
+        return None
+    alt = "Mean KL by the baseline's highest probability: " + "; ".join(
+        f"{line.name} {number(line.y[0])} where it is least sure, {number(line.y[-1])} where most"
+        for line in lines
+        if line.y
     )
+    how = {"log_y": True, "ticks": list(ticks.items())}
+    return curves(lines, "baseline's highest probability, %", "mean KL, nats", alt, **how)
+
+
+def _quantiles(known: Known) -> Markup:
+    head = (
+        "model",
+        "median",
+        "90 %",
+        "99 %",
+        "99.9 %",
+        "max",
+        "right → wrong",
+        "wrong → right",
+        "shift of probability",
+    )
+    rows = []
+    for _, name, section in known:
+        kl, shift, flips = section.kl, section.probability_shift, section.flips
+        values = (number(value) for value in (kl.median, kl.p90, kl.p99, kl.p999, kl.max))
+        moved = f"{100 * shift.mean:+.2f} points, rms {100 * shift.rms:.2f}"
+        rows.append((name, *values, str(flips.right_to_wrong), str(flips.wrong_to_right), moved))
+    note = "KL of a token at the shares of tokens above; greedy tokens that turned right or wrong; the text's token."
+    return join(table(head, rows, "stacked"), element("p", note, class_="note"))

@@ -1,14 +1,14 @@
-"""Relative loss of each quantized layer: block by projection, darker is worse (log scale)."""
+"""Relative loss of each quantized layer: block by kind of module, darker is worse."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmquant.eval.markup import Markup, element, join, svg
+from llmquant.eval.charts import HeatMap, heat_maps
+from llmquant.eval.markup import element, join
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Panel
 from llmquant.words import number
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 PLACE = 70
 ALONE = True
-_LEFT, _TOP, _ROW = 170, 8, 26
-_NAME = re.compile(r"(?:.*\.)?(?P<block>\d+)\.(?P<projection>\D+)$")
+_NAME = re.compile(r"\D*\.(?P<block>\d+)\.(?P<kind>.+)$")
 
 
 @dataclass(frozen=True)
@@ -37,54 +36,26 @@ def measure(pair: Pair, options: base.NoOptions) -> Section | None:
 
 
 def panels(reports: Sequence[EvalReport]) -> list[Panel]:
-    """A heat map for each report."""
-    parts = [(name, loss_heatmap(section.losses, name)) for name, section in Section.of(reports)]
-    return Panel.folded("Loss by layer", parts, "Relative error of each layer's output (or weight), as quantized.")
-
-
-def loss_heatmap(losses: Mapping[str, float], name: str) -> Markup | None:
-    """A cell per layer of the model `name`, from relative losses by module name such as "model.layers.0.mlp.up_proj".
-
-    Modules outside the blocks are listed below. None without losses.
-    """
-    if not losses:
-        return None
-    cells = {module: match for module in losses if (match := _NAME.match(module))}
-    blocks = sorted({int(match["block"]) for match in cells.values()})
-    projections = list(dict.fromkeys(match["projection"] for match in cells.values()))
-    positive = [loss for loss in losses.values() if loss > 0]
-    low, high = (math.log10(min(positive)), math.log10(max(positive))) if positive else (0.0, 0.0)
-    column = min(44.0, 780 / max(len(blocks), 1))
-    parts = [
-        element("text", projection, class_="tick", x=float(_LEFT - 10), y=_TOP + row * _ROW + 17.0, text_anchor="end")
-        for row, projection in enumerate(projections)
+    """A heat map for each report, in one scale; what lies outside the blocks stands below."""
+    known = Section.of(reports)
+    maps = heat_maps([HeatMap(name, cells_of(section.losses)) for name, section in known], "Relative loss")
+    if maps is None:
+        return []
+    lines = [element("p", f"{name}: {text}.", class_="note") for name, section in known if (text := _outside(section))]
+    return [
+        Panel("Loss by layer", join(maps, *lines), "Relative error of each layer's output (or weight), as quantized.")
     ]
-    every = max(1, math.ceil(24 / column))
-    bottom = _TOP + len(projections) * _ROW
-    for place, block in enumerate(blocks):
-        if place % every == 0:
-            x = _LEFT + (place + 0.5) * column
-            parts.append(element("text", str(block), class_="tick", x=x, y=bottom + 16.0, text_anchor="middle"))
-    for module, match in cells.items():
-        x = _LEFT + blocks.index(int(match["block"])) * column
-        y = _TOP + projections.index(match["projection"]) * _ROW
-        parts.append(_cell(x, y, column, module, losses[module], low, high))
-    width = int(_LEFT + len(blocks) * column + 10)
-    drawing = svg(
-        max(width, 560), bottom + 24, f"Relative loss of each layer of {name}, by block and projection", *parts
-    )
-    return join(element("div", drawing, class_="heat", style=f"max-width:{max(width, 560)}px"), _notes(losses, cells))
 
 
-def _cell(x: float, y: float, column: float, module: str, loss: float, low: float, high: float) -> Markup:
-    share = 1.0 if high == low else (math.log10(loss) - low) / (high - low) if loss > 0 else 0.0
-    tip = element("title", f"{module}: {number(loss)}")
-    size = {"width": column - 2, "height": _ROW - 2.0, "rx": 2}
-    return element("rect", tip, class_="cell", x=x, y=float(y), fill_opacity=f"{0.08 + 0.92 * share:.3f}", **size)
+def cells_of(losses: Mapping[str, float]) -> dict[tuple[str, int], float]:
+    """By kind of module and block, from module names such as "model.layers.0.mlp.up_proj"; of experts the worst."""
+    cells: dict[tuple[str, int], float] = {}
+    for module, loss in losses.items():
+        if match := _NAME.match(module):
+            cell = (re.sub(r"\.\d+\b", ".*", match["kind"]), int(match["block"]))
+            cells[cell] = max(loss, cells.get(cell, 0.0))
+    return cells
 
 
-def _notes(losses: Mapping[str, float], cells: Mapping[str, object]) -> Markup:
-    best, worst = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
-    text = f"From {number(losses[best])} ({best}) to {number(losses[worst])} ({worst}), log scale."
-    outside = [f"{module} {number(loss)}" for module, loss in losses.items() if module not in cells]
-    return element("p", text + (f" Outside the blocks: {', '.join(outside)}." if outside else ""), class_="note")
+def _outside(section: Section) -> str:
+    return ", ".join(f"{module} {number(loss)}" for module, loss in section.losses.items() if not _NAME.match(module))

@@ -7,16 +7,18 @@ ahead by 0.1 % is not better, it shows no loss that this text can measure.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
 from llmquant.errors import RecipeError
+from llmquant.eval.charts import Dot, dots
 from llmquant.eval.lines import change, interval, signed_percent
 from llmquant.eval.markup import element, join
 from llmquant.eval.metrics import base
-from llmquant.eval.metrics.base import NOTHING, Cell, Column
+from llmquant.eval.metrics.base import NOTHING, Cell, Column, Panel
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.noise_floor import Section as NoiseFloor
 from llmquant.eval.statistics import MIN_WINDOWS, Estimate, Floats, cluster_bootstrap, cluster_sums, exponential
@@ -149,6 +151,24 @@ def words(section: Section, report: EvalReport) -> list[str]:
     if section.ratio is None:
         return [f"perplexity {number(section.quantized.value, 4)} {interval(section.quantized)}"]
     return [f"perplexity {change(section.ratio)} ({section.verdict})"]
+
+
+def panels(reports: Sequence[EvalReport]) -> list[Panel]:
+    """Perplexities with that of the baseline, and the paired changes."""
+    known = [(place, report.name, found) for place, report in enumerate(reports) if (found := report.get(Section))]
+    if not known:
+        return []
+    first = known[0][2].baseline
+    rows = [Dot(reports[0].against or "", None, first)] if first else []
+    rows += [Dot(name, place, section.quantized) for place, name, section in known]
+    changes = [Dot(name, place, section.ratio) for place, name, section in known if section.ratio]
+    charts = [dots(rows, "perplexity", base=first.value if first else None)]
+    charts += [dots(changes, "perplexity over the baseline's", base=1.0)] if changes else []
+    tiles = element("div", *(element("figure", chart.svg()) for chart in charts), class_="tiles")
+    note = "With 95 % intervals." + (
+        " That of the ratio is paired, token by token, and so much narrower." * bool(changes)
+    )
+    return [Panel("Perplexity", tiles, note)]
 
 
 _WORDS = (

@@ -11,7 +11,7 @@ import numpy as np
 
 from llmquant.data.windows import Windows
 from llmquant.errors import DataError
-from llmquant.eval.markup import Markup, element, table
+from llmquant.eval.markup import element, join, table
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Panel
 from llmquant.eval.scoring import TokenScores
@@ -106,26 +106,24 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 def panels(reports: Sequence[EvalReport]) -> list[Panel]:
     """A table for each report, a row per token."""
     parts = [
-        (name, table(_HEAD, [_row(token) for token in section.tokens], "plain worst"))
+        (name, table(_HEAD, [_row(token) for token in section.tokens], "worst"))
         for name, section in Section.of(reports)
         if section.tokens
     ]
     return Panel.folded("Where it hurts most", parts, "Tokens of highest KL; the token of the text is marked.")
 
 
-def _row(token: WorstToken) -> Markup:
+def _row(token: WorstToken) -> list[str]:
     context = element("span", " ".join(token.context.split()) + " ", class_="context")
+    where = element("small", f"window {token.window}, token {token.position}")
     same = token.top_baseline == token.top_quantized
-    return element(
-        "tr",
-        element("td", number(token.kl), class_="num"),
-        element(
-            "td", context, element("mark", visible(token.token)), title=f"window {token.window}, token {token.position}"
-        ),
-        element("td", f"{percent(token.probability_baseline)} → {percent(token.probability_quantized)}", class_="num"),
-        element("td", element("code", visible(token.top_baseline))),
-        element("td", element("code", visible(token.top_quantized), class_=None if same else "flip")),
-    )
+    return [
+        number(token.kl),
+        join(context, element("mark", visible(token.token)), where),
+        f"{percent(token.probability_baseline)} → {percent(token.probability_quantized)}",
+        element("code", visible(token.top_baseline)),
+        element("code", visible(token.top_quantized), class_=None if same else "flip"),
+    ]
 
 
 def visible(text: str) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
+from llmquant.eval.charts import key, palette_css
 from llmquant.eval.markup import Markup, element, folded, join
 from llmquant.eval.metrics import metrics
 from llmquant.eval.metrics.base import Cell, Column, Panel
 from llmquant.eval.metrics.speed import kernels_line
+from llmquant.eval.report.tradeoff import loss_against_size, loss_against_speed
 from llmquant.eval.result import BudgetVerdict, EvalReport
 from llmquant.eval.table import check_comparable, columns_of
+from llmquant.eval.verdict import verdict
 from llmquant.limits import limits
 from llmquant.words import number
 
@@ -23,11 +26,12 @@ def render_page(reports: Sequence[EvalReport]) -> str:
     """
     check_comparable(reports)
     first = reports[0]
-    style = Markup(files("llmquant.eval.report").joinpath("page.css").read_text(encoding="utf-8"))
+    style = join(palette_css(), Markup(files("llmquant.eval.report").joinpath("page.css").read_text(encoding="utf-8")))
     names = ", ".join(report.name for report in reports)
     title = f"{first.against}: {names}" if first.against else names
     panels = [
         Panel("What was lost, what was gained", _overview(reports)),
+        *_tradeoffs(reports),
         *(panel for metric in metrics() for panel in metric.panels(reports)),
     ]
     if recipes := folded([(report.name, _recipe(report)) for report in reports]):
@@ -43,6 +47,16 @@ def render_page(reports: Sequence[EvalReport]) -> str:
     )
     page = element("html", element("head", head), element("body", body), lang="en")
     return f"<!doctype html>\n{page}\n"
+
+
+def _tradeoffs(reports: Sequence[EvalReport]) -> list[Panel]:
+    charts = [chart for chart in (loss_against_size(reports), loss_against_speed(reports)) if chart]
+    if not charts:
+        return []
+    tiles = element("div", *(element("figure", chart.svg()) for chart in charts), class_="tiles")
+    named = key([report.name for report in reports])
+    note = "Lower is better; further left is smaller, further right is faster."
+    return [Panel("Loss against size and speed", join(named, tiles), note)]
 
 
 def _section(panel: Panel) -> Markup:
@@ -62,6 +76,7 @@ def _header(reports: Sequence[EvalReport]) -> Markup:
         "header",
         element("p", "llmquant evaluation", class_="eyebrow"),
         element("h1", first.against or ", ".join(each.name for each in reports)),
+        element("p", said, class_="verdict") if (said := verdict(reports)) else "",
         element("p", about, class_="note"),
         element("ul", *lines, class_="verdicts"),
     )
@@ -91,8 +106,7 @@ def _overview(reports: Sequence[EvalReport]) -> Markup:
     for place, report in enumerate(reports):
         badges = [_budget_badge(each) for each in report.budget]
         rows.append(_row(report.name, [(column, cells[place]) for column, cells in columns], badges))
-    table = element("table", element("thead", head), element("tbody", *rows), class_="overview")
-    return element("div", table, class_="scroll", role="region", aria_label="Overview", tabindex="0")
+    return element("table", element("thead", head), element("tbody", *rows), class_="overview")
 
 
 def _footnotes(reports: Sequence[EvalReport]) -> Markup:
@@ -124,7 +138,8 @@ def _cell(column: Column, cell: Cell, badges: Sequence[Markup]) -> Markup:
     content = [cell.text, *(element("small", each) for each in (*cell.below, *cell.more) if each)]
     if cell.page is not None:
         content = [cell.page]
-    return element("td", *content, *badges, class_=None if column.words else "num")
+    inner = element("div", *content, *badges)
+    return element("td", inner, class_=None if column.words else "num", data_label=column.head)
 
 
 def _budget_badge(each: BudgetVerdict) -> Markup:
