@@ -21,6 +21,7 @@ from llmquant.errors import DataError, RecipeError
 from llmquant.eval.metrics import find, metrics
 from llmquant.eval.metrics.base import Column, Metric, Section
 from llmquant.files import read_plain
+from llmquant.notebook import html_table
 from llmquant.words import listed
 
 SCHEMA_VERSION = 4
@@ -108,6 +109,15 @@ class EvalReport:
         if self.budget:
             parts.append("budget passed" if self.budget_passed else f"budget FAILED ({self.over_budget})")
         return ", ".join(parts)
+
+    def _repr_html_(self) -> str:
+        columns = [column for column in self.columns() if column.terminal]
+        cells = [(self.name, [column.quantized for column in columns])]
+        if self.against:
+            cells.insert(0, (self.against, [column.baseline for column in columns]))
+        rows = [[name, *("\n".join((cell.text, *cell.below)) for cell in row)] for name, row in cells]
+        title = f"{self.protocol.scored_tokens} tokens of {self.protocol.source}"
+        return html_table(title, ("model", *(column.head for column in columns)), rows, (self.sentence(),))
 
     def _measured(self) -> list[tuple[Metric, Section]]:
         return [(metric, self.sections[metric.name]) for metric in metrics() if metric.name in self.sections]

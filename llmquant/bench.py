@@ -26,6 +26,7 @@ from llmquant.machine import machine, versions
 from llmquant.memory import free_bytes
 from llmquant.models.checkpoint import Checkpoint
 from llmquant.nn.counting import weight_count
+from llmquant.notebook import default_progress
 from llmquant.progress import Progress
 from llmquant.recipe.load import load_recipe
 from llmquant.spec import Scheme
@@ -98,7 +99,7 @@ def bench_model(
     sources = _sources(model, baseline, dtypes, schemes, place, trust_remote_code)
     contenders: list[Contender] = []
     with _threads(threads):
-        progress = progress or Progress()
+        progress = progress or default_progress()
         progress.stage("load", len(sources), unit="models")
         for name, make in sources:
             contenders += contenders_of(name, make(), accuracies)

@@ -23,6 +23,7 @@ from llmquant.eval.pair import Facts, pairs
 from llmquant.eval.precision import loading_for
 from llmquant.memory import free_bytes
 from llmquant.models.skeleton import load_config
+from llmquant.notebook import default_progress
 from llmquant.progress import Progress
 from llmquant.recipe.load import dump_recipe
 
@@ -38,7 +39,7 @@ def compare(
         LlmquantError: CheckpointError, DataError, DeviceError or RecipeError; what can be refused is refused before a
             model is loaded.
     """
-    progress, device = progress or Progress(), resolve_device(options.device)
+    progress, device = progress or default_progress(), resolve_device(options.device)
     waiting = _facts(models, baseline, options)
     before: Any = None
     while waiting:

@@ -17,6 +17,7 @@ from llmquant.engine.weights import Work
 from llmquant.models.edits import Edit
 from llmquant.models.skeleton import build_skeleton
 from llmquant.models.source import Edited, Loaded
+from llmquant.notebook import default_progress
 from llmquant.progress import Progress
 from llmquant.recipe.plan import MatrixRow, Plan
 
@@ -56,7 +57,7 @@ class QuantizedInMemory:
     """
 
     def __init__(self, blocks: Sequence[int | None], progress: Progress | None = None) -> None:
-        self.blocks, self._progress = blocks, progress or Progress()
+        self.blocks, self._progress = blocks, progress or default_progress()
         self._progress.stage("quantize", len(blocks), unit="blocks")
         self.results: dict[str, LayerResult] = {}
         self.edits: list[Edit] = []

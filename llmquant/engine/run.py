@@ -30,8 +30,10 @@ from llmquant.engine.prepare import Prepared, load_tokenizer
 from llmquant.errors import CheckpointError, OutputError
 from llmquant.machine import device_name
 from llmquant.models.checkpoint import Checkpoint
+from llmquant.notebook import default_progress, html_table
 from llmquant.progress import Progress
 from llmquant.recipe.schema import canonical_json
+from llmquant.words import bytes_text
 
 if TYPE_CHECKING:
     from llmquant.recipe.schema import Recipe
@@ -48,6 +50,16 @@ class RunResult:
 
     folder: Path
     provenance: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        plan, layers = self.provenance["plan"], self.provenance["layers"]
+        worst = sorted(layers.items(), key=lambda item: -item[1]["loss"])[:5]
+        rows = [(name, layer["scheme"], layer["method"], f"{layer['loss']:.3%}") for name, layer in worst]
+        title = (
+            f"{self.folder}: {bytes_text(plan['bytes_before'])} -> {bytes_text(plan['bytes_after'])}, "
+            f"{plan['bits_per_weight']:.2f} bits per weight, {self.provenance['verified_tensors']} tensors verified"
+        )
+        return html_table(title, ("layers with the largest error", "scheme", "rounding", "error"), rows)
 
 
 def run(
@@ -70,7 +82,7 @@ def run(
         DataError: if there is no tokenizer, or not enough calibration text.
         QuantizationError: if a weight or a statistic cannot be quantized.
     """
-    setting, progress = Setting(resolve_device(device)), progress or Progress()
+    setting, progress = Setting(resolve_device(device)), progress or default_progress()
     began = time.monotonic()
     with OutputFolder(out) as output:
         output.check(resume=resume, overwrite=overwrite)

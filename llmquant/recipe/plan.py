@@ -13,10 +13,11 @@ from llmquant.errors import PlanError
 from llmquant.formats import find
 from llmquant.formats.base import Format
 from llmquant.models.inventory import Inventory, Matrix, ModuleInfo
+from llmquant.notebook import html_table
 from llmquant.recipe.checks import Decision, Problems, check_budget, check_decisions, check_rules
 from llmquant.recipe.schema import Recipe, Rounding, Rule, recipe_to_dict
 from llmquant.spec import KEEP, Scheme
-from llmquant.words import dtype_name
+from llmquant.words import bytes_text, dtype_name
 
 NO_RULE = "no rule"
 _WORTH_A_WARNING = 0.01  # of the result
@@ -178,6 +179,21 @@ class Plan:
             "readers": {name: verdict.ok for name, verdict in self.format.readers(self).items()},
             "rows": [row.to_dict() for row in self.rows],
         }
+
+    def _repr_html_(self) -> str:
+        from llmquant.recipe.summary import summarize  # which needs this module
+
+        rows = [
+            (row.name, f"{row.count} x {'x'.join(map(str, row.shape))}".removeprefix("1 x "), row.scheme.name,
+             row.rounding, bytes_text(row.bytes_before), bytes_text(row.bytes_after), f"{row.bits_per_weight:.2f}")
+            for row in summarize(self)
+        ]  # fmt: skip
+        title = (
+            f"{self.inventory.architecture}, {self.recipe.name}: {bytes_text(self.bytes_before)} -> "
+            f"{bytes_text(self.bytes_after)}, {self.bits_per_weight:.3f} bits per weight"
+        )
+        heads = ("module", "shape", "scheme", "rounding", "before", "after", "bits")
+        return html_table(title, heads, rows, (f"warning: {warning}" for warning in self.warnings))
 
 
 def make_plan(recipe: Recipe, inventory: Inventory) -> Plan:
