@@ -104,7 +104,7 @@ def _table(plan: Plan, *, full: bool, wide: bool) -> Table:
             for row in plan.rows
         ]
     else:
-        lines = [(row, row.name, row.count, row.shape, row.rounding) for row in summarize(plan)]
+        lines = [(row, row.name, row.count, row.shape, row.rounding) for row in summarize(plan.rows)]
     shown = heads if wide else [head for head in heads if head not in ("rounding", ">rule", ">before")]
     table = plain_table(*shown, fold="module")
     for row, name, count, shape, rounding in lines:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -12,96 +12,19 @@ import torch
 from llmquant.errors import PlanError
 from llmquant.formats import find
 from llmquant.formats.base import Format
-from llmquant.models.inventory import Inventory, Matrix, ModuleInfo
+from llmquant.models.inventory import Inventory, ModuleInfo
 from llmquant.notebook import html_table
 from llmquant.recipe.checks import Decision, Problems, check_budget, check_decisions, check_rules
-from llmquant.recipe.schema import Recipe, Rounding, Rule, recipe_to_dict
-from llmquant.spec import KEEP, Scheme
+from llmquant.recipe.rows import MatrixRow as MatrixRow  # for those who import from here
+from llmquant.recipe.rows import PlanRow as PlanRow
+from llmquant.recipe.schema import Recipe, Rule, recipe_to_dict
+from llmquant.recipe.summary import summarize
+from llmquant.spec import KEEP
 from llmquant.words import bytes_text, dtype_name
 
 NO_RULE = "no rule"
 _WORTH_A_WARNING = 0.01  # of the result
 EXPERTS_STAY = "experts cannot be quantized yet, so they stay"
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRow:
-    """The fate of one module; of one that is quantized, a `MatrixRow`.
-
-    Attributes:
-        scheme: what its weight becomes; `KEEP` for modules that stay as they are. A tied weight has its owner's.
-        bytes_before: in the model's dtype; 0 for tied weights, which their owner counts.
-        bytes_after: of all tensors written for it, bias included.
-        note: what deserves a look, such as a fallback to another group size; "" mostly.
-    """
-
-    module: ModuleInfo
-    scheme: Scheme
-    rule: str
-    rounding: Rounding | None
-    bytes_before: int
-    bytes_after: int
-    note: str = ""
-
-    @property
-    def name(self) -> str:
-        """Of the module, or of the matrix in a stack."""
-        return self.module.name
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits of one of its numbers; 0 if another module owns them."""
-        return 8 * self.bytes_after / self.module.parameters if self.module.parameters else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row as plain data for JSON."""
-        return {
-            "module": self.name,
-            "kind": self.module.kind,
-            "sets": sorted(self.module.sets),
-            "shape": list(self.module.shape),
-            "parameters": self.module.parameters,
-            "scheme": self.scheme.name,
-            "rule": self.rule,
-            "rounding": self.rounding.model_dump(mode="json") if self.rounding else None,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "bits_per_weight": self.bits_per_weight,
-            "tied_to": self.module.tied_to,
-            "note": self.note,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class MatrixRow(PlanRow):
-    """The fate of a weight that is quantized; of a stack of experts there is one for each.
-
-    Attributes:
-        payload: bytes of codes, scales and zero points.
-        scale_dtype: in which scales are stored.
-        dense_dtype: in which readers multiply scales and codes.
-    """
-
-    rounding: Rounding
-    matrix: Matrix = field(kw_only=True)
-    payload: int = field(kw_only=True)
-    scale_dtype: torch.dtype = field(kw_only=True)
-    dense_dtype: torch.dtype = field(kw_only=True)
-
-    @property
-    def name(self) -> str:
-        """Of the module, or of the matrix in a stack."""
-        return self.matrix.name
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits that store one weight, scales and zero points included, bias and recorded shape aside."""
-        return 8 * self.payload / prod(self.matrix.shape)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The statistics of its inputs that the rounding looks at."""
-        return self.rounding.algorithm.NEEDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +104,10 @@ class Plan:
         }
 
     def _repr_html_(self) -> str:
-        from llmquant.recipe.summary import summarize  # which needs this module
-
         rows = [
             (row.name, f"{row.count} x {'x'.join(map(str, row.shape))}".removeprefix("1 x "), row.scheme.name,
              row.rounding, bytes_text(row.bytes_before), bytes_text(row.bytes_after), f"{row.bits_per_weight:.2f}")
-            for row in summarize(self)
+            for row in summarize(self.rows)
         ]  # fmt: skip
         title = (
             f"{self.inventory.architecture}, {self.recipe.name}: {bytes_text(self.bytes_before)} -> "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmquant.recipe.naming import collective, template
-from llmquant.recipe.plan import Plan, PlanRow
+from llmquant.recipe.rows import PlanRow
 from llmquant.spec import Scheme
 
 
@@ -33,12 +34,12 @@ class SummaryRow:
     note: str
 
 
-def summarize(plan: Plan) -> list[SummaryRow]:
+def summarize(rows: Sequence[PlanRow]) -> list[SummaryRow]:
     """Group the rows of a plan, in order of first appearance; counts and bytes add up to those of the plan."""
     groups: dict[tuple[object, ...], list[PlanRow]] = {}
-    for row in plan.rows:
+    for row in rows:
         groups.setdefault(_key(row), []).append(row)
-    return [_summary_row(rows) for rows in groups.values()]
+    return [_summary_row(alike) for alike in groups.values()]
 
 
 def _key(row: PlanRow) -> tuple[object, ...]:
