@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
@@ -28,8 +29,8 @@ def speed_table(speeds: Speeds, title: str | None = None) -> Table:
     for place, cell in enumerate(speeds.cells):
         table.add_row(Text(str(cell), style="bold"))
         for row, name in zip(speeds.rows, names, strict=True):
-            phases = (_speed(speeds, row, place, phase) for phase in PHASES)
-            table.add_row(Text(f"  {name}"), *phases, _memory(row, place))
+            cells = [*(speed_lines(speeds, row, place, phase) for phase in PHASES), memory_lines(row, place)]
+            table.add_row(Text(f"  {name}"), *map(_text, cells))
     return table
 
 
@@ -44,28 +45,43 @@ def labels(rows: tuple[Row, ...]) -> list[str]:
     ]
 
 
-def _speed(speeds: Speeds, row: Row, place: int, phase: Phase) -> Text:
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a cell: a number, what stands small beside it, and whether the row is slower by it."""
+
+    text: str
+    beside: str = ""
+    slower: bool = False
+
+
+def speed_lines(speeds: Speeds, row: Row, place: int, phase: Phase) -> list[Line]:
+    """Tokens per second, then each ratio; quartiles beside them, and the mark of the fastest dense row."""
     found = row.cells[place].speed(phase)
-    text = Text(number(found.median))
-    if found.q25 is not None:
-        text.append(f" ({number(found.q25)}–{number(found.q75)})", style="dim")
-    fastest = speeds.fastest(place, phase, static=row.static)
-    text.append(FASTEST if row is fastest and row is not speeds.rows[0] else "")
+    first, fastest = speeds.rows[0], speeds.fastest(place, phase, static=row.static)
+    quartiles = "" if found.q25 is None else f" ({number(found.q25)}–{number(found.q75)})"
+    lines = [Line(number(found.median), quartiles + (FASTEST if row is fastest and row is not first else ""))]
     for other in speeds.against(row, place, phase):
         ratio, kind = speedup(row.cells[place].over(other.cells[place], phase))
         slower = kind == "slower"
-        line = f"{SLOWER * slower}{ratio}{FASTEST if other is not speeds.rows[0] else ''}"
-        text.append(f"\n{line}", style="red" if slower else "")
-    return text
+        text, space, spread_of = ratio.partition(" ")
+        mark = FASTEST if other is not first else ""
+        lines.append(Line(SLOWER * slower + text, space + spread_of + mark, slower))
+    return lines
 
 
-def _memory(row: Row, place: int) -> Text:
+def memory_lines(row: Row, place: int) -> list[Line]:
+    """Weights and the rise of the peak, then the cache in it."""
     timed = row.cells[place]
-    text = Text(bytes_text(row.parameter_bytes))
-    if timed.peak_bytes is not None:
-        text.append(f" + {bytes_text(timed.peak_bytes)}")
-    if timed.cache_bytes is not None:
-        text.append(f"\ncache {bytes_text(timed.cache_bytes)}", style="dim")
+    rise = "" if timed.peak_bytes is None else f" + {bytes_text(timed.peak_bytes)}"
+    cache = [] if timed.cache_bytes is None else [Line("", f"cache {bytes_text(timed.cache_bytes)}")]
+    return [Line(bytes_text(row.parameter_bytes) + rise), *cache]
+
+
+def _text(lines: list[Line]) -> Text:
+    text = Text()
+    for place, line in enumerate(lines):
+        text.append("\n" * bool(place) + line.text, style="red" if line.slower else "")
+        text.append(line.beside, style="dim")
     return text
 
 
