@@ -97,7 +97,7 @@ def _caption(speeds: Speeds) -> Text:
             f"median (quartiles){_ratios(speeds)}; memory: weights + rise of the peak at work, with the cache in it",
             style="dim",
         )
-    for line in reasons(speeds):
+    for line in slower_lines(speeds):
         found.append(f"\n{line}", style="red")
     for each in speeds.left_out:
         found.append(f"\nleft out: {printable(each)}", style="yellow")
@@ -118,7 +118,7 @@ def _ratios(speeds: Speeds) -> str:
     )
 
 
-def reasons(speeds: Speeds) -> list[str]:
+def slower_lines(speeds: Speeds) -> list[str]:
     """Why rows are slower than a dense one, wherever they are."""
     return [
         f"slower: {name}, {each.phase}, {each.cell}: {'; '.join(each.because)}"

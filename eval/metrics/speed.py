@@ -12,10 +12,10 @@ from rich.table import Table
 
 from llmquant.eval.bench import Contender, bench
 from llmquant.eval.lines import accuracy_text, speedup
-from llmquant.eval.markup import Markup, element, join
+from llmquant.eval.markup import Markup, element, join, table
 from llmquant.eval.metrics import base
-from llmquant.eval.metrics.base import Cell, Column
-from llmquant.eval.speed_table import busy_warning, speed_table
+from llmquant.eval.metrics.base import Cell, Column, Panel
+from llmquant.eval.speed_table import Line, busy_warning, labels, memory_lines, slower_lines, speed_lines, speed_table
 from llmquant.eval.speeds import PHASES, Phase, Row, Speeds
 from llmquant.eval.statistics import Spread
 from llmquant.eval.throughput import ThroughputOptions
@@ -132,6 +132,35 @@ def _speed_lines(each: SpeedLine) -> list[Markup]:
 def tables(reports: Sequence[EvalReport]) -> list[Table]:
     """One for all models that took turns, with the baseline they have in common."""
     return [speed_table(speeds, "speed and memory") for speeds in _together(reports)]
+
+
+def panels(reports: Sequence[EvalReport]) -> list[Panel]:
+    """Every model in every cell, where there are several, and why some are slower; the columns have the first cell."""
+    parts = []
+    for speeds in _together(reports):
+        reasons = element("ul", *(element("li", line) for line in slower_lines(speeds)))
+        shown = [_page_table(speeds)] if speeds.cells[1:] else []
+        parts += [*shown, reasons] if slower_lines(speeds) else shown
+    note = "Tokens per second with quartiles; below, the ratios to the first row and to the fastest dense one (*)."
+    return [Panel("Speed by batch and context", join(*parts), note)] if parts else []
+
+
+def _page_table(speeds: Speeds) -> Markup:
+    names = labels(speeds.rows)
+    rows = [
+        [
+            str(cell), name, *(_lines(speed_lines(speeds, row, place, phase)) for phase in PHASES),
+            _lines(memory_lines(row, place)),
+        ]
+        for place, cell in enumerate(speeds.cells) for row, name in zip(speeds.rows, names, strict=True)
+    ]  # fmt: skip
+    return table(("batch and context", "model", "prefill tok/s", "decode tok/s", "memory"), rows, "speeds")
+
+
+def _lines(lines: Sequence[Line]) -> Markup:
+    numbers = (element("span", each.text, class_="bad" if each.slower else None) for each in lines)
+    small = (element("small", each.beside) for each in lines)
+    return element("div", *(element("div", *line) for line in zip(numbers, small, strict=True)))
 
 
 def _together(reports: Sequence[EvalReport]) -> list[Speeds]:

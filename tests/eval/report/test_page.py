@@ -23,6 +23,7 @@ from llmquant.eval.result import EvalReport
 from llmquant.eval.speeds import Slower
 from llmquant.eval.statistics import Estimate, Spread
 from llmquant.eval.table import render_table
+from llmquant.eval.throughput import Cell as SpeedCell
 from llmquant.words import bytes_text, number, percent, printable
 from tests.eval.conftest import change as changed
 
@@ -244,6 +245,17 @@ def test_a_model_alone_has_speeds_without_ratios(report: EvalReport) -> None:
     assert "8.00 tok/s" in _parsed(render_page([alone])).text
 
 
+def test_a_grid_of_speeds_has_a_table_on_the_page(report: EvalReport) -> None:
+    one = timed(report, (10.0,) * 3, (8.0,) * 3)
+    assert "Speed by batch and context" not in _parsed(render_page([one])).text
+    cells = (*one[Speed].cells, SpeedCell(16, 512))
+    rows = tuple(dataclasses.replace(row, cells=row.cells * 2) for row in one[Speed].rows)
+    page = _parsed(render_page([changed(one, speed={"cells": cells, "rows": rows})])).text
+    panel = page.partition("Speed by batch and context")[2]
+    for word in ("batch 16, context 512", "▼ 0.80x", "(8.00–8.00)", "cache "):
+        assert word in panel
+
+
 def test_why_a_model_is_slower_stands_below_the_table(report: EvalReport) -> None:
     section = report[Speed]
     reason = Slower(
@@ -254,6 +266,7 @@ def test_why_a_model_is_slower_stands_below_the_table(report: EvalReport) -> Non
     shown = changed(report, speed={"rows": rows})
     said = "decode, batch 1, context 16: a decode step takes long; [red]that is so"
     assert f"slower: int4-<b>test</b>, {said}" in " ".join(_printed([shown]).split())
+    assert f"slower: int4-<b>test</b>, {said}" in _parsed(render_page([shown])).text
     assert EvalReport.from_json(shown.to_json())[Speed].rows == rows
 
 
