@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class Markup(str):
@@ -32,17 +32,17 @@ def join(*parts: str) -> Markup:
     return Markup("".join(escape(part) for part in parts))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str | Markup]], class_: str) -> Markup:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], class_: str = "", *, named: bool = False) -> Markup:
     """A table with a line of column titles, which each cell also bears for where a narrow page stacks them.
 
-    A cell that is an element stands as it is.
+    `named`: the first cell of a row is its title.
     """
     titles = element("tr", *(element("th", text, scope="col") for text in head))
-    lines = (
-        element("tr", *(element("td", cell, data_label=title) for title, cell in zip(head, row, strict=True)))
-        for row in rows
-    )
-    return element("table", element("thead", titles), element("tbody", *lines), class_=f"plain {class_}")
+    lines = []
+    for row in rows:
+        cells = [element("td", cell, data_label=title) for title, cell in zip(head, row, strict=True)]
+        lines.append(element("tr", *([element("th", row[0], scope="row"), *cells[1:]] if named else cells)))
+    return element("table", element("thead", titles), element("tbody", *lines), class_=f"plain {class_}".strip())
 
 
 def folded(parts: Sequence[tuple[str, Markup | None]]) -> Markup | None:

@@ -15,7 +15,7 @@ from llmquant.words import number, printable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STEPS = 8  # shades, from the faintest to the full colour
+_STEPS = 20  # shades, from the faintest to the full colour
 
 
 @dataclass(frozen=True, slots=True)

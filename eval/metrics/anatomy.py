@@ -86,5 +86,5 @@ def _table(rows: Sequence[tuple[str, Sequence[Part]]]) -> Markup:
     for name, parts in rows:
         total = sum(part.bytes for part in parts)
         lines += [(name, each.kind, each.scheme, bytes_text(each.bytes), percent(each.bytes / total)) for each in parts]
-    content = table(("model", "kind", "scheme", "bytes", "share"), lines, "narrow-fits")
+    content = table(("model", "kind", "scheme", "bytes", "share"), lines)
     return element("details", element("summary", "the same as a table"), content)

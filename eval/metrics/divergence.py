@@ -255,4 +255,4 @@ def _quantiles(known: Known) -> Markup:
         moved = f"{100 * shift.mean:+.2f} points, rms {100 * shift.rms:.2f}"
         rows.append((name, *values, str(flips.right_to_wrong), str(flips.wrong_to_right), moved))
     note = "KL of a token at the shares of tokens above; greedy tokens that turned right or wrong; the text's token."
-    return join(table(head, rows, "stacked"), element("p", note, class_="note"))
+    return join(table(head, rows, named=True), element("p", note, class_="note"))

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from llmquant.errors import DataError, RecipeError
 from llmquant.eval.lines import change
-from llmquant.eval.markup import element, table
+from llmquant.eval.markup import table
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Cell, Column, Panel
 from llmquant.eval.statistics import Estimate, exponential
@@ -224,7 +224,7 @@ def _cells(measure: Measure) -> list[str]:
 def panels(reports: Sequence[EvalReport]) -> list[Panel]:
     """All measures of all tasks, and groups, in a table a report."""
     known = Section.of(reports)
-    parts = [(name, table(_HEAD, list(map(_row, _lines(section))), "tasks")) for name, section in known]
+    parts = [(name, table(_HEAD, map(_row, _lines(section)), named=True)) for name, section in known]
     return Panel.folded("Tasks", parts)
 
 
@@ -232,7 +232,6 @@ def _lines(section: Section) -> list[tuple[Task | Group, Measure]]:
     return [(row, measure) for row in (*section.groups, *section.tasks) for measure in row.measures]
 
 
-def _row(line: tuple[Task | Group, Measure]):
+def _row(line: tuple[Task | Group, Measure]) -> list[str]:
     row, measure = line
-    cells = [str(row.size), measure.name, *_cells(measure)]
-    return element("tr", element("th", row.name, scope="row"), *(element("td", cell, class_="num") for cell in cells))
+    return [row.name, str(row.size), measure.name, *_cells(measure)]

@@ -133,6 +133,24 @@ def test_page_is_self_contained_and_escaped(report: EvalReport) -> None:
     assert all(value is not None and value.startswith("#note-") for name, value in checker.attributes if name == "href")
 
 
+def test_print_unfolds_and_cuts_nothing(report: EvalReport) -> None:
+    """On paper nobody unfolds or scrolls; and every cell of a narrow page says which column it is of."""
+    page = render_page([report])
+    printed = page.partition("@media print {")[2]
+    assert "details::details-content { content-visibility: visible" in printed
+    assert "overflow-x" not in page
+    cells = re.findall(r"<td([^>]*)>", page)
+    assert cells
+    assert all("data-label=" in cell for cell in cells)
+
+
+def test_page_of_many_models_stays_small(report: EvalReport) -> None:
+    losses = {f"model.layers.{block}.{kind}": 0.01 + block for block in range(32) for kind in "qkvogud"}
+    one = changed(report, layers={"losses": losses})
+    page = render_page([dataclasses.replace(one, name=f"a-checkpoint-of-someone-int4-{place}") for place in range(12)])
+    assert len(page.encode()) < 1_500_000
+
+
 def test_footnote_links_lead_somewhere(report: EvalReport) -> None:
     attributes = _parsed(render_page([report])).attributes
     targets = {value for name, value in attributes if name == "id"}
