@@ -19,16 +19,18 @@ from llmquant.hf import register as _register
 
 if TYPE_CHECKING:
     from llmquant.api import evaluate, plan, quantize
+    from llmquant.debugging.debug import debug
     from llmquant.debugging.inspect import inspect
     from llmquant.hf.load import load
     from llmquant.hf.recipe import RecipeConfig
     from llmquant.hub.push import push_to_hub
     from llmquant.recipe.presets import presets
 
-__all__ = ["RecipeConfig", "evaluate", "inspect", "load", "plan", "presets", "push_to_hub", "quantize"]
+__all__ = ["RecipeConfig", "debug", "evaluate", "inspect", "load", "plan", "presets", "push_to_hub", "quantize"]
 
 _HOME = {
     "RecipeConfig": "llmquant.hf.recipe",
+    "debug": "llmquant.debugging.debug",
     "evaluate": "llmquant.api",
     "inspect": "llmquant.debugging.inspect",
     "load": "llmquant.hf.load",

@@ -73,6 +73,11 @@ def count(text: str) -> int:
     return int(_number(text, int, 1, "a whole number from 1 on"))
 
 
+def positive(text: str) -> float:
+    """A number above 0."""
+    return _number(text, float, 5e-324, "a number above 0")
+
+
 def seconds(text: str) -> float:
     """A time from 0 on."""
     return _number(text, float, 0, "a number of seconds from 0 on")
@@ -106,7 +111,7 @@ def setting(text: str) -> tuple[str, Any]:
     return name, found
 
 
-def _number(text: str, kind: type[int] | type[float], least: int, wanted: str) -> float:
+def _number(text: str, kind: type[int] | type[float], least: float, wanted: str) -> float:
     try:
         value = kind(text)
     except ValueError:

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from llmquant.cli import (
     bench,
     completion,
+    debug,
     demo,
     doctor,
     evaluate,
@@ -78,7 +79,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmquant {version('llmquant')}")
     parser.set_defaults(if_interrupted="", json=None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for verb in (plan, quantize, verify, inspect, evaluate, report, push, bench, demo, doctor, recipes, completion):
+    for verb in (
+        plan,
+        quantize,
+        verify,
+        inspect,
+        evaluate,
+        debug,
+        report,
+        push,
+        bench,
+        demo,
+        doctor,
+        recipes,
+        completion,
+    ):
         verb.add(commands)
     add_examples(commands.choices)
     return parser

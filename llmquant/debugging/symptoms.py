@@ -80,15 +80,18 @@ def _dead(weight: WeightHealth) -> Iterator[Finding]:
 
 
 def odd_ones(weights: Sequence[WeightHealth]) -> Iterator[Finding]:
-    """Weights of fewer bits than nearly all others of the same kind."""
+    """Weights of fewer bits than nearly all others, of the same kind or of any."""
+    everywhere, _ = Counter(Scheme.parse(each.scheme) for each in weights).most_common(1)[0] if weights else (None, 0)
+    narrow = [each for each in weights if everywhere and Scheme.parse(each.scheme).bits < everywhere.bits]
+    few = narrow if len(narrow) * 10 <= len(weights) else []
     kinds: dict[str, list[WeightHealth]] = {}
     for weight in weights:
         kinds.setdefault(weight.name.rpartition(".")[2], []).append(weight)
     for members in kinds.values():
         usual, count = Counter(Scheme.parse(each.scheme) for each in members).most_common(1)[0]
         odd = [each for each in members if Scheme.parse(each.scheme).bits < usual.bits]
-        if odd and len(odd) * 4 <= count:
-            for each in odd:
+        for each in odd:
+            if len(odd) * 4 <= count or each in few:
                 what = f"is {each.scheme} where the others of its kind are {usual}"
                 yield _finding("warning", "narrower", each, what, f"give it {usual} too, if this was not meant")
 

@@ -9,7 +9,7 @@ what it is in use. Nothing here knows what a block is given or returns.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import FunctionType
@@ -85,14 +85,25 @@ class BlockInputs:
         Raises:
             QuantizationError: if that is not the block that the model called.
         """
+        for _ in self.advancing(index, block):
+            pass
+
+    def advancing(self, index: int, block: nn.Module) -> Iterator[Tensor]:
+        """As `advance`, batch by batch; gives the hidden states that the block returned for each.
+
+        Raises:
+            QuantizationError: as `advance`.
+        """
         last = index + 1 == len(self._blocks)
         for forward in self._forwards:
             output = _require_call(forward, index).run(block)
+            hidden = _first_tensor(output)
             if last:
                 self._outputs.append(output)
                 forward.abandon()
             else:
                 forward.resume(output)
+            yield hidden
 
 
 def capture(base_model: nn.Module, blocks: Sequence[nn.Module], windows: Tensor) -> BlockInputs:

@@ -31,6 +31,14 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plain text."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(f"{i} times {i + 1} makes {i * (i + 1)}; so it goes on and on." for i in range(40)))
+    return path
+
+
+@pytest.fixture(scope="session")
 def healthy(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its projections in int4-g32."""
     out = tmp_path_factory.mktemp("healthy") / "out"

@@ -97,9 +97,9 @@ def test_two_names_for_one_weight(plant, healthy):
 
 def test_one_layer_of_fewer_bits(dense, tmp_path):
     recipe = {**RECIPE, "rules": [*RECIPE["rules"], {"match": DOWN, "scheme": "int2-g32"}]}
-    health = llmquant.inspect(quantize(dense, {**recipe, "portable": False}, tmp_path / "out").folder)
-    # Of three down projections one is more than a quarter of the usual ones: that may be meant.
-    assert "narrower" not in kinds(health)
+    health = llmquant.inspect(quantize(dense, recipe, tmp_path / "out").folder)
+    assert kinds(health) == ["narrower"]
+    assert health.findings[0].where == (DOWN,)
 
 
 def test_a_folder_of_another_format(dense, tmp_path):

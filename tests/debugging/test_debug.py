@@ -1,0 +1,192 @@
+"""`debug` on planted faults, its numbers against runs of whole models, and its edit against what that does."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+import llmquant
+from llmquant.api import quantize
+from llmquant.cli.main import main
+from llmquant.errors import CheckpointError, QuantizationError
+from llmquant.recipe.load import load_recipe
+from tests.debugging.conftest import RECIPE
+
+DOWN = "model.layers.1.mlp.down_proj"
+ASKED: dict[str, Any] = {"length": 40, "max_windows": 8, "units": 3}
+
+
+@pytest.fixture(scope="module")
+def report(healthy, dense, text_file):
+    return llmquant.debug(healthy, dense, text=str(text_file), **ASKED)
+
+
+def scaled(scales):
+    return scales * 1.5
+
+
+def scaled_in_two_channels(scales):
+    scales[5:7] *= 2
+    return scales
+
+
+def killed(packed):
+    packed[17] = -0x77777778  # 0x88888888: all codes are zero
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "kind", "words"),
+    [
+        ("weight_scale", scaled, "scale-factor", "its scales are 1.50 x what its weights ask for"),
+        ("weight_scale", scaled_in_two_channels, "scale-factor", "channels 5, 6 (3.1 %) are 2.01 x"),
+        ("weight_packed", killed, "dead-channel", "channel 17 is zero in the quantized model but not in the baseline"),
+        ("weight_packed", lambda packed: packed.flip(0), "foreign", "not the baseline's"),
+    ],
+)
+def test_a_planted_fault_is_named_first(plant, dense, text_file, tensor, change, kind, words):
+    found = llmquant.debug(plant({f"{DOWN}.{tensor}": change}), dense, text=str(text_file), **ASKED)
+    first = found.findings[0]
+    assert (first.severity, first.kind, first.where) == ("fault", kind, (DOWN,))
+    assert words in first.what
+    (unit,) = [each for each in found.budget.units if each.modules == (DOWN,)]
+    assert first.cost == unit.gain.value
+    assert len([each for each in found.findings if each.severity == "fault"]) == 1
+
+
+def divergence(folder, dense, text_file):
+    """As `eval` measures it on the same windows."""
+    asked = {"text": str(text_file), "length": 40, "max_windows": 8, "metrics": {"speed": False, "memory": False}}
+    return llmquant.evaluate(folder, dense, **asked).sections["divergence"].kl.mean
+
+
+def test_one_layer_in_int2_is_named_first_and_its_edit_helps(dense, text_file, tmp_path):
+    recipe = {**RECIPE, "rules": [*RECIPE["rules"], {"match": DOWN, "scheme": "int2-g32"}]}
+    found = llmquant.debug(quantize(dense, recipe, tmp_path / "out").folder, dense, text=str(text_file), **ASKED)
+    assert (found.findings[0].kind, found.findings[0].where) == ("narrower", (DOWN,))
+    assert [each.severity for each in found.findings].count("fault") == 1
+    assert found.edit
+    assert found.edit.units[0][0] == DOWN
+    assert found.edit.dropped == (f"{DOWN} -> int2-g32",)
+    edited = quantize(dense, yaml.safe_load(found.edit.recipe), tmp_path / "edited").folder
+    kl = divergence(edited, dense, text_file)
+    assert kl == pytest.approx(found.edit.kl_after.value, rel=1e-6)
+    assert kl < found.edit.kl_before.value
+
+
+def test_a_healthy_model_has_no_fault(report):
+    assert not [each for each in report.findings if each.severity == "fault"]
+    assert len(report.weights) == 21
+    assert all(0.95 < each.factor < 1.05 for each in report.weights)
+
+
+def kl_of(baseline, changed, windows):
+    with torch.inference_mode():
+        p, q = (model.float()(windows).logits[:, :-1].double().log_softmax(-1) for model in (baseline, changed))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_costs_are_those_of_whole_models(report, healthy, dense, text_file):
+    """Every run that began at a block against one that did not, and against the definition of KL."""
+    from llmquant.data.protocols import windows_of
+    from llmquant.engine.prepare import load_tokenizer
+    from llmquant.hf.load import load
+
+    windows = windows_of("tokens", str(text_file), load_tokenizer(dense), length=40, max_windows=8)
+    one = AutoModelForCausalLM.from_pretrained(dense, dtype="auto").eval()
+    two = load(healthy, packed=False).eval()
+    assert report.budget.kl.value == pytest.approx(kl_of(one, two, windows.ids), rel=1e-6)
+    assert report.budget.kl.low is not None
+    for unit in report.budget.units:
+        alone: Any = copy.deepcopy(one)
+        kept: Any = copy.deepcopy(two)
+        for name in unit.modules:
+            alone.get_submodule(name).weight.data = two.get_submodule(name).weight.data.float()
+            kept.get_submodule(name).weight.data = one.get_submodule(name).weight.data.float()
+        assert unit.alone.value == pytest.approx(kl_of(one, alone, windows.ids), rel=1e-6)
+        assert unit.kept.value == pytest.approx(kl_of(one, kept, windows.ids), rel=1e-6)
+        assert unit.gain.value == pytest.approx(report.budget.kl.value - unit.kept.value, rel=1e-9)
+
+
+def test_the_search_looks_everywhere_first(report):
+    assert list(report.budget.by_block) == [0, 1, 2]
+    assert len(report.budget.by_unit) == 12
+    worst = sorted(report.budget.by_unit, key=report.budget.by_unit.__getitem__, reverse=True)[:3]
+    assert {each.name for each in report.budget.units} == set(worst)
+    assert "12 units of the worst 3" in report.budget.note
+
+
+def test_layers_agree_with_a_run_of_both_models(report, healthy, dense):
+    (layer,) = [each for each in report.comparison.layers if each.name == DOWN]
+    (weight,) = [each for each in report.weights if each.name == DOWN]
+    assert layer.own.sqnr == pytest.approx(weight.sqnr, abs=3)  # inputs without structure
+    assert layer.accumulated is not None
+    assert layer.own.sqnr > layer.accumulated.sqnr
+    assert len(report.comparison.layers) == 21
+    assert len(report.comparison.blocks) == 3
+    first = next(each for each in report.comparison.layers if each.block == 0 and each.name.endswith("q_proj"))
+    assert first.own == first.accumulated  # nothing quantized is before it
+    assert first.activations == first.quantized_activations
+
+
+@pytest.mark.parametrize("bits", [None, 3.0])
+def test_the_edit_does_what_it_says(report, healthy, dense, text_file, tmp_path, bits):
+    if bits is not None:
+        report = llmquant.debug(healthy, dense, text=str(text_file), bits=bits, **ASKED)
+    edit = report.edit
+    assert edit is not None
+    assert bool(edit.units[1:]) == (bits is not None)
+    recipe = load_recipe({**RECIPE, "rules": [*RECIPE["rules"], *yaml.safe_load(edit.rules)]})
+    assert recipe.rules == load_recipe(yaml.safe_load(edit.recipe)).rules
+    out = quantize(dense, recipe, tmp_path / "edited").folder
+    before, after = (divergence(each, dense, text_file) for each in (healthy, out))
+    assert before == pytest.approx(edit.kl_before.value, rel=1e-6)
+    assert after == pytest.approx(edit.kl_after.value, rel=1e-6)
+    assert after < before
+    made = json.loads((out / "llmquant.json").read_text())["plan"]
+    assert made["bits_per_weight"] == pytest.approx(edit.bits_after)
+    assert bits is None or edit.bits <= bits
+
+
+def test_a_budget_that_buys_nothing(healthy, dense, text_file):
+    found = llmquant.debug(healthy, dense, text=str(text_file), bits=1e-6, **ASKED)
+    assert found.edit is None
+    assert "buy nothing" in found.sentence()
+
+
+def test_without_provenance_the_recipe_is_what_is_stored(plant, dense, text_file):
+    folder = plant({f"{DOWN}.weight_scale": scaled})
+    (folder / "llmquant.json").unlink()
+    found = llmquant.debug(folder, dense, text=str(text_file), **ASKED)
+    assert found.findings[0].where == (DOWN,)
+    assert found.edit
+    assert load_recipe(yaml.safe_load(found.edit.recipe)).name == "as-stored"
+
+
+def test_a_damaged_folder_is_refused_by_name(plant, dense, text_file):
+    folder = plant({f"{DOWN}.weight_scale": lambda scales: scales * float("nan")})
+    with pytest.raises(QuantizationError, match=rf"{DOWN}: 192 of 192 scales are NaN, so nothing can be measured"):
+        llmquant.debug(folder, dense, text=str(text_file), **ASKED)
+
+
+def test_a_model_that_is_not_quantized_is_refused(dense, text_file):
+    with pytest.raises(CheckpointError, match="not quantized"):
+        llmquant.debug(dense, dense, text=str(text_file), **ASKED)
+
+
+def test_the_command_line(plant, dense, text_file, tmp_path, capsys):
+    folder = plant({f"{DOWN}.weight_scale": scaled})
+    words = ["debug", str(folder), "--baseline", str(dense), "--text", str(text_file), "--length", "40", "-q"]
+    assert (
+        main([*words, "--units", "2", "--json", str(tmp_path / "found.json"), "--recipe", str(tmp_path / "r.yaml")])
+        == 0
+    )
+    text = capsys.readouterr().out
+    assert text.startswith(f"fault: {DOWN}: its scales are 1.50 x what its weights ask for")
+    assert "scheme: " in text.splitlines()[-1]
+    assert json.loads((tmp_path / "found.json").read_text())["findings"][0]["kind"] == "scale-factor"
+    assert load_recipe(tmp_path / "r.yaml").rules[-1].match == (DOWN,)
