@@ -24,7 +24,7 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument("repo", metavar="USER/NAME", help="the repository; it is made if it is not there")
     parser.add_argument(
         "--report", type=Path, action="append", default=[], metavar="FILE",
-        help="what `llmquant eval --json FILE` wrote of this folder; several for several texts",
+        help="what `llmquant eval --json FILE` wrote of this folder, alone or beside others; several for several texts",
     )  # fmt: skip
     parser.add_argument("--base-model", metavar="ORG/NAME", help="hub id of the model it was made from")
     parser.add_argument("--private", action="store_const", const=True, help="make the repository private")
@@ -40,10 +40,10 @@ def add(commands: arguments.Commands) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Verify, write the card, upload; or show what would be."""
     arguments.check_targets(args.json)
-    from llmquant.eval.result import EvalReport
+    from llmquant.eval.result import read_reports
     from llmquant.hub.push import push_to_hub
 
-    reports = [EvalReport.load(file) for file in args.report]
+    reports = read_reports(args.report)
     result = push_to_hub(
         args.folder, args.repo, reports=reports, base_model=args.base_model, private=args.private,
         revision=args.revision, message=args.message, include=args.include, overwrite=args.overwrite,

@@ -18,6 +18,8 @@ from llmquant.compat.border import first_line
 from llmquant.eval.lines import change, interval, plus_minus
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.perplexity import Section as Perplexity
+from llmquant.hub.charts import NAME as CHART
+from llmquant.hub.charts import Picture
 from llmquant.recipe.load import dump_recipe, load_recipe
 from llmquant.spec import Scheme
 from llmquant.words import bytes_text, number, percent, printable
@@ -85,11 +87,12 @@ def make_card(
     readers: Mapping[str, bool],
     *,
     own: OwnCard | None = None,
+    chart: Picture | None = None,
 ) -> ModelCard:
     """Write the card of a result that goes to the hub id `repo`; `made` is what llmquant.json says.
 
     No `reports` leave the card without numbers, and it says so. `readers` can load it, or not; the text of `own`, which
-    the user wrote, stands in front, and what it says goes before what the base's card says.
+    the user wrote, stands in front, and what it says goes before what the base's card says. `chart` lies beside it.
     """
     from huggingface_hub import ModelCard
 
@@ -97,7 +100,7 @@ def make_card(
     parts = [
         own.text.strip() if own and own.text.strip() else f"# {title}",
         _summary(made, base),
-        "## What it lost\n\n" + ("\n".join(_measured(reports)) if reports else _NOT_MEASURED),
+        "## What it lost\n\n" + ("\n".join(_measured(reports, chart)) if reports else _NOT_MEASURED),
         "## Use\n\n" + "\n\n".join(_use(repo, readers)),
         "## How it was made\n\n" + "\n\n".join(_made(made)),
     ]
@@ -199,7 +202,7 @@ def _summary(made: Mapping[str, Any], base: Base) -> str:
     )
 
 
-def _measured(reports: Sequence[EvalReport]) -> Iterator[str]:
+def _measured(reports: Sequence[EvalReport], chart: Picture | None) -> Iterator[str]:
     yield "| text | perplexity, base | perplexity, this | change | KL(base ‖ this) | same top-1 |"
     yield "|---|---|---|---|---|---|"
     for report in reports:
@@ -218,6 +221,9 @@ def _measured(reports: Sequence[EvalReport]) -> Iterator[str]:
         else:
             cells += ["–"] * 2
         yield f"| {' | '.join(cells)} |"
+    if chart:
+        alt = re.sub(r"[\[\]]", "", _plain(chart.alt))
+        yield f"\n![{alt}]({CHART})"
     yield "\n95 % intervals, the window as the unit; ± is a standard error. How it was measured:\n"
     for report in reports:
         text = report.protocol

@@ -20,7 +20,10 @@ from llmquant.errors import CheckpointError, DataError, OutputError
 from llmquant.files import read_plain
 from llmquant.hub.access import check_foreign, check_repo, explained, files_there, network_errors
 from llmquant.hub.card import Base, OwnCard, make_card
+from llmquant.hub.charts import NAME as CHART
+from llmquant.hub.charts import Picture, picture
 from llmquant.hub.files import CARD, WEIGHTS, Upload, collect, published
+from llmquant.words import listed
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelCard
@@ -58,7 +61,7 @@ def push_to_hub(
     Args:
         folder: a finished result; everything in it is read and compared with its digests first.
         repo: "USER/NAME"; it is made if it is not there.
-        reports: evaluations of this result.
+        reports: evaluations of this result; those of others on the same text appear beside it in the chart.
         base_model: hub id of the model it was made from, if it was made from a local folder.
         private: make the repository private; one that exists stays what it is.
         revision: branch that must exist; the default is "main".
@@ -70,7 +73,7 @@ def push_to_hub(
 
     Raises:
         CheckpointError: if the folder is no finished result, or not what was written.
-        DataError: if a report is not of this result.
+        DataError: if no report is of this result.
         OutputError: if files must not be published, or the hub refuses them or cannot be reached.
     """
     import huggingface_hub
@@ -82,14 +85,17 @@ def push_to_hub(
             f"{path} is no finished result of llmquant; `hf upload {repo} {path}` publishes any folder"
         )
     made = read_provenance(path)
-    for report in reports:
-        if report.checkpoint != identity(made):
-            raise DataError(f"the report {report.name!r} is not of the weights in {path}; evaluate this folder")
+    own = [report for report in _different(reports) if report.checkpoint == identity(made)]
+    if reports and not own:
+        named = listed(dict.fromkeys(repr(report.name) for report in reports))
+        raise DataError(f"the reports {named} are not of the weights in {path}; evaluate this folder")
     verify_folder(path)
     found = formats.find(made["recipe"].get("format", formats.DEFAULT)).open(path)
     upload = collect(path, made, sorted({info.file.name for info in found.tensors.values()}), include=include)
-    card, told, notes = _describe(path, repo, made, _different(reports), base_model, token)
+    chart = picture(own, _different(reports))
+    card, told, notes = _describe(path, repo, made, own, chart, base_model, token)
     contents = {CARD: str(card).encode(), PROVENANCE: (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()}
+    contents |= {CHART: chart.data} if chart else {}
     api = huggingface_hub.HfApi(token=token, library_name="llmquant")
     try:
         with explained(repo):
@@ -112,6 +118,7 @@ def _describe(
     repo: str,
     made: Mapping[str, Any],
     reports: Sequence[EvalReport],
+    chart: Picture | None,
     base_model: str | None,
     token: str | None,
 ) -> tuple[ModelCard, dict[str, Any], tuple[str, ...]]:
@@ -125,7 +132,9 @@ def _describe(
     try:
         base, notes = _base(str(made["source"]), base_model, token)
         told = published(made, base.name)
-        card = make_card(repo, told, base, reports, told["plan"].get("readers", {"llmquant": True}), own=own)
+        card = make_card(
+            repo, told, base, reports, told["plan"].get("readers", {"llmquant": True}), own=own, chart=chart
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path / PROVENANCE} lacks what the card is made of ({error!r}); quantize again, or fetch the folder again"

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from huggingface_hub import ModelCard
 import llmquant
 from llmquant.cli.main import main
 from llmquant.errors import CheckpointError, DataError, OutputError
+from llmquant.eval.result import to_json
 from llmquant.hub.push import push_to_hub
 from tests.engine.conftest import tiny_llama
 from tests.hub.conftest import RECIPE
@@ -231,3 +233,22 @@ def test_private_without_push_is_refused(model: Path, tmp_path: Path, capsys) ->
     assert main(["quantize", str(model), "-r", "int8", "-o", str(tmp_path / "out"), "--private"]) == 1
     assert "--push USER/NAME" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_card_shows_the_result_among_others_that_were_measured_with_it(
+    out: Path, report, model: Path, hub: State, tmp_path: Path
+) -> None:
+    other = replace(report, name="other [x]", checkpoint="sha256:1")
+    (tmp_path / "eval.json").write_text(to_json([other, report]))
+    assert main(["push", str(out), "me/mine", "--report", str(tmp_path / "eval.json")]) == 0
+    files = hub.repositories["me/mine"]
+    assert files["loss-against-size.png"].startswith(b"\x89PNG")
+    card = files["README.md"].decode()
+    assert "](loss-against-size.png)" in card
+    assert "other x" in card
+    assert card.count("| text.txt |") == 1, "the table is of this result alone"
+    alone = push_to_hub(out, "me/alone", reports=[report])
+    assert "loss-against-size" not in alone.card
+    assert "loss-against-size.png" not in hub.repositories["me/alone"]
+    with pytest.raises(DataError, match=r"'other .x.'.* not of the weights"):
+        push_to_hub(out, "me/mine", reports=[other])
