@@ -37,7 +37,7 @@ def curves(
     """Each line with its colour, dashes and shape; `x` and `y` name the axes, `percent` is of `y`, `ticks` of `x`."""
 
     def draw(axes: Axes, view: View) -> None:
-        from matplotlib.ticker import FuncFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator
 
         axes.set_xscale("log" if log_x else "linear")
         axes.set_yscale("log" if log_y else "linear")
@@ -52,6 +52,7 @@ def curves(
         if ticks:
             axes.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
         elif log_x:
+            axes.xaxis.set_major_locator(LogLocator(numticks=5 if view.narrow else 9))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         if log_y or percent:
             scale, sign = (100, " %") if percent else (1, "")

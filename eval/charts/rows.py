@@ -72,7 +72,15 @@ def bars(rows: Sequence[Bar], title: str) -> Chart:
         for row, each in enumerate(rows):
             begin = 0.0
             for place, size in each.parts:
-                axes.barh(row, size, 0.55, begin, color=hue(f"k{place % COLOURS}"), edgecolor=hue("card"), linewidth=1)
+                axes.barh(
+                    row,
+                    size,
+                    0.4 if view.narrow else 0.55,
+                    begin,
+                    color=hue(f"k{place % COLOURS}"),
+                    edgecolor=hue("card"),
+                    linewidth=1,
+                )
                 begin += size
             axes.text(begin + 0.012 * largest, row, each.text, va="center", size=FONT - 1, color=hue("soft"))
         axes.set_xlim(0, 1.22 * largest)
@@ -98,5 +106,6 @@ def _rows(axes: Axes, names: Sequence[str], view: View) -> None:
     axes.set_yticks([])
     for row, name in enumerate(short(names, 44)):
         axes.annotate(
-            name, (0, row), xycoords=("axes fraction", "data"), xytext=(0, 13), textcoords="offset points", size=FONT
-        )
+            name, (0, row), xycoords=("axes fraction", "data"), xytext=(0, 13), textcoords="offset points", size=FONT,
+            bbox={"facecolor": hue("card"), "edgecolor": "none", "pad": 1},  # a line behind it does not strike it out
+        )  # fmt: skip
