@@ -19,6 +19,7 @@ from llmquant.eval.metrics.base import Metric, Section
 from llmquant.eval.options import EvalOptions
 from llmquant.eval.precision import LossDtype, choose, in_accuracy, in_float32
 from llmquant.eval.scoring import TokenScores, score_tokens
+from llmquant.eval.store import Store
 from llmquant.limits import check_limits, limits
 from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used
 from llmquant.progress import Progress
@@ -53,6 +54,7 @@ class Facts:
     windows: Windows
     tokenizer: Any
     options: EvalOptions = field(default_factory=EvalOptions)
+    store: Store | None = None  # of what is finished, so that a killed evaluation goes on
 
     @property
     def alone(self) -> bool:
@@ -113,11 +115,13 @@ class Pair(Facts):
     progress: Progress = field(default_factory=Progress)
     candidates: tuple[PreTrainedModel, ...] = ()  # the quantized model alone
     place: int = 0
+    stores: tuple[Store | None, ...] = ()  # of all candidates
     _shared: dict[str, Any] = field(default_factory=dict, repr=False)  # by all pairs of the comparison
     _sections: dict[str, Section | None] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", self.candidates or (self.quantized,))
+        object.__setattr__(self, "stores", self.stores or (self.store,))
 
     @property
     def models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -145,7 +149,12 @@ class Pair(Facts):
     def section(self, metric: Metric) -> Section | None:
         """The section of a metric, measured when it is first asked for."""
         if metric.name not in self._sections:
-            self._sections[metric.name] = metric.measure(self, self.options.of(metric))
+            found = self.store.section(metric, self.loss.dtype) if self.store else None
+            if found is None:
+                found = metric.measure(self, self.options.of(metric))
+                if self.store and found is not None:
+                    self.store.keep_section(metric, self.loss.dtype, found)
+            self._sections[metric.name] = found
         return self._sections[metric.name]
 
     @contextmanager
@@ -186,12 +195,21 @@ class Pair(Facts):
     def _score(self) -> list[Scored]:
         with self.as_scored(*self._all):
             scores = score_tokens(
-                self.baseline, self.candidates, self.windows, self.progress, batch_size=self.options.batch_size
-            )
+                self.baseline, self.candidates, self.windows, self.progress, batch_size=self.options.batch_size,
+                kept=self._kept, keep=self._keep,
+            )  # fmt: skip
             return [
                 Scored(tokens, kernels_used(model), accuracy_of(model))
                 for tokens, model in zip(scores, self.candidates, strict=True)
             ]
+
+    def _kept(self, place: int, batch: str) -> TokenScores | None:
+        store = self.stores[place]
+        return store.scores(f"{self.loss.dtype} {batch}") if store else None
+
+    def _keep(self, place: int, batch: str, scores: TokenScores) -> None:
+        if store := self.stores[place]:
+            store.keep_scores(f"{self.loss.dtype} {batch}", scores)
 
 
 def pairs(
@@ -205,7 +223,7 @@ def pairs(
     return [
         Pair(
             **vars(known), baseline=baseline, quantized=model, progress=progress or Progress(),
-            candidates=tuple(candidates), place=place, _shared=shared,
+            candidates=tuple(candidates), place=place, stores=tuple(each.store for each in facts), _shared=shared,
         )
         for place, (known, model) in enumerate(zip(facts, candidates, strict=True))
     ]  # fmt: skip

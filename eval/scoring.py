@@ -8,10 +8,10 @@ position where either model gives a non-finite number is counted, not averaged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -27,9 +27,9 @@ from llmquant.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_LOGIT_ELEMENTS = 1 << 26  # logits of one model in a batch, when the caller names no batch size
+_LOGIT_ELEMENTS = 3 << 24  # logits of one model in a batch, when the caller names no batch size: 200 MB in float32
 _MOST_WINDOWS = 16  # at once, so that progress moves
-_SLICE_ELEMENTS = 1 << 22  # float64 log-probabilities of one model at once: 32 MiB
+_SLICE_ELEMENTS = 1 << 18  # float64 logits of one model at once: 2 MiB, which a cache holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,14 @@ def score_tokens(
     progress: Progress,
     *,
     batch_size: int | None = None,
+    kept: Callable[[int, str], TokenScores | None] = lambda *_: None,
+    keep: Callable[[int, str, TokenScores], None] = lambda *_: None,
 ) -> list[TokenScores]:
     """Run the baseline once, and each candidate (maybe the same object), over all windows: the scores of each.
 
-    So many windows are taken at once; None chooses by the vocabulary.
+    So many windows are taken at once; None chooses by the vocabulary. `kept` gives what an earlier run scored, by the
+    number of the candidate and the name of the batch, and `keep` takes what is scored; where all is there, no model
+    runs.
 
     Raises:
         DataError: if the vocabularies differ or do not hold the tokens.
@@ -100,10 +104,17 @@ def score_tokens(
             stack.enter_context(evaluating(model))
         progress.stage("score", len(windows), unit="windows")
         for begin, ids, scored in batches(baseline, windows, batch_size):
-            reference = Reference(before := logits(baseline, ids), ids, scored, first_window=begin)
-            for found, model in zip(parts, candidates, strict=True):
-                found.append(reference.score(before if model is baseline else logits(model, ids)))
-            progress.step(steps=len(ids))
+            name = f"{begin} {len(ids)}"
+            before = [kept(place, name) for place in range(len(candidates))]
+            if missing := [place for place, scores in enumerate(before) if scores is None]:
+                reference = Reference(seen := logits(baseline, ids), ids, scored, first_window=begin)
+                for place in missing:
+                    model = candidates[place]
+                    before[place] = new = reference.score(seen if model is baseline else logits(model, ids))
+                    keep(place, name, new)
+            for found, scores in zip(parts, before, strict=True):
+                found.append(cast("TokenScores", scores))
+            progress.step(steps=len(ids), work=len(ids) if missing else 0)
     return [TokenScores.joined(found) for found in parts]
 
 
@@ -176,7 +187,7 @@ class Reference:
         for (part, ours), (_, theirs) in zip(self._slices(self._logits), self._slices(logits), strict=True):
             normaliser = theirs.logsumexp(-1)
             kl[part] = _divergence(ours, self._total[part].to(ours.device), theirs, normaliser).cpu()
-            total[part], top[part] = normaliser.cpu(), theirs.argmax(-1).cpu()
+            total[part], top[part] = normaliser.cpu(), theirs.max(-1).indices.cpu()
         nll = total - self._of_target(logits)
         columns = {**self._columns, "nll_quantized": nll, "kl": kl, "top_quantized": top}
         return TokenScores(**{name: column.numpy() for name, column in columns.items()})

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from llmquant.compare import compare
+from llmquant.compare import compare, write_reports
 from llmquant.engine.prepare import plan_only, prepare
 from llmquant.engine.run import RunResult, run
 from llmquant.errors import OutputError, RecipeError
@@ -149,6 +149,7 @@ def evaluate(
     *,
     speed: float | None = None,
     noise_floor: bool | None = None,
+    out: str | Path | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> EvalReport | tuple[EvalReport, ...]:
@@ -161,6 +162,8 @@ def evaluate(
     Args:
         speed: seconds to spend on prefill and decode throughput (20); 0 leaves it out.
         noise_floor: where losses are measured in 16 bits, also measure how much of them is rounding.
+        out: a folder for one JSON file per model and report.html, rewritten as results come. Finished parts are kept
+            there: the same call goes on where a killed one was, and gives the same numbers.
         changes: fields of `EvalOptions` in place of those of `options`: protocol, text, length, bos, stride,
             max_windows, dtype, device, accuracy, kernel, budget, metrics, trust_remote_code and so on.
 
@@ -168,12 +171,16 @@ def evaluate(
         A report; for a sequence of models a tuple of reports, in their order.
 
     Raises:
-        LlmquantError: CheckpointError, DataError, DeviceError or RecipeError.
+        LlmquantError: CheckpointError, DataError, DeviceError, OutputError or RecipeError.
     """
     options = replace(options or EvalOptions(), **changes)
     asked = {} if speed is None else {"speed": {"seconds": speed} if speed else False}
     asked |= {} if noise_floor is None else {"noise_floor": noise_floor}
     options = replace(options, metrics={**options.metrics, **asked})
     alone = isinstance(models, (str, Path))
-    found = list(compare([models] if alone else models, baseline, options, progress))
-    return found[0] if alone else tuple(found)
+    found: dict[int, EvalReport] = {}
+    for place, report in compare([models] if alone else models, baseline, options, progress, out and Path(out)):
+        found[place] = report
+        if out is not None:
+            write_reports(Path(out), [found[each] for each in sorted(found)])
+    return found[0] if alone else tuple(found[each] for each in sorted(found))

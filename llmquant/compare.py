@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from llmquant.eval import EvalOptions, EvalReport, Subject, Windows, evaluate
 from llmquant.eval.metrics.memory import checkpoint_size
 from llmquant.eval.pair import Facts, pairs
 from llmquant.eval.precision import loading_for
+from llmquant.eval.result import SCHEMA_VERSION
+from llmquant.eval.store import Store, fingerprint, write_whole
+from llmquant.machine import versions
 from llmquant.memory import free_bytes
 from llmquant.models.skeleton import load_config
 from llmquant.notebook import default_progress
@@ -31,16 +35,29 @@ _SPARE = 0.7  # share of the free memory that models may take; the rest is for a
 
 
 def compare(
-    models: Sequence[str | Path], baseline: str | Path | None, options: EvalOptions, progress: Progress | None = None
-) -> Iterator[EvalReport]:
-    """Measure each model against the baseline, or alone; a report comes when it is done.
+    models: Sequence[str | Path],
+    baseline: str | Path | None,
+    options: EvalOptions,
+    progress: Progress | None = None,
+    out: Path | None = None,
+) -> Iterator[tuple[int, EvalReport]]:
+    """Measure each model against the baseline, or alone; a report comes, with its model's number, when it is done.
+
+    Where there is a folder `out`, finished parts are kept there, and those of an earlier run are not measured again:
+    they come first, as they are, speed included.
 
     Raises:
         LlmquantError: CheckpointError, DataError, DeviceError or RecipeError; what can be refused is refused before a
             model is loaded.
     """
     progress, device = progress or default_progress(), resolve_device(options.device)
-    waiting = _facts(models, baseline, options)
+    waiting = facts_of(models, baseline, options)
+    places = {known.subject.name: place for place, known in enumerate(waiting)}
+    if out is not None:
+        waiting = [replace(known, store=_store(known, out, device, progress)) for known in waiting]
+        done = [(known, report) for known in waiting if (report := _finished(known))]
+        yield from ((places[report.name], report) for _, report in done)
+        waiting = [known for known in waiting if all(known is not finished for finished, _ in done)]
     before: Any = None
     while waiting:
         group, waiting = _that_fit(waiting, device, loaded=before is not None)
@@ -57,8 +74,28 @@ def compare(
         reference = loaded[0] if group[0].alone else before
         check_vocabulary(group[0].windows.ids, reference)
         comparison = pairs(group, reference, loaded, progress)
-        yield from map(evaluate, comparison)
+        for pair in comparison:
+            report = evaluate(pair)
+            if pair.store:
+                pair.store.put("report", report.to_json().encode())
+            yield places[report.name], report
         del loaded, comparison, reference  # before the next group is loaded
+
+
+def _store(known: Facts, out: Path, device: torch.device, progress: Progress) -> Store:
+    subject = known.subject
+    folders = [folder for folder in (subject.baseline_folder, subject.folder) if folder]
+    identity = {
+        "schema": SCHEMA_VERSION, "name": subject.name, "models": list(map(fingerprint, folders)),
+        "baseline": subject.baseline_name, "windows": known.windows.protocol.data_hash, "device": str(device),
+        "options": asdict(known.options), "versions": versions(),
+    }  # fmt: skip
+    return Store(out / "parts", identity, progress)
+
+
+def _finished(known: Facts) -> EvalReport | None:
+    data = known.store.get("report") if known.store else None
+    return None if data is None else EvalReport.from_json(data.decode())
 
 
 def _load(folders: Sequence[Path], options: EvalOptions, device: torch.device, progress: Progress) -> list[Any]:
@@ -96,11 +133,11 @@ def _that_fit(waiting: list[Facts], device: torch.device, *, loaded: bool) -> tu
 
 
 def _folder(folder: Path | None) -> Path:
-    assert folder is not None  # `_facts` opened it
+    assert folder is not None  # `facts_of` opened it
     return folder
 
 
-def _facts(models: Sequence[str | Path], baseline: str | Path | None, options: EvalOptions) -> list[Facts]:
+def facts_of(models: Sequence[str | Path], baseline: str | Path | None, options: EvalOptions) -> list[Facts]:
     """Refuse whatever can be refused without the models."""
     from llmquant.hf.load import open_model
 
@@ -172,3 +209,17 @@ def _distinct(subjects: Sequence[Subject], models: Sequence[str | Path]) -> list
 
 def _last(model: str | Path) -> str:
     return Path(model).name
+
+
+def write_reports(folder: Path, reports: Sequence[EvalReport]) -> None:
+    """Write NAME.json for each report and report.html for all.
+
+    Raises:
+        OutputError: if they cannot be written.
+    """
+    from llmquant.eval.report import render_page
+
+    for report in reports:
+        name = re.sub(r"[^\w.-]+", "_", report.name).strip("_.")
+        write_whole(folder / f"{name}.json", report.to_json().encode())
+    write_whole(folder / "report.html", render_page(reports).encode())

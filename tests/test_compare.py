@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,22 +17,10 @@ from llmquant.errors import DataError, RecipeError
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
 from tests.engine.conftest import save_tiny
-from tests.eval.conftest import Seen
+from tests.eval.conftest import Noted
 
 GIVEN = {"length": 32, "speed": 0.0}
 ONE_BATCH = {**GIVEN, "metrics": {"memory": False}, "batch_size": 16, "max_windows": 16}
-
-
-class Noted(Seen):
-    """Keeps notes too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Note the note."""
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +156,57 @@ def test_the_command_line_takes_several(model, candidates, text, tmp_path, capsy
     assert "small: " in shown
     assert "small" in (tmp_path / "page.html").read_text()
     assert main([*command, "--speed", "0", "--budget", "kl=1e-9", "--quiet"]) == 3
+
+
+KILLED = """
+import os, signal, sys
+from llmquant.eval.store import Store
+from llmquant.cli.main import main
+
+keep, count = Store.keep_scores, 0
+
+def keep_and_die(self, *part):
+    global count
+    keep(self, *part)
+    count += 1
+    if count == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Store.keep_scores = keep_and_die
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_evaluation_goes_on_with_what_it_has(model, candidates, text, tmp_path, passes) -> None:
+    """The third batch of the first candidate is there and that of the second is not, when the process is killed."""
+    options = {"text": text, "length": 32, "speed": 0.0, "batch_size": 4, "max_windows": 16}
+    wanted = llmquant.evaluate(candidates[:2], model, **options, metrics={"memory": False})
+    out = tmp_path / "out"
+    command = ["eval", *map(str, candidates[:2]), "--baseline", str(model), "--text", text, "--length", "32"]
+    command += ["--speed", "0", "--max-windows", "16", "--metric", "memory=false", "-o", str(out), "-q"]
+    sized = KILLED.replace("main(sys", "from llmquant.eval import scoring\nscoring._MOST_WINDOWS = 4\nmain(sys")
+    killed = subprocess.run([sys.executable, "-c", sized, *command], capture_output=True, timeout=200, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list(out.rglob("scores *"))) == 5
+    passes.clear()
+    del options["batch_size"]  # the command line has none
+    from llmquant.eval import scoring
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "_MOST_WINDOWS", 4)
+        given = {"metrics": {"memory": False}, "out": out}
+        found = llmquant.evaluate(candidates[:2], model, **options, **given)
+        assert passes == ["model", "int4", "model", "int8", "int4"]  # the third batch, then the fourth
+        assert found == wanted
+        passes.clear()
+        assert llmquant.evaluate(candidates[:2], model, **options, **given) == wanted
+        assert passes == []
+        assert sorted(file.name for file in out.iterdir()) == ["int8.json", "parts", "report.html", "small.json"]
+        assert EvalReport.load(out / "small.json") == wanted[1]
+        next(out.rglob("report")).write_bytes(b"damaged")
+        noted = Noted()
+        assert llmquant.evaluate(candidates[:2], model, **options, **given, progress=noted) == wanted
+        assert passes == []  # sections and scores are there
+        assert "measured again" in noted.notes[0]
+        llmquant.evaluate(candidates[:1], model, **{**options, "max_windows": 8}, **given)
+        assert passes == ["model", "int8"] * 2  # other windows have parts of their own

@@ -42,23 +42,27 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def demo(out: Path, page: Path, console: Console) -> list[EvalReport]:
     """Quantize the bundled model into folders of `out` and evaluate it; errors as of `quantize` and `evaluate`."""
-    from llmquant.api import evaluate, quantize
+    from llmquant.api import quantize
     from llmquant.cli.display import RunDisplay
+    from llmquant.compare import compare
+    from llmquant.eval import EvalOptions
     from llmquant.eval.report import render_page
 
     with as_file(files("llmquant") / "demo_model") as model:
-        reports = []
         for recipe in RECIPES:
             console.rule(f"[bold]{recipe}")
             with RunDisplay(console) as display:
                 quantize(model, recipe, out / recipe, overwrite=True, progress=display)
-            with RunDisplay(console) as display:
-                report = evaluate(
-                    out / recipe, model, max_windows=_WINDOWS, speed=_SPEED_SECONDS, noise_floor=True, progress=display
-                )
-            reports.append(report)
-            (out / f"{recipe}.json").write_text(report.to_json(), encoding="utf-8")
-    page.write_text(render_page(reports), encoding="utf-8")
+        console.rule("[bold]evaluation")
+        options = EvalOptions(
+            max_windows=_WINDOWS, metrics={"speed": {"seconds": _SPEED_SECONDS}, "noise_floor": True}
+        )
+        reports: list[EvalReport] = []
+        with RunDisplay(console) as display:
+            for _, report in compare([out / recipe for recipe in RECIPES], model, options, display):
+                reports.append(report)
+                (out / f"{report.name}.json").write_text(report.to_json(), encoding="utf-8")
+                page.write_text(render_page(reports), encoding="utf-8")
     print_reports(console, reports)
     console.print(
         f"\nThe report with all numbers: [bold]{escaped(page)}[/]; the quantized models: [bold]{escaped(out)}/[/]",

@@ -67,6 +67,10 @@ def add(commands: arguments.Commands) -> None:
     )  # fmt: skip
     arguments.json_target(parser, "all numbers, of several models a list")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a self-contained HTML page")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="DIR",
+        help="keep finished parts, a JSON per model and report.html there; the same command goes on after a kill",
+    )  # fmt: skip
     arguments.remote_code(parser)
     arguments.quiet(parser)
     parser.set_defaults(run=run)
@@ -87,7 +91,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             max_windows=args.max_windows, dtype=args.dtype, speed=args.speed, noise_floor=args.noise_floor,
             accuracy=args.accuracy, kernel=args.kernel, budget=dict(args.budget),
             device=args.device, metrics=task_arguments.asked(args), trust_remote_code=args.trust_remote_code,
-            progress=display,
+            out=args.out, progress=display,
         )  # fmt: skip
     arguments.write_json(args.json, to_json(reports))
     if args.report:

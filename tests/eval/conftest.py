@@ -151,6 +151,18 @@ class Seen(Progress):
         self.stages[-1][2].append(steps)
 
 
+class Noted(Seen):
+    """Keeps notes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Note the note."""
+        self.notes.append(text)
+
+
 class Compared(NamedTuple):
     """What two models say of a text."""
 
