@@ -179,7 +179,9 @@ def evaluate(
     options = replace(options, metrics={**options.metrics, **asked})
     alone = isinstance(models, (str, Path))
     found: dict[int, EvalReport] = {}
-    for place, report in compare([models] if alone else models, baseline, options, progress, out and Path(out)):
+    for place, report in compare(
+        [models] if alone else models, baseline, options, progress, None if out is None else Path(out)
+    ):
         found[place] = report
         if out is not None:
             write_reports(Path(out), [found[each] for each in sorted(found)])
