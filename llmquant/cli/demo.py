@@ -54,9 +54,7 @@ def demo(out: Path, page: Path, console: Console) -> list[EvalReport]:
             with RunDisplay(console) as display:
                 quantize(model, recipe, out / recipe, overwrite=True, progress=display)
         console.rule("[bold]evaluation")
-        options = EvalOptions(
-            max_windows=_WINDOWS, metrics={"speed": {"seconds": _SPEED_SECONDS}, "noise_floor": True}
-        )
+        options = EvalOptions(max_windows=_WINDOWS, metrics={"speed": {"seconds": _SPEED_SECONDS}, "noise_floor": True})
         reports: list[EvalReport] = []
         with RunDisplay(console) as display:
             for _, report in compare([out / recipe for recipe in RECIPES], model, options, display):
