@@ -37,9 +37,9 @@ def check_model(model: object) -> PreTrainedModel:
             f"wanted a model folder, a hub id or a transformers model, got {type(model).__name__}{advice}"
         )
     name = f"this {type(model).__name__}"
-    refuse_quantized(name, getattr(model.config, "quantization_config", None))
     if is_packed(model):
         raise CheckpointError(f"{name}: is already quantized; give the 16-bit model that it was made from")
+    refuse_quantized(name, getattr(model.config, "quantization_config", None))
     layers = [type(module).__module__.partition(".")[0] for module in model.modules()]
     if "peft" in layers:
         raise CheckpointError(f"{name} has adapters of peft; merge them into its weights, or remove them")
