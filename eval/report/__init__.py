@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from llmquant.eval.report.page import render_page
+from llmquant.eval.report.page import document, render_page
 
-__all__ = ["render_page"]
+__all__ = ["document", "render_page"]

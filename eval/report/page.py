@@ -26,7 +26,6 @@ def render_page(reports: Sequence[EvalReport]) -> str:
     """
     check_comparable(reports)
     first = reports[0]
-    style = join(palette_css(), Markup(files("llmquant.eval.report").joinpath("page.css").read_text(encoding="utf-8")))
     names = ", ".join(report.name for report in reports)
     title = f"{first.against}: {names}" if first.against else names
     panels = [
@@ -37,7 +36,13 @@ def render_page(reports: Sequence[EvalReport]) -> str:
     if recipes := folded([(report.name, _recipe(report)) for report in reports]):
         panels.append(Panel("Recipes and kernels", recipes))
     panels.append(Panel("How it was measured", _footnotes(reports)))
-    body = element("main", _header(reports), *map(_section, panels))
+    return document(title, _header(reports), panels)
+
+
+def document(title: str, header: Markup, panels: Sequence[Panel]) -> str:
+    """A page of its own with the house's look."""
+    style = join(palette_css(), Markup(files("llmquant.eval.report").joinpath("page.css").read_text(encoding="utf-8")))
+    body = element("main", header, *map(_section, panels))
     head = join(
         Markup('<meta charset="utf-8">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),

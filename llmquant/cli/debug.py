@@ -40,6 +40,7 @@ def add(commands: arguments.Commands) -> None:
     )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="write the edited recipe")
     arguments.json_target(parser, "all numbers")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a self-contained HTML page")
     arguments.device(parser)
     arguments.remote_code(parser)
     arguments.quiet(parser)
@@ -48,9 +49,10 @@ def add(commands: arguments.Commands) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Measure, write, show."""
-    arguments.check_targets(args.json, args.recipe)
+    arguments.check_targets(args.json, args.recipe, args.report)
     from llmquant.cli.display import RunDisplay
     from llmquant.debugging.debug import debug
+    from llmquant.debugging.page import render_page
 
     with RunDisplay(console, quiet=args.quiet) as display:
         report = debug(
@@ -61,6 +63,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     arguments.write_json(args.json, report.to_json())
     if args.recipe and report.edit:
         args.recipe.write_text(report.edit.recipe, encoding="utf-8")
+    if args.report:
+        args.report.write_text(render_page(report), encoding="utf-8")
     print_report(console, report)
     return 0
 

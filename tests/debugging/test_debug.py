@@ -181,6 +181,7 @@ def test_a_model_that_is_not_quantized_is_refused(dense, text_file):
 def test_the_command_line(plant, dense, text_file, tmp_path, capsys):
     folder = plant({f"{DOWN}.weight_scale": scaled})
     words = ["debug", str(folder), "--baseline", str(dense), "--text", str(text_file), "--length", "40", "-q"]
+    words += ["--report", str(tmp_path / "page.html")]
     assert (
         main([*words, "--units", "2", "--json", str(tmp_path / "found.json"), "--recipe", str(tmp_path / "r.yaml")])
         == 0
@@ -190,3 +191,6 @@ def test_the_command_line(plant, dense, text_file, tmp_path, capsys):
     assert "scheme: " in text.splitlines()[-1]
     assert json.loads((tmp_path / "found.json").read_text())["findings"][0]["kind"] == "scale-factor"
     assert load_recipe(tmp_path / "r.yaml").rules[-1].match == (DOWN,)
+    page = (tmp_path / "page.html").read_text()
+    assert page.index("its scales are 1.50 x what its weights ask for") < page.index("What each costs")
+    assert "mlp.down_proj of block 1" in page  # the worst cell of the heat map, in words
