@@ -71,7 +71,7 @@ def explained(speeds: Speeds, contenders: Sequence[Contender]) -> Speeds:
     for row in speeds.rows:
         found = []
         for place, cell in enumerate(speeds.cells):
-            slow = {phase: other for phase in PHASES if (other := _faster(speeds, row, place, phase))}
+            slow: dict[Phase, Row] = {phase: other for phase in PHASES if (other := _faster(speeds, row, place, phase))}
             watched: dict[int, Watched] = {}
             for phase, other in slow.items():
                 if id(row) not in models or id(other) not in models or row.static:
@@ -120,7 +120,7 @@ def _facts(pair: Sequence[tuple[Row, Contender]], cell: Cell, phase: Phase) -> F
     slow = {"bfloat16": "this CPU has no instructions for bfloat16"}
     return Facts(
         tokens=cell.batch_size * (cell.context if phase == "prefill" else 1),
-        weights=sum(each.in_features * each.out_features for name, each in layers.items() if name in packed),  # pyright: ignore[reportOperatorIssue]
+        weights=sum(each.in_features * each.out_features for name, each in layers.items() if name in packed),
         kept=[name for name in layers if name not in packed],
         slow_dtypes=slow if model.device.type == "cpu" and multiplies_bfloat16() is False else {},
     )

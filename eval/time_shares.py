@@ -5,7 +5,7 @@ Packed layers are watched at their kernels, since a fused decoder layer calls th
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Shares:
         return Shares(min(self.packed, other.packed), min(self.kept, other.kept), min(self.rest, other.rest))
 
 
-def linears(model: nn.Module) -> dict[str, nn.Module]:
+def linears(model: nn.Module) -> dict[str, Any]:
     """Everything that multiplies with a weight, by name; of whatever tool."""
     tables = (nn.Embedding, PackedEmbedding)
     return {
@@ -74,9 +74,9 @@ def time_shares(model: PreTrainedModel, ids: Tensor, context: int, packed: Itera
 
 
 @contextmanager
-def _watched(model: nn.Module, packed: set[str]) -> Iterator[Counter[str]]:
+def _watched(model: nn.Module, packed: set[str]) -> Iterator[dict[str, float]]:
     """Seconds by part, as they pass inside the block."""
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     proxies: dict[int, Any] = {}
     device: torch.device = next(model.parameters()).device
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def _watched(model: nn.Module, packed: set[str]) -> Iterator[Counter[str]]:
 
 
 @contextmanager
-def _hooked(module: nn.Module, part: str, device: torch.device, seconds: Counter[str]) -> Iterator[None]:
+def _hooked(module: nn.Module, part: str, device: torch.device, seconds: dict[str, float]) -> Iterator[None]:
     began: list[float] = []
 
     def after(*_: Any) -> None:
@@ -114,7 +114,7 @@ def _hooked(module: nn.Module, part: str, device: torch.device, seconds: Counter
 class _Watch:
     """Kernels that tell how long they took."""
 
-    def __init__(self, kernels: Any, device: torch.device, seconds: Counter[str]) -> None:
+    def __init__(self, kernels: Any, device: torch.device, seconds: dict[str, float]) -> None:
         self._kernels, self._device, self._seconds = kernels, device, seconds
 
     def __getattr__(self, name: str) -> Any:

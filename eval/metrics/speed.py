@@ -70,7 +70,7 @@ def measure(pair: Pair, options: ThroughputOptions) -> Section:
     speeds = pair.once("speed", lambda: _race(pair, options))
     dense = len(speeds.rows) - len(pair.candidates)
     row = replace(speeds.rows[dense + pair.place], name=pair.subject.name)
-    return Section(**vars(speeds) | {"rows": (*speeds.rows[:dense], row)})
+    return Section(**vars(replace(speeds, rows=(*speeds.rows[:dense], row))))
 
 
 def _race(pair: Pair, options: ThroughputOptions) -> Speeds:
