@@ -20,6 +20,8 @@ from llmquant.eval.tasks.result import Group, Measure, Task
 from llmquant.words import number, percent, printable
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from llmquant.eval.pair import Facts, Pair
     from llmquant.eval.result import EvalReport
     from llmquant.eval.tasks.harness import Answer
@@ -126,27 +128,27 @@ def measure(pair: Pair, options: Options) -> Section:
     from llmquant.eval.tasks.compare import compare
     from llmquant.eval.tasks.harness import ask
 
-    def answers(who: str) -> dict[str, tuple[Answer, ...]]:
-        model = getattr(pair, who)
+    def answers(model: PreTrainedModel, who: str) -> dict[str, tuple[Answer, ...]]:
         with pair.as_scored(model):
             return ask(
                 model, pair.tokenizer, loaded, pair.progress, who=who, limit=options.limit,
                 batch_size=options.batch_size,
             )  # fmt: skip
 
-    before, after = pair.once("tasks", lambda: answers("baseline")), answers("quantized")
+    before = pair.once("tasks", lambda: answers(pair.baseline, "baseline"))
+    after = answers(pair.quantized, pair.subject.name)
     return Section(__version__, options.limit, *compare(loaded, before, after, seed=pair.options.seed))
 
 
 def points(difference: Estimate) -> str:
-    """A change of an accuracy in percentage points with its interval, such as "−1.6 [−2.9, −0.3]"."""
+    """A change of an accuracy in percentage points with its interval, such as "-1.6 [-2.9, -0.3]"."""
     if difference.low is None or difference.high is None:
         return _signed(difference.value)
     return f"{_signed(difference.value)} [{_signed(difference.low)}, {_signed(difference.high)}]"
 
 
 def _signed(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−")
+    return f"{100 * share:+.1f}"
 
 
 def _value(measure: Measure, of: str) -> str:

@@ -169,5 +169,5 @@ class _Finite(LogitsProcessor):
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:  # noqa: ARG002 - the interface of transformers
         if scores.isnan().any() or (scores == math.inf).any():
-            raise QuantizationError(f"the {self._who} model gives logits that are not finite, and so no text")
+            raise QuantizationError(f"{self._who} gives logits that are not finite, and so no text")
         return scores

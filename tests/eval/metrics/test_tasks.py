@@ -61,7 +61,7 @@ def test_the_baseline_answers_once_and_an_equal_model_alike(files, monkeypatch: 
     ask = harness.ask
     monkeypatch.setattr(harness, "ask", lambda *args, who, **given: asked.append(who) or ask(*args, who=who, **given))
     same, other = measured(files, 0.0, 0.3)
-    assert asked == ["baseline", "quantized", "quantized"]
+    assert asked == ["baseline", "q0.0", "q0.3"]
     for task in same[Section].tasks:
         assert all(document.baseline == document.quantized for document in task.documents)
         for measure in task.measures:
