@@ -47,7 +47,7 @@ def quantize(
 def quantize(
     source: str | Path | PreTrainedModel, recipe: str | Path | Mapping[str, Any] | Recipe, out: str | Path, **more: Any
 ) -> RunResult: ...
-def quantize(
+def quantize(  # pyright: ignore[reportInconsistentOverload]  # **more stands for the keywords below
     source: str | Path | PreTrainedModel,
     recipe: str | Path | Mapping[str, Any] | Recipe,
     out: str | Path | None = None,

@@ -57,4 +57,4 @@ def extend_models(
     PreTrainedModel.num_parameters = num_parameters
     PreTrainedModel.resize_token_embeddings = resize_token_embeddings
     PreTrainedModel.save_pretrained = save_pretrained
-    PreTrainedModel.push_to_hub = push_to_hub
+    setattr(PreTrainedModel, push_to_hub.__name__, push_to_hub)

@@ -105,7 +105,7 @@ def _training() -> Any:
 
 
 def _on_meta() -> Any:
-    return tiny_llama().to("meta")
+    return tiny_llama().to(device=torch.device("meta"))
 
 
 def _packed() -> Any:

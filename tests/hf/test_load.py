@@ -128,4 +128,4 @@ def test_options_of_from_pretrained_go_through(dense_folder: Folder, tmp_path: P
 )
 def test_options_that_make_no_sense_are_refused_before_anything_is_read(tmp_path: Path, name: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        load(tmp_path, **{name: None})
+        load(tmp_path, **{name: None})  # pyright: ignore[reportArgumentType]

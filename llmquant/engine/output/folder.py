@@ -214,8 +214,8 @@ def read_provenance(folder: Path) -> dict[str, Any]:
             f"{folder} has no readable {PROVENANCE}; it is not a finished result of llmquant ({error})"
         ) from error
     layers, recipe = facts.get("layers"), facts.get("recipe")
-    known = isinstance(recipe, dict) and isinstance(recipe.get("name"), str)
-    known = known and isinstance(recipe.get("budget") or {}, dict)
+    recipe = recipe if isinstance(recipe, dict) else {}
+    known = isinstance(recipe.get("name"), str) and isinstance(recipe.get("budget") or {}, dict)
     losses = [layer.get("loss") if isinstance(layer, dict) else None for layer in _values(layers)]
     if not known or not losses or not all(isinstance(loss, float) for loss in losses):
         raise OutputError(f"{folder / PROVENANCE} is damaged: it lacks the recipe or the loss of a layer")

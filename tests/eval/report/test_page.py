@@ -71,11 +71,12 @@ def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
     text = _parsed(render_page([report, other])).text
     divergence, memory, perplexity = report[Divergence], report[Memory].quantized, report[Perplexity]
     kl, speed = divergence.kl, report[Speed].quantized.cells[0]
+    assert (before_loss := perplexity.baseline)
     before = report[Speed].rows[0].cells[0].speed("decode")
     expected = [
         bytes_text(memory.checkpoint_bytes),
         number(memory.bits_per_weight),
-        number(perplexity.baseline.value, 4),
+        number(before_loss.value, 4),
         number(perplexity.quantized.value, 4),
         number(perplexity.quantized.low),
         number(perplexity.quantized.high),
@@ -307,6 +308,7 @@ NASTY = ["[/x]", "[red]x[/red]", "a\\", "[link=file:///x]y", ":smile:", "\x1b[2J
 @pytest.mark.parametrize("name", NASTY)
 def test_names_from_outside_are_plain_text(report: EvalReport, name: str) -> None:
     protocol = dataclasses.replace(report.protocol, source=name)
+    assert report.baseline
     baseline = dataclasses.replace(report.baseline, name=name)
     nasty = dataclasses.replace(report, name=name, protocol=protocol, baseline=baseline, loss_note=name)
     shown = _printed([nasty])
@@ -316,6 +318,7 @@ def test_names_from_outside_are_plain_text(report: EvalReport, name: str) -> Non
 
 
 def test_table_loses_no_word_in_80_columns(report: EvalReport) -> None:
+    assert report.baseline
     baseline = dataclasses.replace(report.baseline, name="smollm2-135m")
     kl = dataclasses.replace(report[Divergence].kl, mean=0.228, standard_error=0.011)
     wide = changed(report, divergence={"kl": kl}, perplexity={"verdict": "large loss"})

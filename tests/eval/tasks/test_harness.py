@@ -154,7 +154,7 @@ def test_numbers_that_are_not_finite_are_seen(model, tokenizer, files) -> None:
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Iterator[Path]:
+def written(tmp_path: Path) -> Path:
     """A user's own task, in which the model writes; two ways to look at what it wrote."""
     (tmp_path / "sums.jsonl").write_text(lines([{"q": "1+1", "a": "2"}, {"q": "2+2", "a": "4"}]))
     definition = {
