@@ -223,7 +223,7 @@ def test_recipes_lists_and_prints(capsys):
     assert "version: 1" in capsys.readouterr().out
 
 
-JSON_VERBS = {
+JSON_VERBS: dict[str, tuple[list[str], str]] = {
     "plan": (["MODEL", "-r", "int8"], "rows"),
     "verify": (["OUT"], "digests"),
     "eval": (["OUT", "--baseline", "MODEL", "--text", "TEXT", "--length", "32", "--speed", "0"], "sections"),

@@ -105,7 +105,8 @@ def _training() -> Any:
 
 
 def _on_meta() -> Any:
-    return tiny_llama().to(device=torch.device("meta"))
+    model = tiny_llama()
+    return torch.nn.Module.to(model, "meta")
 
 
 def _packed() -> Any:

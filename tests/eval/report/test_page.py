@@ -71,7 +71,8 @@ def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
     text = _parsed(render_page([report, other])).text
     divergence, memory, perplexity = report[Divergence], report[Memory].quantized, report[Perplexity]
     kl, speed = divergence.kl, report[Speed].quantized.cells[0]
-    assert (before_loss := perplexity.baseline)
+    before_loss = perplexity.baseline
+    assert before_loss
     before = report[Speed].rows[0].cells[0].speed("decode")
     expected = [
         bytes_text(memory.checkpoint_bytes),
