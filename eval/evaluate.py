@@ -12,7 +12,6 @@ from llmquant.eval.result import BudgetVerdict, EvalReport, Model
 from llmquant.eval.statistics import Estimate
 from llmquant.limits import limits
 from llmquant.machine import machine, versions
-from llmquant.nn.counting import weight_count
 from llmquant.words import dtype_name
 
 
@@ -29,7 +28,7 @@ def evaluate(pair: Pair) -> EvalReport:
     loss = pair.loss  # settled before anything else takes memory
     found = {metric.name: pair.section(metric) for metric in pair.wanted}
     sections = {name: section for name, section in found.items() if section is not None}
-    parameters, before = weight_count(pair.baseline), pair.subject.baseline_name
+    parameters, before = pair.parameters, pair.subject.baseline_name
     return EvalReport(
         name=pair.subject.name,
         protocol=pair.windows.protocol,

@@ -21,6 +21,7 @@ from llmquant.eval.precision import LossDtype, choose, in_accuracy, in_float32
 from llmquant.eval.scoring import TokenScores, score_tokens
 from llmquant.eval.store import Store
 from llmquant.limits import check_limits, limits
+from llmquant.models.skeleton import original_weight_count
 from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used
 from llmquant.progress import Progress
 
@@ -173,6 +174,11 @@ class Pair(Facts):
             for model in models if self.loss.wide else ():
                 stack.enter_context(in_float32(model, keep_kernels=self.options.accuracy == "fast"))
             yield
+
+    @property
+    def parameters(self) -> int:
+        """Weights that the baseline stands for."""
+        return self.once("parameters", lambda: original_weight_count(self.baseline))
 
     @property
     def loss(self) -> LossDtype:

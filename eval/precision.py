@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from llmquant.compat.foreign_layers import foreign_method
 from llmquant.kernels.cpu import native
 from llmquant.kernels.cpu.native import KERNELS_VARIABLE
 from llmquant.kernels.gpu import runtime
@@ -72,6 +73,9 @@ def choose(models: Sequence[PreTrainedModel], wanted: Wanted, *, kernels: bool) 
     weights = "packed layers on their kernels" if kernels else "the exact stored weights, dequantized as readers do"
     if wanted == "checkpoint":
         return LossDtype(False, name, f"as the models are loaded: {name}")
+    if method := next(filter(None, map(foreign_method, models)), None):
+        why = f"layers of {method} compute in the dtype that they were loaded for; its rounding is part of the KL"
+        return LossDtype(False, name, f"{name}, because {why}")
     device = models[0].device
     if fits_float32(models, device):
         return LossDtype(True, "float32", f"float32, {weights}")

@@ -16,7 +16,6 @@ from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import NOTHING, Cell, Column
 from llmquant.eval.scoring import score_window
 from llmquant.memory import peak_rss_of
-from llmquant.nn.counting import weight_count
 from llmquant.words import bytes_text, number
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def check(facts: Facts, options: base.NoOptions) -> None:
 
 def measure(pair: Pair, options: base.NoOptions) -> Section:
     """Sizes of both models, and what scoring one window takes."""
-    parameters, subject = weight_count(pair.baseline), pair.subject
+    parameters, subject = pair.parameters, pair.subject
     with pair.as_stored():
         if pair.alone:
             return Section(parameters, None, _first(pair.quantized, subject.folder, parameters, pair.windows))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from llmquant.compat.foreign_layers import foreign_method
 from llmquant.data.windows import Windows
 from llmquant.errors import DataError
 from llmquant.eval.metrics import base
@@ -38,8 +39,8 @@ class Section(base.Section):
 
 
 def measure(pair: Pair, options: base.NoOptions) -> Section | None:
-    """The floor; None where the loss is measured in float32."""
-    if pair.loss.wide or not is_narrow(pair.baseline):
+    """The floor; None where the loss is measured in float32, or layers of another library cannot be."""
+    if pair.loss.wide or not is_narrow(pair.baseline) or any(map(foreign_method, pair.models)):
         return None
     check_noise_floor(*pair.models)
     with pair.as_stored():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.table import Table
 
+from llmquant.compat.foreign_layers import foreign_method
 from llmquant.eval.bench import Contender, bench
 from llmquant.eval.lines import accuracy_text, speedup
 from llmquant.eval.markup import Markup, element, join, table
@@ -87,7 +88,7 @@ def dense_versions(model: PreTrainedModel) -> tuple[dict[str, PreTrainedModel], 
     A packed model has one version, itself.
     """
     own = dtype_name(model.dtype)
-    if is_packed(model):
+    if is_packed(model) or foreign_method(model):
         return {f"packed {own}": model}, []
     others = [dtype for dtype in _FAST[model.device.type != "cpu"] if dtype != model.dtype]
     found, left_out = {own: model}, []

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmquant.compat.border import foreign
+from llmquant.compat.foreign_layers import check_readers, decompress
 from llmquant.compat.loading import FLOATS
 from llmquant.compat.quantizers import stays_packed
 from llmquant.compat.remote_code import remote_code_of
@@ -82,6 +83,8 @@ def load(
             f"{folder} has no tensor for {min(info['missing_keys'])}, which transformers filled with random numbers; "
             "fetch or write the checkpoint again"
         )
+    with foreign(f"{folder}: compressed-tensors cannot make its weights dense"):
+        decompress(model)
     set_accuracy(model, accuracy)
     if not packed and stays_packed(model):
         model = model.dequantize()
@@ -117,7 +120,8 @@ def open_model(source: str | Path, *, trust_remote_code: bool = False) -> Checkp
     A hub id is fetched, with its Python files if `trust_remote_code`.
 
     Raises:
-        CheckpointError: if the checkpoint is missing, unfinished, damaged by its headers, or unsafe.
+        CheckpointError: if the checkpoint is missing, unfinished, damaged by its headers, or unsafe, or a package that
+            reads it is missing.
     """
     check_name(Path(source))
     _refuse_unfinished(Path(source).absolute())
@@ -125,6 +129,7 @@ def open_model(source: str | Path, *, trust_remote_code: bool = False) -> Checkp
     checkpoint = Checkpoint.open(source, allow_quantized=True, code=trust_remote_code)
     if checkpoint.config is None:
         raise CheckpointError(f"{checkpoint.folder} has no config.json; a Hugging Face model folder has one")
+    check_readers(checkpoint.folder, checkpoint.config.data.get("quantization_config"))
     return checkpoint
 
 

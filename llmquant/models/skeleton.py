@@ -6,6 +6,7 @@ from its config.json.
 
 from __future__ import annotations
 
+import copy
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from llmquant.compat.border import foreign
 from llmquant.compat.config import layer_configs, stored_dtype, whole_number
-from llmquant.compat.remote_code import remote_code_of
+from llmquant.compat.foreign_layers import read_by_others
+from llmquant.compat.remote_code import remote_code_of, runs_remote_code
 from llmquant.errors import CheckpointError
 from llmquant.files import check_name
 from llmquant.models.config_file import NAME as CONFIG
@@ -27,6 +29,7 @@ from llmquant.models.hub import check_kind, locate
 from llmquant.models.inventory import Inventory
 from llmquant.models.obstacles import with_obstacles
 from llmquant.models.walk import list_modules
+from llmquant.nn.counting import is_packed, weight_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -102,6 +105,15 @@ def build_skeleton(config: PreTrainedConfig, *, trust_remote_code: bool = False)
             f"{type(model).__name__} leaves its buffers uninitialised ({lost[0]}); it is not supported"
         )
     return model.eval()
+
+
+def original_weight_count(model: PreTrainedModel) -> int:
+    """`weight_count` of the model that a loaded one was before another library put codes and scales into it."""
+    if is_packed(model) or not read_by_others(model):
+        return weight_count(model)
+    plain = copy.deepcopy(model.config)
+    plain.__dict__.pop("quantization_config", None)
+    return weight_count(build_skeleton(plain, trust_remote_code=runs_remote_code(model)))
 
 
 def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
