@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from llmquant.api import quantize
 from llmquant.data.windows import Windows, make_windows
 from llmquant.errors import DataError, QuantizationError
 from llmquant.eval import scoring
 from llmquant.eval.scoring import score_tokens
+from llmquant.hf.load import load
 from llmquant.progress import Progress
+from tests.engine.conftest import save_tiny
 from tests.eval.conftest import Seen, compare
 
 
@@ -171,3 +176,58 @@ def test_progress_and_mode(baseline, windows) -> None:
     assert sum(steps) == total
     assert model.training
     assert not baseline.training
+
+
+def _sliding() -> tuple[Any, Any]:
+    """Mistral whose attention sees 8 tokens, and a noisy copy."""
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=40, num_key_value_heads=2, sliding_window=8, initializer_range=0.3, **sizes)
+    model = MistralForCausalLM(config).eval()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+    return model, other
+
+
+def _packed(folder: Path) -> tuple[Any, Any]:
+    quantized = quantize(save_tiny(folder / "dense"), "int4-g32", folder / "int4").folder
+    return load(folder / "dense"), load(quantized)
+
+
+@pytest.mark.parametrize(("length", "stride"), [(33, None), (47, 19)])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int4", "sliding"])
+def test_numbers_equal_those_of_full_logits(
+    baseline, perturbed, tokenizer, text, tmp_path, kind: str, length: int, stride: int | None
+) -> None:
+    """Every window alone, in float32 over the stored weights; each token of the text counts where it is first seen."""
+    pairs = {
+        "float32": lambda: (baseline, perturbed),
+        "bfloat16": lambda: tuple(copy.deepcopy(model).bfloat16() for model in (baseline, perturbed)),
+        "int4": lambda: _packed(tmp_path),
+        "sliding": _sliding,
+    }
+    models = pairs[kind]()
+    windows = make_windows([text[:300]], tokenizer, source="t", length=length, stride=stride)
+    found = compare(*models, windows, dtype="auto", batch_size=3)
+    plain = [model.dequantize() if kind == "int4" and place else model for place, model in enumerate(models)]
+    plain = [copy.deepcopy(model).float() for model in plain]
+    step, seen, losses, kl, same = stride or length - 1, 0, ([], []), [], []
+    for number, row in enumerate(windows.ids):
+        one, two = (model(row[None]).logits[0].detach().double().log_softmax(-1) for model in plain)
+        for place in range(1, length):
+            if number * step + place > seen:
+                seen = number * step + place
+                p, q, token = one[place - 1], two[place - 1], row[place]
+                for loss, each in zip(losses, (p, q), strict=True):
+                    loss.append(-float(each[token]))
+                kl.append(float((p.exp() * (p - q)).sum()))
+                same.append(int(p.argmax()) == int(q.argmax()))
+    assert found.divergence.tokens == len(kl) > 200
+    perplexities = [math.exp(math.fsum(loss) / len(kl)) for loss in losses]
+    assert found.perplexity.baseline.value == pytest.approx(perplexities[0], rel=1e-4)
+    assert found.perplexity.quantized.value == pytest.approx(perplexities[1], rel=1e-4)
+    assert found.divergence.kl.mean == pytest.approx(math.fsum(kl) / len(kl), rel=1e-4)
+    assert found.divergence.kl.mean > 1e-5
+    assert found.divergence.top1_agreement.value == pytest.approx(sum(same) / len(same), rel=1e-4)
