@@ -155,7 +155,13 @@ def test_the_command_line_takes_several(model, candidates, text, tmp_path, capsy
     assert "int8: " in shown
     assert "small: " in shown
     assert "small" in (tmp_path / "page.html").read_text()
+    assert "No budget was set, so no winner is named" in shown
+    page = tmp_path / "later.html"
+    assert main(["report", str(tmp_path / "all.json"), "-o", str(page)]) == 0
+    assert "No budget was set, so no winner is named" in capsys.readouterr().out
+    assert all(name in page.read_text() for name in ("int8", "small"))
     assert main([*command, "--speed", "0", "--budget", "kl=1e-9", "--quiet"]) == 3
+    assert "No candidate keeps its budget" in capsys.readouterr().out
 
 
 KILLED = """
