@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from glob import escape
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -117,4 +118,16 @@ def fingerprint(folder: Path) -> str:
         found.update(f"{file.name} {facts.st_size} {facts.st_mtime_ns} ".encode())
         with open_plain(file) as stream:
             found.update(stream.read(1 << 20))
+    return found.hexdigest()
+
+
+def digest_of_data(path: Path) -> str:
+    """A hash of the data of a task: all files of a folder, or a file and those beside it that begin with its stem."""
+    found = sha256(str(path).encode())
+    files = path.rglob("*") if path.is_dir() else path.parent.glob(f"{escape(path.stem)}*")
+    for file in sorted(each for each in files if each.is_file() and "__pycache__" not in each.parts):
+        found.update(f"{file.name} {file.stat().st_size} ".encode())
+        with open_plain(file) as stream:
+            while block := stream.read(1 << 20):
+                found.update(block)
     return found.hexdigest()

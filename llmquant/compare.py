@@ -19,11 +19,13 @@ from llmquant.engine.output.folder import identity, is_finished, read_provenance
 from llmquant.engine.prepare import load_tokenizer
 from llmquant.errors import DataError
 from llmquant.eval import EvalOptions, EvalReport, Subject, Windows, evaluate
+from llmquant.eval.evaluate import hold
+from llmquant.eval.metrics import find
 from llmquant.eval.metrics.memory import checkpoint_size
 from llmquant.eval.pair import Facts, pairs
 from llmquant.eval.precision import loading_for
 from llmquant.eval.result import SCHEMA_VERSION
-from llmquant.eval.store import Store, fingerprint, write_whole
+from llmquant.eval.store import Store, digest_of_data, fingerprint, write_whole
 from llmquant.machine import versions
 from llmquant.memory import free_bytes
 from llmquant.models.skeleton import load_config
@@ -83,19 +85,27 @@ def compare(
 
 
 def _store(known: Facts, out: Path, device: torch.device, progress: Progress) -> Store:
-    subject = known.subject
+    """All that decides the numbers. A budget does not: it is judged anew (see `_finished`)."""
+    subject, tasks = known.subject, known.options.of(find("tasks"))
     folders = [folder for folder in (subject.baseline_folder, subject.folder) if folder]
+    made = [{**(each or {}), "recipe": None} for each in (subject.baseline_made, subject.made)]
     identity = {
-        "schema": SCHEMA_VERSION, "name": subject.name, "models": list(map(fingerprint, folders)),
+        "schema": SCHEMA_VERSION, "name": subject.name, "models": list(map(fingerprint, folders)), "made": made,
         "baseline": subject.baseline_name, "windows": known.windows.protocol.data_hash, "device": str(device),
-        "options": asdict(known.options), "versions": versions(),
+        "options": asdict(replace(known.options, budget={})), "versions": versions(),
+        "data": [digest_of_data(Path(path)) for path in (*tasks.files.values(), *tasks.include)],
     }  # fmt: skip
     return Store(out / "parts", identity, progress)
 
 
 def _finished(known: Facts) -> EvalReport | None:
+    """The report of an earlier run, with the recipe and under the budget of now."""
     data = known.store.get("report") if known.store else None
-    return None if data is None else EvalReport.from_json(data.decode())
+    if data is None:
+        return None
+    report, subject = EvalReport.from_json(data.decode()), known.subject
+    budget = hold(known.limits, report.sections)
+    return replace(report, budget=budget, recipe_yaml=subject.recipe_yaml, checkpoint=subject.checkpoint)
 
 
 def _load(folders: Sequence[Path], options: EvalOptions, device: torch.device, progress: Progress) -> list[Any]:
@@ -211,6 +221,17 @@ def _last(model: str | Path) -> str:
     return Path(model).name
 
 
+def file_names(names: Sequence[str]) -> list[str]:
+    """A file's name, without its ending, for each candidate; distinct also where case does not count."""
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^\w.-]+", "_", name).strip("_.") or "model"
+        taken = {each.casefold() for each in found}
+        choices = (plain, *(f"{plain}-{number}" for number in range(2, len(names) + 2)))
+        found.append(next(each for each in choices if each.casefold() not in taken))
+    return found
+
+
 def write_reports(folder: Path, reports: Sequence[EvalReport]) -> None:
     """Write NAME.json for each report and report.html for all.
 
@@ -219,7 +240,6 @@ def write_reports(folder: Path, reports: Sequence[EvalReport]) -> None:
     """
     from llmquant.eval.report import render_page
 
-    for report in reports:
-        name = re.sub(r"[^\w.-]+", "_", report.name).strip("_.")
+    for name, report in zip(file_names([report.name for report in reports]), reports, strict=True):
         write_whole(folder / f"{name}.json", report.to_json().encode())
     write_whole(folder / "report.html", render_page(reports).encode())

@@ -7,13 +7,20 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 import llmquant
 from llmquant.cli.main import main
+from llmquant.compare import _store, file_names
 from llmquant.errors import DataError, RecipeError
+from llmquant.eval import EvalOptions, Subject
+from llmquant.eval.pair import Facts
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
 from tests.engine.conftest import save_tiny
@@ -216,3 +223,63 @@ def test_a_killed_evaluation_goes_on_with_what_it_has(model, candidates, text, t
         assert "measured again" in noted.notes[0]
         llmquant.evaluate(candidates[:1], model, **{**options, "max_windows": 8}, **given)
         assert passes == ["model", "int8"] * 2  # other windows have parts of their own
+
+
+def test_what_decides_the_numbers_decides_which_parts_are_taken(model, candidates, text, tmp_path, passes) -> None:
+    folder, out = shutil.copytree(candidates[0], tmp_path / "int8"), tmp_path / "out"
+    given = {"text": text, **ONE_BATCH, "out": out}
+    first = llmquant.evaluate(folder, model, **given)
+    passes.clear()
+    again = llmquant.evaluate(folder, model, **given, budget={"kl": 1e-9})
+    assert not again.budget_passed
+    assert replace(again, budget=first.budget) == first
+    file = folder / "llmquant.json"
+    made = json.loads(file.read_text())
+    file.write_text(json.dumps({**made, "recipe": {**made["recipe"], "budget": {"kl": 50.0}}}))
+    again = llmquant.evaluate(folder, model, **given)
+    assert [(each.limit, each.passed) for each in again.budget] == [(50.0, True)]
+    assert "budget:" in (again.recipe_yaml or "")
+    assert passes == []
+    file.write_text(json.dumps({**made, "layers": {name: {"loss": 0.25} for name in made["layers"]}}))
+    llmquant.evaluate(folder, model, **given)
+    assert passes == ["model", "int8"]
+
+
+@pytest.mark.parametrize("changed", ["data/valid.jsonl", "data/valid-labels.lst", "mine/utils/score.py"])
+def test_data_of_tasks_decides_which_parts_are_taken(changed, tmp_path) -> None:
+    for name in ("data/valid.jsonl", "data/valid-labels.lst", "mine/utils/score.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("0")
+    found = SimpleNamespace(data_hash="sha256:0")
+    options = EvalOptions(
+        metrics={
+            "tasks": {"files": {"piqa": str(tmp_path / "data" / "valid.jsonl")}, "include": [str(tmp_path / "mine")]}
+        }
+    )
+    known: Any = Facts(
+        subject=Subject(name="a", baseline_name="b"), windows=SimpleNamespace(protocol=found), tokenizer=None,  # type: ignore[arg-type]
+        options=options,
+    )  # fmt: skip
+
+    def parts() -> None:
+        _store(known, tmp_path / "out", torch.device("cpu"), Noted()).put("part", b"")
+
+    parts()
+    (tmp_path / "mine" / "__pycache__").mkdir(exist_ok=True)
+    (tmp_path / "mine" / "__pycache__" / "score.pyc").write_text("written by Python")
+    parts()
+    assert len(list((tmp_path / "out" / "parts").iterdir())) == 1
+    (tmp_path / changed).write_text("1")
+    parts()
+    assert len(list((tmp_path / "out" / "parts").iterdir())) == 2
+
+
+def test_each_candidate_has_a_file_of_its_own() -> None:
+    assert file_names(["a b", "a_b", "A/b", "...", "int8", "a_b-2"]) == [
+        "a_b",
+        "a_b-2",
+        "A_b-3",
+        "model",
+        "int8",
+        "a_b-2-2",
+    ]
