@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import json
 import lzma
+import re
 import tarfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from llmquant.data.text import read_text, utf8
 from llmquant.errors import DataError
 from llmquant.words import did_you_mean, listed
 
 FAMILIES = ("lambada", "piqa", "blimp")
 Rows = list[dict[str, Any]]
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Definition(NamedTuple):
@@ -51,26 +55,31 @@ def definitions(name: str, path: Path) -> list[Definition]:
         return [Definition({**_config("blimp"), "task": f"blimp_{each}"}, rows) for each, rows in sets.items()]
     if kind == "piqa":
         return [Definition(_config("piqa"), _piqa(path))]
-    rows = _rows(_only(path, "*.jsonl"), {"text": str})
-    short = next((place for place, row in enumerate(rows) if len(row["text"].split(" ")) < 2), None)
-    if short is not None:
-        raise DataError(f"{path}: the text of row {short} is a single word; LAMBADA asks for the last one of several")
-    return [Definition(_config("lambada_openai"), rows)]
+    return [Definition(_config("lambada_openai"), _lambada(_only(path, "*.jsonl")))]
 
 
 def _config(name: str) -> dict[str, Any]:
     return yaml.safe_load(files("llmquant.eval.tasks").joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
 
 
+def _lambada(file: Path) -> Rows:
+    rows = _rows(file, {"text": str})
+    for row in rows:
+        before, _, last = row["text"].rpartition(" ")  # as the definition cuts it
+        if not before.strip() or not last.strip():
+            raise DataError(f"{file}: {row['text'][-40:]!r} does not end with a word after others; LAMBADA asks for it")
+    return rows
+
+
 def _piqa(path: Path) -> Rows:
     """Lines of goals and solutions; labels in them, or one a line in the file beside."""
     questions = _only(path, "*.jsonl")
-    rows = _rows(questions, {"goal": str, "sol1": str, "sol2": str})
+    rows = _rows(questions, {"goal": str, "sol1": str, "sol2": str}, "label")
     beside = questions.with_name(f"{questions.stem}-labels.lst")
     if any("label" not in row for row in rows):
         if not beside.is_file():
             raise DataError(f"{questions} has no labels, and {beside.name} is not beside it")
-        labels = beside.read_text(encoding="utf-8").split()
+        labels = read_text(beside).split()
         if len(labels) != len(rows):
             raise DataError(f"{beside} has {len(labels)} labels for {len(rows)} questions")
         rows = [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
@@ -94,23 +103,18 @@ def _blimp(path: Path, wanted: str) -> dict[str, Rows]:
 def _members(path: Path) -> Mapping[str, Callable[[], str]]:
     """How to read each .jsonl file of a folder or an archive, or the one file that is given, by stem."""
     if path.is_dir():
-        return {file.stem: _reader(file) for file in path.rglob("*.jsonl")}
+        return {file.stem: partial(read_text, file) for file in path.rglob("*.jsonl")}
     if path.suffix == ".jsonl":
-        return {path.stem: _reader(path)}
+        return {path.stem: partial(read_text, path)}
     try:
         with tarfile.open(path) as archive:
-            texts = {
-                Path(member.name).stem: content.read().decode("utf-8")
+            return {
+                Path(member.name).stem: partial(utf8, content.read(), f"{path}: {member.name}")
                 for member in archive
                 if member.name.endswith(".jsonl") and (content := archive.extractfile(member))
             }
-    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, UnicodeDecodeError) as error:
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
         raise DataError(f"{path} is neither a .jsonl file, a folder nor an archive of such: {error}") from error
-    return {name: lambda text=text: text for name, text in texts.items()}
-
-
-def _reader(file: Path) -> Callable[[], str]:
-    return lambda: file.read_text(encoding="utf-8")
 
 
 def _only(path: Path, pattern: str) -> Path:
@@ -123,25 +127,25 @@ def _only(path: Path, pattern: str) -> Path:
     return found[0]
 
 
-def _rows(file: Path, columns: Mapping[str, type]) -> Rows:
-    try:
-        return _parsed(file.read_text(encoding="utf-8"), str(file), columns)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
+def _rows(file: Path, columns: Mapping[str, type], *optional: str) -> Rows:
+    return _parsed(read_text(file), str(file), columns, *optional)
 
 
-def _parsed(text: str, place: str, columns: Mapping[str, type]) -> Rows:
+def _parsed(text: str, place: str, columns: Mapping[str, type], *optional: str) -> Rows:
+    """The columns of all lines, and the optional ones where they are: others may hold anything."""
     rows = []
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: texts may hold other separators
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # a number of 4,301 digits is a ValueError
             raise DataError(f"{place}, line {number}, is not JSON: {error}") from None
         if not isinstance(row, dict) or any(not isinstance(row.get(name), kind) for name, kind in columns.items()):
             raise DataError(f"{place}, line {number}, lacks one of {listed(columns)}")
-        rows.append(row)
+        if any(_SURROGATE.search(row[name]) for name in columns):
+            raise DataError(f"{place}, line {number}, holds half a surrogate pair; write it whole")
+        rows.append({name: row[name] for name in (*columns, *optional) if name in row})
     if not rows:
         raise DataError(f"{place} is empty")
     return rows

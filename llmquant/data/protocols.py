@@ -13,10 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmquant.data.text import read_documents, read_rows
+from llmquant.data.text import read_documents, read_rows, read_text
 from llmquant.data.windows import DEFAULT_LENGTH, Windows, make_windows
 from llmquant.errors import DataError
-from llmquant.files import read_plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,5 +82,5 @@ def _rows(source: str) -> Sequence[str]:
         raise DataError(f"{source} is no text of a published protocol; name a file, or leave the text out")
     if not source.endswith(".raw"):
         return list(read_rows(source))
-    lines = read_plain(Path(source), DataError).decode("utf-8").split("\n")
+    lines = read_text(Path(source)).split("\n")
     return [f"{line}\n" if line.strip() else "" for line in lines[:-1]]

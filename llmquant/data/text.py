@@ -96,11 +96,26 @@ def check_dataset(dataset: str) -> None:
         )
 
 
-def _file_rows(path: Path, column: str) -> Iterator[str]:
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, without a byte order mark.
+
+    Raises:
+        DataError: if it cannot be read, or is in another encoding.
+    """
+    return utf8(read_plain(path, DataError, limit=_MAX_BYTES), str(path))
+
+
+def utf8(data: bytes, where: str) -> str:
+    """As `read_text`, of bytes; errors call them `where`."""
     try:
-        text = read_plain(path, DataError, limit=_MAX_BYTES).decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{where} is not UTF-8 text (byte {error.start}, in line {line}); convert it first") from error
+
+
+def _file_rows(path: Path, column: str) -> Iterator[str]:
+    text = read_text(path)
     if path.suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():

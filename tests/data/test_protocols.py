@@ -51,6 +51,13 @@ def test_wikitexts_own_file_has_a_row_a_line(tmp_path, rows_file, tokenizer) -> 
     assert one.protocol.data_hash == two.protocol.data_hash
 
 
+def test_wikitexts_own_file_in_another_encoding(tmp_path, tokenizer) -> None:
+    raw = tmp_path / "wiki.test.raw"
+    raw.write_bytes("one\ncaf\xe9\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"wiki.test.raw is not UTF-8 text \(byte 7, in line 2\); convert it first"):
+        windows_of("wikitext2", str(raw), tokenizer)
+
+
 @pytest.mark.parametrize(("bos", "first"), [(None, 0), (True, 0), (False, None)])
 def test_bos_where_it_is_asked_for(bos, first, rows_file, tokenizer) -> None:
     windows = windows_of("tokens", str(rows_file), tokenizer, length=16, bos=bos)

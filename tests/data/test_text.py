@@ -97,3 +97,9 @@ def test_hub_data_sets_are_streamed(version, code, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"llmquant\[data\]"):
         read_documents("hub:org/set")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path) -> None:
+    for name, content in [("a.txt", "some words"), ("a.jsonl", '{"text": "some words"}\n')]:
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert read_documents(str(tmp_path / name)) == ["some words"]

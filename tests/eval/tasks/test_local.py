@@ -51,8 +51,14 @@ def test_family(name: str, of: str | None) -> None:
         ("lambada", "a.jsonl", "{", "line 1, is not JSON"),
         ("lambada", "a.jsonl", '{"txt": "a b"}\n', "line 1, lacks one of text"),
         ("lambada", "a.jsonl", "\n\n", "is empty"),
-        ("lambada", "a.jsonl", '{"text": "a b"}\n{"text": "word"}\n', "text of row 1 is a single word"),
-        ("lambada", "a.jsonl", b"\xff\xfe", "cannot be read"),
+        ("lambada", "a.jsonl", '{"text": "a b"}\n{"text": "word"}\n', "'word' does not end with a word after others"),
+        ("lambada", "a.jsonl", '{"text": "   "}\n', "does not end with a word after others"),
+        ("lambada", "a.jsonl", '{"text": "Once upon a "}\n', "'Once upon a ' does not end with a word after others"),
+        ("lambada", "a.jsonl", b"\xff\xfe", "a.jsonl is not UTF-8 text .* line 1"),
+        ("lambada", "a.jsonl", "\n" + "[" * 100_000, "a.jsonl, line 2, is not JSON"),
+        ("lambada", "a.jsonl", '{"text": "a b", "n": ' + "9" * 5000 + "}", "a.jsonl, line 1, is not JSON"),
+        ("lambada", "a.jsonl", '{"text": "a \\ud800b"}', "a.jsonl, line 1, holds half a surrogate pair"),
+        ("blimp", "a.jsonl", b'\n{"sentence_good": "\xe9"}', "a.jsonl is not UTF-8 text .* line 2"),
         ("piqa", "a.jsonl", '{"goal": "g", "sol1": "a", "sol2": "b"}\n', "a-labels.lst is not beside it"),
         ("piqa", "a.jsonl", '{"goal": "g", "sol1": "a", "sol2": "b", "label": 2}\n', "labels of PIQA are 0 or 1"),
         ("blimp_wh_islnd", "wh_island.jsonl", "", "has no set 'wh_islnd'; did you mean 'wh_island'"),
@@ -63,6 +69,20 @@ def test_other_files_are_refused(name: str, file: str, text: str | bytes, messag
     (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=message):
         definitions(name, tmp_path / file)
+
+
+def test_labels_in_another_encoding_are_refused(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "valid.jsonl").write_text((data / "piqa" / "valid.jsonl").read_text())
+    (tmp_path / "valid-labels.lst").write_bytes(b"0\n\xe9\n")
+    with pytest.raises(DataError, match=r"valid-labels.lst is not UTF-8 text .* line 2"):
+        definitions("piqa", tmp_path)
+
+
+def test_a_byte_order_mark_and_other_columns_of_any_type_are_fine(tmp_path: Path) -> None:
+    rows = [{"text": "a b", "other": 1}, {"text": "c d", "other": ["x"]}]
+    (tmp_path / "a.jsonl").write_text(lines(rows), encoding="utf-8-sig")
+    (found,) = definitions("lambada", tmp_path / "a.jsonl")
+    assert found.rows == [{"text": "a b"}, {"text": "c d"}]
 
 
 def test_folders_without_the_file_are_refused(tmp_path: Path, data: Path) -> None:
