@@ -8,7 +8,7 @@ that it does not know.
 from __future__ import annotations
 
 import json
-from collections import Counter
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,11 +20,13 @@ from llmquant.data.windows import Protocol
 from llmquant.errors import DataError, RecipeError
 from llmquant.eval.metrics import find, metrics
 from llmquant.eval.metrics.base import Column, Metric, Section
-from llmquant.files import read_plain
+from llmquant.files import MAX_DEPTH, read_plain
 from llmquant.notebook import html_table
 from llmquant.words import listed
 
 SCHEMA_VERSION = 4
+_LARGEST = 1e100  # of numbers in a report: the cube is still one
+_DIGITS = 100
 S = TypeVar("S", bound=Section)
 
 
@@ -137,7 +139,9 @@ class EvalReport:
 
     @classmethod
     def _from(cls, data: Any) -> EvalReport:
-        version = data.get("schema_version") if isinstance(data, Mapping) else None
+        if not isinstance(data, Mapping) or "schema_version" not in data:
+            raise DataError("this is no report: no JSON object with a schema_version; give what `llmquant eval` wrote")
+        version = data["schema_version"]
         if version != SCHEMA_VERSION:
             raise DataError(
                 f"the report has schema version {version!r}, this llmquant reads {SCHEMA_VERSION}; evaluate again"
@@ -147,7 +151,14 @@ class EvalReport:
             name: _checked(_section_of(name), json.dumps(section), f"sections.{name}.")
             for name, section in report.sections.items()
         }
-        return replace(report, sections=sections)
+        report = replace(report, sections=sections)
+        least = {"seed": (report.seed, 0), "protocol.scored_tokens": (report.protocol.scored_tokens, 1)}
+        for place, model in (("baseline", report.baseline), ("quantized", report.quantized)):
+            least |= {f"{place}.parameters": (model.parameters, 1)} if model else {}
+        for place, (value, wanted) in least.items():
+            if value < wanted:
+                raise DataError(f"the report is malformed at {place!r}: {value}, where at least {wanted} is possible")
+        return report
 
     @classmethod
     def load(cls, path: str | Path) -> EvalReport:
@@ -170,21 +181,50 @@ def read_reports(files: Sequence[str | Path]) -> list[EvalReport]:
     for file in map(Path, files):
         try:
             data = _parsed(read_plain(file, DataError).decode("utf-8", errors="replace"))
+            if data == []:
+                raise DataError("the list holds no report")
             found += [(EvalReport._from(each), file) for each in (data if isinstance(data, list) else [data])]
         except DataError as error:
             raise DataError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
-    often = Counter(report.name for report, _ in found)
+    files_of: dict[str, list[Path]] = {}
+    for report, file in found:
+        files_of.setdefault(report.name, []).append(file)
+    labels = {name: iter(_labels(where)) for name, where in files_of.items()}
     return [
-        replace(report, name=f"{report.name} ({file.stem})") if often[report.name] > 1 else report
-        for report, file in found
+        replace(report, name=f"{report.name} ({next(labels[report.name])})")
+        if len(files_of[report.name]) > 1
+        else report
+        for report, _ in found
     ]
 
 
+def _labels(where: Sequence[Path]) -> list[str]:
+    """What tells files apart: their names, those of their folders, or numbers."""
+    stems, folders = [file.stem for file in where], [file.absolute().parent.name for file in where]
+    numbers = [str(number) for number in range(1, len(where) + 1)]
+    return next(labels for labels in (stems, folders, numbers) if len(set(labels)) == len(labels))
+
+
 def _parsed(text: str) -> Any:
+    """The JSON value, with numbers that can be measured only.
+
+    Raises:
+        DataError: names the field of a number that cannot.
+    """
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        data = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _DIGITS else math.inf)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the report is not JSON: {error}") from None
+    waiting = [("", data, 0)]
+    while waiting:
+        place, value, depth = waiting.pop()
+        if isinstance(value, (int, float)) and not -_LARGEST < value < _LARGEST:
+            raise DataError(f"the report is malformed at {place!r}: NaN, infinite, or no number that can be measured")
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        if inside and depth == MAX_DEPTH:
+            raise DataError(f"the report is malformed at {place[:80]!r}: nested more than {MAX_DEPTH} deep")
+        waiting += [(f"{place}.{key}" if place else str(key), each, depth + 1) for key, each in inside]
+    return data
 
 
 def _dumped(data: Any) -> str:
@@ -206,5 +246,5 @@ def _checked(kind: type[Any], text: str, place: str = "") -> Any:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = place + ".".join(map(str, first["loc"]))
+        where = (place + ".".join(map(str, first["loc"]))).rstrip(".")
         raise DataError(f"the report is malformed at {where!r}: {first['msg']}") from None

@@ -7,7 +7,6 @@ here without importing the file: recipes lie below evaluation, and a command lin
 from __future__ import annotations
 
 import ast
-import math
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -15,6 +14,9 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from llmquant.errors import RecipeError
+from llmquant.words import shown
+
+_LARGEST = 1e100  # what a report can hold
 
 
 class Limit(NamedTuple):
@@ -59,5 +61,6 @@ def check_limits(wanted: Mapping[str, float | None]) -> None:
     for name, limit in wanted.items():
         if name not in limits():
             raise RecipeError(f"unknown budget {name!r}; the budgets are {', '.join(limits())}")
-        if limit is not None and not 0 < limit < math.inf:
-            raise RecipeError(f"the budget {name} is {limit}; give a positive number")
+        number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+        if limit is not None and not (number and 0 < limit < _LARGEST):
+            raise RecipeError(f"the budget {name} is {shown(limit)}; give a positive number")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,9 +31,17 @@ def test_a_declaration_may_have_a_type(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"), [({"klx": 1.0}, "the budgets are"), ({"kl": 0.0}, "positive"), ({"kl": float("inf")}, "inf")]
+    ("wanted", "message"),
+    [
+        ({"klx": 1.0}, "the budgets are"),
+        ({"kl": 0.0}, "positive"),
+        ({"kl": float("inf")}, "inf"),
+        ({"kl": "x"}, "is 'x'; give a positive number"),
+        ({"kl": True}, "positive"),
+        ({"kl": 10**400}, "positive"),
+    ],
 )
-def test_limits_that_cannot_be_held_are_refused(wanted: dict[str, float], message: str) -> None:
+def test_limits_that_cannot_be_held_are_refused(wanted: dict[str, Any], message: str) -> None:
     check_limits({"kl": 0.1, "bits_per_weight": None})
     with pytest.raises(RecipeError, match=message):
         check_limits(wanted)

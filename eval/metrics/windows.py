@@ -30,6 +30,11 @@ class Section(base.Section):
     nll_baseline: tuple[float, ...] = ()
     kl: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        lengths = {len(self.tokens), len(self.nll_quantized), *(len(x) for x in (self.nll_baseline, self.kl) if x)}
+        if len(lengths) > 1:
+            raise ValueError(f"lists of one number for each window have different lengths, {sorted(lengths)}")
+
 
 def measure(pair: Pair, options: base.NoOptions) -> Section:
     """From the scores of the finite positions."""

@@ -38,6 +38,60 @@ def test_files_hold_one_report_or_several(report: EvalReport, tmp_path: Path) ->
             read_reports([one, file])
 
 
+def test_reports_of_one_name_are_told_apart_by_file_folder_or_number(report: EvalReport, tmp_path: Path) -> None:
+    for file in ("one/int8.json", "two/int8.json", "two/int4.json", "three/two/int8.json"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(dataclasses.replace(report, name="a").to_json(), encoding="utf-8")
+
+    def names(*files: str) -> list[str]:
+        return [each.name for each in read_reports([tmp_path / file for file in files])]
+
+    assert names("one/int8.json", "two/int4.json") == ["a (int8)", "a (int4)"]
+    assert names("one/int8.json", "two/int8.json") == ["a (one)", "a (two)"]
+    assert names("two/int8.json", "three/two/int8.json") == ["a (1)", "a (2)"]
+    assert names("two/int8.json", "two/int8.json") == ["a (1)", "a (2)"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("seed", "9" * 6001),
+        ("seed", "-1"),
+        ("baseline.parameters", "1" + "0" * 90 + "0" * 310),
+        ("quantized.parameters", "0"),
+        ("quantized.parameters", "1" + "0" * 100),
+        ("protocol.scored_tokens", "0"),
+        ("sections.divergence.kl.mean", "NaN"),
+        ("sections.divergence.kl.mean", "-Infinity"),
+        ("sections.divergence.kl.mean", "1e400"),
+        ("sections.divergence.kl.mean", "1e308"),
+        ("sections.windows", '{"tokens": [1, 2], "nll_quantized": [1.0]}'),
+        ("sections.windows", '{"tokens": [1], "nll_quantized": [1.0], "kl": [0.0, 1.0]}'),
+        ("sections.windows", "[" * 100 + "]" * 100),
+    ],
+)
+def test_damaged_numbers_are_refused_with_file_and_field(report, place: str, value: str, tmp_path: Path) -> None:
+    data = inner = json.loads(report.to_json())
+    *path, last = place.split(".")
+    for key in path:
+        inner = inner[key]
+    inner[last] = "PLACE"
+    file = tmp_path / "damaged.json"
+    file.write_text(json.dumps(data).replace('"PLACE"', value))
+    with pytest.raises(DataError, match=f"damaged.json: .*{place}"):
+        read_reports([file])
+
+
+@pytest.mark.parametrize("text", ["3", "null", "{}", "[null]", "true"])
+def test_what_is_no_report_is_called_so(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match=r"x\.json: this is no report"):
+        read_reports([tmp_path / "x.json"])
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(DataError, match=r"x\.json: the list holds no report"):
+        read_reports([tmp_path / "x.json"])
+
+
 def test_optional_parts_may_be_absent(report: EvalReport) -> None:
     bare = dataclasses.replace(report, recipe_yaml=None, sections={}, budget=(), kernels={})
     assert EvalReport.from_json(bare.to_json()) == bare
