@@ -22,9 +22,9 @@ from llmquant.errors import PlanError, RecipeError
 from llmquant.eval.statistics import Estimate
 from llmquant.models.inventory import Inventory
 from llmquant.nn.storage import frozen
-from llmquant.recipe.load import dump_recipe, load_recipe
+from llmquant.recipe.load import dump_recipe, recipe_of_result
 from llmquant.recipe.plan import make_plan
-from llmquant.recipe.schema import VERSION, Recipe, recipe_to_dict
+from llmquant.recipe.schema import VERSION
 from llmquant.spec import KEEP, Scheme
 from llmquant.statistics.base import LayerStatistics
 
@@ -80,19 +80,23 @@ class Sizes:
     def __init__(self, recipe: Mapping[str, Any] | None, schemes: Mapping[str, str], inventory: Inventory) -> None:
         """Take the recipe of llmquant.json, or make one that says what another tool's checkpoint holds."""
         self._inventory = inventory
-        self.recipe = load_recipe(recipe) if recipe else load_recipe(_recipe_of(schemes))
+        self._data = recipe or _recipe_of(schemes)
+        self.recipe = recipe_of_result(self._data)
         self.bits = self.bits_with(())
 
-    def with_rules(self, choices: Sequence[Choice]) -> Recipe:
-        """The edited recipe: what older rules say of these modules by name goes, as a rule that decides nothing is an
-        error; and a limit on the size, as it may be in the way."""
-        data = recipe_to_dict(self.recipe)
+    def with_rules(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """The edited recipe, as data, for its methods may be files or not here.
+
+        What older rules say of these modules by name goes, as a rule that decides nothing is an error; and a limit on
+        the size, as it may be in the way.
+        """
+        data = dict(self._data)
         named = {name for choice in choices for name in choice.unit.quantized}
         older = [_without(rule, named) for rule in data["rules"]]
         data["rules"] = [*filter(None, older), *(choice.rule for choice in choices)]
         if choices:
-            data["budget"] = {k: v for k, v in data.get("budget", {}).items() if k != "bits_per_weight"}
-        return load_recipe(data)
+            data["budget"] = {k: v for k, v in (data.get("budget") or {}).items() if k != "bits_per_weight"}
+        return data
 
     def bits_with(self, choices: Sequence[Choice]) -> float:
         """Bits per weight.
@@ -100,7 +104,7 @@ class Sizes:
         Raises:
             PlanError: if the edited recipe does not fit the model, such as readers that want one scheme for all.
         """
-        return make_plan(self.with_rules(choices), self._inventory).bits_per_weight
+        return make_plan(recipe_of_result(self.with_rules(choices)), self._inventory).bits_per_weight
 
 
 def _without(rule: dict[str, Any], named: set[str]) -> dict[str, Any] | None:
@@ -217,7 +221,8 @@ def _rounded(module: nn.Module, scheme: Scheme, bench: Bench) -> nn.Module:
 def _edit(chosen: Sequence[Choice], after: Estimate, before: Estimate, sizes: Sizes) -> Edit:
     rules = [choice.rule for choice in chosen]
     edited = sizes.with_rules(chosen)
-    dropped = [rule for rule in sizes.recipe.rules if rule.match and rule not in edited.rules]
+    left = recipe_of_result(edited).rules
+    dropped = [rule for rule in sizes.recipe.rules if rule.match and rule not in left]
     return Edit(
         units=tuple((choice.unit.name, choice.scheme.name) for choice in chosen),
         rules=yaml.safe_dump(rules, sort_keys=False, width=100),

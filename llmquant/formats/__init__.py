@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmquant.by_name import ByName
+from llmquant.by_name import ByName, is_file
+from llmquant.errors import RecipeError
+from llmquant.words import listed
 
 if TYPE_CHECKING:
     from llmquant.formats.base import Format
@@ -22,6 +24,8 @@ def find(name: str) -> Format:
     """The module of a format, such as "compressed-tensors".
 
     Raises:
-        RecipeError: if there is none of this name.
+        RecipeError: if there is none of this name; a file is none, for the name may come from somebody else's folder.
     """
+    if is_file(name):
+        raise RecipeError(f"{name!r} is a file, not a format. There are: {listed(names())}")
     return _ALL.find(name.replace("-", "_"))

@@ -20,7 +20,7 @@ from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.perplexity import Section as Perplexity
 from llmquant.hub.charts import NAME as CHART
 from llmquant.hub.charts import Picture
-from llmquant.recipe.load import dump_recipe, load_recipe
+from llmquant.recipe.load import dump_recipe
 from llmquant.spec import Scheme
 from llmquant.words import bytes_text, number, percent, printable
 
@@ -274,7 +274,7 @@ def _made(made: Mapping[str, Any]) -> Iterator[str]:
         )
     if made.get("changed"):
         yield f"{made['changed']} of {len(made['tensors'])} tensors were changed after quantization."
-    yield f"```yaml\n{dump_recipe(load_recipe(made['recipe'])).strip()}\n```"
+    yield f"```yaml\n{dump_recipe(made['recipe']).strip()}\n```"
     yield "`llmquant.json` holds the digest of every tensor; `llmquant verify` compares them."
 
 

@@ -20,6 +20,7 @@ from llmquant.spec import Scheme
 from llmquant.words import did_you_mean, listed, shown
 
 _SUFFIXES = (".yaml", ".yml", ".json")
+_METHODS = ("rounding", "transforms", "tuning", "calibration")  # and what they look at
 _EXPECTED = {
     "string_type": "expected text",
     "tuple_type": "expected a list",
@@ -56,6 +57,24 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     document = parse_yaml(_read(path), str(path))
     _files_beside(document.data, path.parent)
     return _named(_validate(document, str(path)), path.stem)
+
+
+def recipe_of_result(recipe: Mapping[str, Any]) -> Recipe:
+    """What the recipe in llmquant.json says of sizes: its schemes, rules and format, without its methods.
+
+    It may be somebody else's: a method that is a file would be run to be checked, and others may not be here.
+
+    Raises:
+        RecipeError: if the rest is malformed.
+    """
+    left = {key: value for key, value in recipe.items() if key not in _METHODS}
+    if isinstance(rules := left.get("rules"), list):
+        left["rules"] = [_without_rounding(rule) if isinstance(rule, dict) else rule for rule in rules]
+    return load_recipe(left)
+
+
+def _without_rounding(rule: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in rule.items() if key != "rounding"}
 
 
 def _files_beside(data: object, folder: Path) -> None:

@@ -194,3 +194,40 @@ def test_the_command_line(plant, dense, text_file, tmp_path, capsys):
     page = (tmp_path / "page.html").read_text()
     assert page.index("its scales are 1.50 x what its weights ask for") < page.index("What each costs")
     assert "mlp.down_proj of block 1" in page  # the worst cell of the heat map, in words
+
+
+@pytest.mark.parametrize(
+    ("key", "here"),
+    [("rounding", True), ("rounding", False), ("transforms", True), ("tuning", True), ("rule", True), ("format", True)],
+)
+def test_no_file_that_a_folder_names_is_run(plant, dense, text_file, tmp_path, key, here):
+    """`debug`, `inspect` and `verify` of somebody else's folder, whether the file is here or not."""
+    folder, evil = plant({}), tmp_path / "evil.py"
+    if here:
+        evil.write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\nNAME = Options = open = writer = NEEDS = None\n")
+    step = {"method": str(evil)}
+    made = json.loads((folder / "llmquant.json").read_text())
+    recipe = made["recipe"]
+    if key == "rule":
+        recipe["rules"][0]["rounding"] = step
+    else:
+        recipe[key] = str(evil) if key == "format" else step if key == "rounding" else [step]
+    (folder / "llmquant.json").write_text(json.dumps(made))
+    words = ["--text", str(text_file), "--length", "40", "--max-windows", "1", "-q"]
+    debugged = main(["debug", str(folder), "--baseline", str(dense), "--units", "1", *words])
+    assert debugged == (1 if key == "format" else 0)
+    assert main(["inspect", str(folder), "-q"]) == (1 if key == "format" else 0)
+    assert main(["verify", str(folder)]) == 0
+    if here and key == "rounding":
+        divergence(folder, dense, text_file)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_the_edited_recipe_keeps_methods_that_are_not_here(plant, dense, text_file):
+    folder = plant({})
+    made = json.loads((folder / "llmquant.json").read_text())
+    made["recipe"]["rounding"] = {"method": "of-a-later-version", "passes": 3}
+    (folder / "llmquant.json").write_text(json.dumps(made))
+    found = llmquant.debug(folder, dense, text=str(text_file), length=40, max_windows=2, units=1)
+    assert found.edit
+    assert yaml.safe_load(found.edit.recipe)["rounding"] == {"method": "of-a-later-version", "passes": 3}

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 
 import llmquant
 from llmquant.cli.main import main
-from llmquant.errors import CheckpointError, DataError, OutputError
+from llmquant.errors import CheckpointError, DataError, OutputError, RecipeError
 from llmquant.eval.result import to_json
 from llmquant.hub.push import push_to_hub
 from tests.engine.conftest import tiny_llama
@@ -252,3 +252,18 @@ def test_the_card_shows_the_result_among_others_that_were_measured_with_it(
     assert "loss-against-size.png" not in hub.repositories["me/alone"]
     with pytest.raises(DataError, match=r"'other .x.'.* not of the weights"):
         push_to_hub(out, "me/mine", reports=[other])
+
+
+@pytest.mark.parametrize("key", ["rounding", "format"])
+def test_no_file_that_a_folder_names_is_run(out: Path, tmp_path: Path, hub: State, key: str) -> None:
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\n")
+    made = json.loads((out / "llmquant.json").read_text())
+    made["recipe"][key] = {"method": str(evil)} if key == "rounding" else str(evil)
+    (out / "llmquant.json").write_text(json.dumps(made))
+    if key == "format":
+        with pytest.raises(RecipeError, match="is a file, not a format"):
+            push_to_hub(out, "me/mine", dry_run=True)
+    else:
+        push_to_hub(out, "me/mine", dry_run=True)
+    assert not (tmp_path / "marker").exists()
