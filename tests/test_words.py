@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from llmquant.words import bytes_text, duration, escaped, one_a_line, printable
+from llmquant.words import bytes_text, duration, escaped, number, one_a_line, printable
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,7 @@ def test_a_terminal_obeys_nothing_from_outside(text: str) -> None:
 def test_of_many_problems_the_first_are_shown_and_the_rest_counted() -> None:
     assert one_a_line(["a", "b"]) == "\n  a\n  b"
     assert one_a_line(["a", "b", "c"], 1) == "\n  a\n  and 2 more"
+
+
+def test_numbers_that_are_none() -> None:
+    assert [number(float(word)) for word in ("nan", "inf", "-inf")] == ["nan", "inf", "-inf"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from llmquant.data.windows import Windows
 from llmquant.debugging.divergence import Reference, Tally
 from llmquant.debugging.tails import Tails
 from llmquant.debugging.twins import Twins, Unit
+from llmquant.errors import QuantizationError
 from llmquant.eval.scoring import batches, logits
 from llmquant.eval.statistics import Estimate
 from llmquant.progress import Progress
@@ -103,12 +105,23 @@ class Bench:
             del baseline
             quantized = self._tails(self.twins.quantized, ids) if kept else None
             whole_logits = quantized.logits if quantized else logits(self.twins.quantized, ids)
-            whole.add(reference, reference.kl(whole_logits))
+            whole.add(reference, self._finite(reference, reference.kl(whole_logits)))
             self.progress.step(steps=len(ids))
             if quantized is not None:
                 for tally, kl in zip(second, self._runs(quantized, self.twins.quantized, kept, reference), strict=True):
                     tally.add(reference, kl)
         return whole, first, second
+
+    def _finite(self, reference: Reference, kl: np.ndarray) -> np.ndarray:
+        """The KL of the quantized model, which is a number everywhere or there is nothing to compare."""
+        if not np.isfinite(kl).all():
+            who = "the quantized model" if reference.finite else "the baseline"
+            name = (self.twins.quantized if reference.finite else self.twins.baseline).name_or_path
+            raise QuantizationError(
+                f"{who} {name} gives NaN or Inf, so that nothing can be measured; check its weights with `llmquant "
+                "inspect`, or fetch it again"
+            )
+        return kl
 
     @property
     def _batch(self) -> int:

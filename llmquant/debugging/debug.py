@@ -92,8 +92,15 @@ def debug(
     check_vocabulary(windows.ids, loaded[0])
     recipe = read_provenance(folders[1])["recipe"] if is_finished(folders[1]) else None
     with twins(loaded[0], loaded[1], inventory) as pair, torch.inference_mode():
+        seen = [each for each in seen if each.kind != "few-codes" or not _constant(pair, each.where)]
         report = _measure(pair, windows, seen, recipe, units, bits, progress)
     return replace(report, name=folders[1].name, baseline=folders[0].name)
+
+
+def _constant(pair: Twins, names: Sequence[str]) -> bool:
+    """Whether the baseline's weights are all one number, which takes few codes."""
+    found = [matrix_of(pair.baseline.get_submodule(name)) for name in names]
+    return all(weight is not None and bool(weight.min() == weight.max()) for weight in found)
 
 
 def _own_findings(folder: Path, progress: Progress) -> list[Finding]:

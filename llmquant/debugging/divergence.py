@@ -27,6 +27,11 @@ class Reference:
         self.windows = self._places[0].cpu().numpy()
         self.count = len(scored)
 
+    @property
+    def finite(self) -> bool:
+        """Whether the baseline says something everywhere."""
+        return bool(self._entropy.isfinite().all())
+
     def kl(self, logits: Tensor) -> np.ndarray:
         """Nats at each scored token, of logits of the same shape; NaN where they are not finite."""
         rows = max(1, _SLICE_ELEMENTS // logits.shape[-1])

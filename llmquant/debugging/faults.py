@@ -52,8 +52,8 @@ def compare_weights(
     error = WeightError(
         name=name,
         sqnr=10 * math.log10(max(signal, 1e-300) / noise) if noise else None,
-        cosine=product / math.sqrt(signal * other) if signal and other else 0.0,
-        factor=product / signal if signal else math.inf,
+        cosine=product / math.sqrt(signal * other) if signal and other else float(signal == other),
+        factor=product / signal if signal else 1.0 if signal == other else math.inf,
     )
     return error, [*_gone(name, one, two), *_factors(error, groups, scheme), *_foreign(error)]
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -231,3 +232,30 @@ def test_the_edited_recipe_keeps_methods_that_are_not_here(plant, dense, text_fi
     found = llmquant.debug(folder, dense, text=str(text_file), length=40, max_windows=2, units=1)
     assert found.edit
     assert yaml.safe_load(found.edit.recipe)["rounding"] == {"method": "of-a-later-version", "passes": 3}
+
+
+def changed_baseline(dense, folder, change):
+    model = AutoModelForCausalLM.from_pretrained(dense, dtype="auto")
+    with torch.no_grad():
+        change(model.get_submodule(DOWN).weight)
+    shutil.copytree(dense, folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_what_is_zero_in_both_models_is_no_fault(dense, text_file, tmp_path):
+    zero = changed_baseline(dense, tmp_path / "zero", lambda weight: weight.zero_())
+    out = quantize(zero, RECIPE, tmp_path / "out").folder
+    found = llmquant.debug(out, zero, text=str(text_file), **ASKED)
+    assert not [each for each in found.findings if each.severity == "fault"]
+    assert not [each for each in found.findings if DOWN in each.where]
+    (weight,) = [each for each in found.weights if each.name == DOWN]
+    assert (weight.cosine, weight.factor) == (1.0, 1.0)
+
+
+def test_a_baseline_with_nan_is_refused_by_name(healthy, dense, text_file, tmp_path, capsys):
+    broken = changed_baseline(dense, tmp_path / "broken", lambda weight: weight[3].fill_(float("nan")))
+    words = ["--text", str(text_file), "--length", "40", "--max-windows", "2", "-q", "--json", str(tmp_path / "j")]
+    assert main(["debug", str(healthy), "--baseline", str(broken), *words]) == 1
+    assert f"the baseline {broken} gives NaN or Inf" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "j").exists()
