@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmquant.eval.lines import interval
 from llmquant.eval.metrics.divergence import Section as Divergence
@@ -20,6 +21,8 @@ from llmquant.eval.statistics import Estimate, cluster_bootstrap, exponential
 from llmquant.words import listed, number
 
 _SAME_SIZE = 0.005  # relative: sizes closer than this are called the same
+_MOST = 3  # tests of one candidate against others of each sort, strongest first: a bootstrap takes a while
+_MOST_SAID = 10  # beaten candidates in the sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,7 @@ class Difference:
     @property
     def certain(self) -> bool:
         """Whether the KL of one is lower beyond the error of the measurement."""
-        kl = self.kl
-        return kl is not None and kl.low is not None and kl.high is not None and not kl.low <= 0 <= kl.high
+        return self.kl is not None and _certain(self.kl)
 
 
 def difference(one: EvalReport, other: EvalReport) -> Difference | None:
@@ -44,21 +46,38 @@ def difference(one: EvalReport, other: EvalReport) -> Difference | None:
 
     Windows in which a model gave numbers that are not finite are left out.
     """
+    if (shared := _shared(one, other)) is None:
+        return None
+    left, right, both = shared
+    tokens = np.asarray(left.tokens, dtype=np.float64)[both]
+    losses = (np.asarray(left.nll_quantized) - np.asarray(right.nll_quantized))[both]
+    return Difference(_between(one, other), exponential(cluster_bootstrap(losses, tokens, seed=one.seed)))
+
+
+def _shared(one: EvalReport, other: EvalReport) -> tuple[Windows, Windows, NDArray[np.bool_]] | None:
+    """The sums of both, and which windows both were measured on."""
     left, right = one.get(Windows), other.get(Windows)
-    if left is None or right is None:
+    if left is None or right is None or len(left.tokens) != len(right.tokens):
         return None
     if (one.protocol.data_hash, one.against) != (other.protocol.data_hash, other.against):
         return None
-    tokens = np.asarray(left.tokens, dtype=np.float64)
+    tokens = np.asarray(left.tokens)
     both = (tokens == np.asarray(right.tokens)) & (tokens > 0)
-    if not both.any():
+    return (left, right, both) if both.any() else None
+
+
+def _between(one: EvalReport, other: EvalReport) -> Estimate | None:
+    """The KL of one less that of the other."""
+    shared = _shared(one, other)
+    if shared is None or not (shared[0].kl and shared[1].kl):
         return None
+    left, right, both = shared
+    tokens = np.asarray(left.tokens, dtype=np.float64)[both]
+    return cluster_bootstrap((np.asarray(left.kl) - np.asarray(right.kl))[both], tokens, seed=one.seed)
 
-    def mean(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-        return cluster_bootstrap((np.asarray(ours) - np.asarray(theirs))[both], tokens[both], seed=one.seed)
 
-    kl = mean(left.kl, right.kl) if left.kl and right.kl else None
-    return Difference(kl, exponential(mean(left.nll_quantized, right.nll_quantized)))
+def _certain(kl: Estimate) -> bool:
+    return kl.low is not None and kl.high is not None and not kl.low <= 0 <= kl.high
 
 
 def verdict(reports: Sequence[EvalReport]) -> str | None:
@@ -84,15 +103,17 @@ def _winner(judged: Sequence[EvalReport]) -> str:
     parts = [f"{best.name} wins: the smallest that keeps its budget ({_facts(best)})"]
     if len(keep) == 1:
         parts = [f"{best.name} wins: only it keeps its budget ({_facts(best)})"]
-    for other in others:
-        found = difference(other, best)
+    for other in others[:_MOST]:
+        kl = _between(other, best)
         size = f"{other.name} is as small" if least < float("inf") else f"{other.name} keeps it too"
-        if found is None or found.kl is None:
+        if kl is None:
             parts.append(f"{size}, with a KL of {number(_kl(other))}; nothing tells whether that is beyond the error")
-        elif found.certain:
-            parts.append(f"{size}, with a KL higher by {number(found.kl.value)} {interval(found.kl)}")
+        elif _certain(kl):
+            parts.append(f"{size}, with a KL higher by {number(kl.value)} {interval(kl)}")
         else:
-            parts.append(f"{size}, and their KL cannot be told apart ({_apart(found.kl)})")
+            parts.append(f"{size}, and their KL cannot be told apart ({_apart(kl, other, best)})")
+    if len(others) > _MOST:
+        parts.append(f"{len(others) - _MOST} more are of this size, with higher KL")
     if unsure := [limit.name for limit in best.budget if not limit.certain]:
         parts.append(f"its {listed(unsure)} lies within error of the limit")
     return "; ".join(parts) + "."
@@ -100,6 +121,8 @@ def _winner(judged: Sequence[EvalReport]) -> str:
 
 def _beaten(known: Sequence[EvalReport]) -> str:
     parts = [part for report in known if (part := _beaten_by(report, known))]
+    if len(parts) > _MOST_SAID:
+        parts[_MOST_SAID:] = [f"{len(parts) - _MOST_SAID} more are beaten"]
     unknown = [report.name for report in known if _bits(report) == float("inf")]
     parts += [f"the size of {listed(unknown)} is not known"] if unknown else []
     first = "No budget was set, so no winner is named"
@@ -113,20 +136,26 @@ def _beaten_by(report: EvalReport, known: Sequence[EvalReport]) -> str | None:
     size = _bits(report)
     if size == float("inf"):
         return None
-    for other in sorted(known, key=_kl):
-        found = difference(report, other) if other is not report and _bits(other) <= size * (1 + _SAME_SIZE) else None
-        if found is None or found.kl is None:
+    others = [other for other in known if other is not report and _bits(other) <= size * (1 + _SAME_SIZE)]
+    better, worse = (
+        sorted((other for other in others if (_kl(other) <= _kl(report)) is lower), key=_kl) for lower in (True, False)
+    )
+    smaller_worse = [other for other in worse if _smaller(other, size)]  # the nearest come first
+    for other in (*better[:_MOST], *smaller_worse[:_MOST]):
+        kl = _between(report, other)
+        if kl is None:
             continue
-        smaller = _bits(other) < size * (1 - _SAME_SIZE)
-        if found.certain and found.kl.value > 0:
-            what = "smaller" if smaller else "as small"
-            return (
-                f"{other.name} beats {report.name}: {what}, with a KL lower by {number(found.kl.value)} "
-                f"{interval(found.kl)}"
-            )
-        if smaller and not found.certain:
-            return f"{other.name} is smaller than {report.name}, and their KL cannot be told apart ({_apart(found.kl)})"
+        if _certain(kl) and kl.value > 0:
+            what = "smaller" if _smaller(other, size) else "as small"
+            return f"{other.name} beats {report.name}: {what}, with a KL lower by {number(kl.value)} {interval(kl)}"
+        if _smaller(other, size) and not _certain(kl):
+            told = _apart(kl, report, other)
+            return f"{other.name} is smaller than {report.name}, and their KL cannot be told apart ({told})"
     return None
+
+
+def _smaller(other: EvalReport, size: float) -> bool:
+    return _bits(other) < size * (1 - _SAME_SIZE)
 
 
 def _bits(report: EvalReport) -> float:
@@ -144,5 +173,5 @@ def _facts(report: EvalReport) -> str:
     return f"{size}KL {number(_kl(report))}"
 
 
-def _apart(kl: Estimate) -> str:
-    return f"difference {number(kl.value)} {interval(kl)}"
+def _apart(kl: Estimate, one: EvalReport, other: EvalReport) -> str:
+    return f"{one.name} less {other.name}: {number(kl.value)} {interval(kl)}"

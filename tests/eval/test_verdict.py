@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmquant.eval import verdict as module
 from llmquant.eval.metrics.windows import Section as Windows
 from llmquant.eval.result import BudgetVerdict, EvalReport
-from llmquant.eval.statistics import cluster_bootstrap
-from llmquant.eval.verdict import difference, verdict
+from llmquant.eval.statistics import Estimate, cluster_bootstrap
+from llmquant.eval.verdict import Difference, difference, verdict
 from tests.eval.conftest import change
 
 COUNT, TOKENS = 32, 20
@@ -95,7 +96,7 @@ def test_ties_of_size_go_by_the_paired_test(report) -> None:
     assert "; rtn is as small, with a KL higher by 0.0100 [" in said
     same = _limit(_made(report, "other", 0.0301, 4.51, noise=0.01), passed=True)
     said = verdict([same, better]) or ""
-    assert "other is as small, and their KL cannot be told apart (difference 0.000100 [-" in said
+    assert "other is as small, and their KL cannot be told apart (other less gptq: 0.000100 [-" in said
     bare = replace(one, sections={key: value for key, value in one.sections.items() if key != "windows"})
     assert "nothing tells whether that is beyond the error" in (verdict([bare, better]) or "")
 
@@ -111,7 +112,7 @@ def test_without_a_budget_it_says_who_is_beaten(report) -> None:
     assert "beats small" not in said
     wasteful = _made(report, "wasteful", 0.0401, 6.0, noise=0.01)
     said = verdict([small, wasteful]) or ""
-    assert "small is smaller than wasteful, and their KL cannot be told apart (difference 0.000100 [-" in said
+    assert "small is smaller than wasteful, and their KL cannot be told apart (wasteful less small: 0.000100 [-" in said
     said = verdict([small, _made(report, "packed", 0.03, None)]) or ""
     assert said.endswith("; the size of packed is not known.")
 
@@ -120,3 +121,62 @@ def test_one_report_or_none_compared_has_no_verdict(report) -> None:
     one = _made(report, "a", 0.03, 4.5)
     assert verdict([one]) is None
     assert verdict([replace(each, sections={}) for each in (one, one)]) is None
+
+
+_NEAR = (("small", 0.04, 4.5), ("better", 0.03, 4.6))
+
+
+def test_sizes_two_percent_apart_are_not_the_same(report) -> None:
+    small, better = (
+        _limit(_made(report, *each), passed=True) for each in (("small", 0.04, 4.5), ("better", 0.03, 4.6))
+    )
+    assert (verdict([better, small]) or "").startswith("small wins: the smallest that keeps its budget")
+
+
+def test_an_interval_that_touches_zero_is_not_certain(report) -> None:
+    ratio = Estimate(1.0)
+    for low, high, certain in ((0.0, 0.2, False), (-0.2, 0.0, False), (0.01, 0.2, True), (-0.2, -0.01, True)):
+        assert Difference(Estimate(0.1, low, high), ratio).certain is certain
+    one = _made(report, "one", 0.03, 4.5)
+    same = difference(one, replace(one, name="same"))
+    assert same is not None
+    assert not same.certain
+
+
+def test_what_is_hardly_smaller_is_as_small(report) -> None:
+    one, better = _made(report, "one", 0.04, 4.5), _made(report, "better", 0.03, 4.49)
+    assert "better beats one: as small, with a KL lower by 0.0100 [" in (verdict([one, better]) or "")
+    alike = _made(report, "alike", 0.0401, 4.49, noise=0.01)
+    assert "none is beaten in both" in (verdict([one, alike]) or "")
+
+
+def test_of_several_that_beat_one_that_of_least_kl_is_named(report) -> None:
+    beaten, good, best = (
+        _made(report, name, kl, 4.5) for name, kl in (("beaten", 0.06), ("good", 0.04), ("best", 0.02))
+    )
+    said = verdict([beaten, good, best]) or ""
+    assert "best beats beaten" in said
+    assert "best beats good" in said
+    assert "good beats" not in said
+
+
+def test_many_candidates_cost_a_few_tests_each(report, monkeypatch) -> None:
+    """On a front of sizes and losses everybody is smaller than those of lower KL; nobody is tested against all."""
+    done: list[int] = []
+
+    def count(sums, counts, *, seed):
+        done.append(seed)
+        return cluster_bootstrap(sums, counts, seed=seed, resamples=100)
+
+    monkeypatch.setattr(module, "cluster_bootstrap", count)
+    front = [_made(report, f"c{i}", 0.01 * 1.1**i, 8 - 0.1 * i) for i in range(40)]
+    assert "none is beaten in both" in (verdict(front) or "")
+    assert len(done) <= 6 * len(front)
+    done.clear()
+    alike = [_made(report, f"c{i}", 0.01 * 1.1**i, 4.5) for i in range(40)]
+    assert (verdict(alike) or "").endswith("; 29 more are beaten.")
+    assert len(done) <= 6 * len(alike)
+    done.clear()
+    said = verdict([_limit(each, passed=True) for each in alike]) or ""
+    assert said.endswith("; 36 more are of this size, with higher KL.")
+    assert len(done) == 3
