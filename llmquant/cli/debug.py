@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from llmquant.debugging.budget import ErrorBudget
     from llmquant.debugging.layers import Agreement, Comparison
     from llmquant.debugging.report import DebugReport
 
@@ -72,10 +71,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def print_report(console: Console, report: DebugReport) -> None:
     """Findings, tables, and at the end what to paste."""
     print_findings(console, report.findings)
-    console.print("[bold]what each costs[/]", _costs(report.budget), sep="\n")
+    console.print("[bold]what each costs[/]", _costs(report), sep="\n")
     console.print(
         f"[dim]KL of the whole model {number(report.budget.kl.value)}; {escaped(report.budget.note)}. alone: KL of the "
-        "baseline with only this quantized; gain: by how much the quantized model's KL falls with this at 16 bits[/]\n",
+        "baseline with only this quantized; gain: by how much the quantized model's KL falls with this at 16 bits; "
+        "+bits: per weight[/]\n",
         highlight=False,
     )
     console.print("[bold]largest errors[/] of outputs, in dB of signal to noise", _layers(report.comparison), sep="\n")
@@ -91,15 +91,12 @@ def print_report(console: Console, report: DebugReport) -> None:
         console.print(escaped(report.edit.rules), highlight=False, soft_wrap=True, end="")
 
 
-def _costs(budget: ErrorBudget) -> Table:
+def _costs(report: DebugReport) -> Table:
     from llmquant.cli.tables import plain_table
 
-    table = plain_table("unit", "scheme", ">alone", ">gain", ">of it", fold="unit")
-    for unit in budget.units:
-        error = unit.gain.standard_error
-        gain = number(unit.gain.value) + (f" ± {number(1.96 * error, 2)}" if error else "")
-        share = f"{100 * unit.gain.value / budget.kl.value:.0f} %" if budget.kl.value else "–"
-        table.add_row(escaped(unit.name), unit.scheme, number(unit.alone.value), gain, share)
+    table = plain_table("unit", "scheme", ">alone", ">gain", ">of it", ">+bits", fold="unit")
+    for name, *rest in report.cost_rows():
+        table.add_row(escaped(name), *rest)
     return table
 
 

@@ -38,6 +38,7 @@ class UnitCost:
         alone: KL of the baseline with this unit quantized.
         kept: KL of the quantized model with this unit as the baseline has it.
         gain: by how much that is less than the quantized model's, paired by window.
+        best: whether it gains most, or its gain cannot be told apart from that, paired by window.
     """
 
     name: str
@@ -49,6 +50,7 @@ class UnitCost:
     alone: Estimate
     kept: Estimate
     gain: Estimate
+    best: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +188,10 @@ def find_costs(bench: Bench, *, suspects: Sequence[str], most: int) -> ErrorBudg
     whole, alone, kept = bench.measure(
         [bench.alone(unit) for unit in chosen], [bench.kept(unit) for unit in chosen], stage="worst units"
     )
-    costs = [_cost(bench.twins, unit, whole, one, two) for unit, one, two in zip(chosen, alone, kept, strict=True)]
+    best = min(kept, key=lambda tally: tally.mean)
+    costs = [
+        _cost(bench.twins, unit, whole, one, two, best) for unit, one, two in zip(chosen, alone, kept, strict=True)
+    ]
     note = (
         f"each of {len(groups)} blocks alone on {_windows(screened)}, then each of {len(candidates)} units of the "
         f"worst {len(worst)}, then {len(chosen)} units on all {_windows(len(bench.windows))}"
@@ -197,7 +202,8 @@ def find_costs(bench: Bench, *, suspects: Sequence[str], most: int) -> ErrorBudg
     )
 
 
-def _cost(twins: Twins, unit: Unit, whole: Tally, alone: Tally, kept: Tally) -> UnitCost:
+def _cost(twins: Twins, unit: Unit, whole: Tally, alone: Tally, kept: Tally, best: Tally) -> UnitCost:
+    behind = best.change_to(kept).low
     return UnitCost(
         name=unit.name,
         modules=unit.modules,
@@ -208,6 +214,7 @@ def _cost(twins: Twins, unit: Unit, whole: Tally, alone: Tally, kept: Tally) -> 
         alone=alone.estimate(),
         kept=kept.estimate(),
         gain=kept.change_to(whole),
+        best=kept is best or (behind is not None and behind <= 0),
     )
 
 

@@ -132,7 +132,8 @@ def _measure(
     suspects = [name for each in named if each.severity == "fault" for name in each.where]
     bench = Bench(pair, windows, progress)
     budget = find_costs(bench, suspects=suspects, most=units)
-    edit, no_edit = find_edit(bench, budget, Sizes(recipe, pair.schemes, pair.inventory), suspects=suspects, bits=bits)
+    sizes = Sizes(recipe, pair.schemes, pair.inventory)
+    edit, no_edit = find_edit(bench, budget, sizes, suspects=suspects, bits=bits)
     findings = [*_costed(named, budget), *_lost_channels(comparison, faults), *_costly(budget, comparison, suspects)]
     return DebugReport(
         name="",
@@ -143,6 +144,7 @@ def _measure(
         weights=tuple(weights),
         comparison=comparison,
         budget=budget,
+        bits=sizes.bits_of(budget.units),
         edit=edit,
         no_edit=no_edit,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +96,18 @@ class Sizes:
         older = [_without(rule, named) for rule in data["rules"]]
         data["rules"] = [*filter(None, older), *(choice.rule for choice in choices)]
         if choices:
+            data["name"] = f"{data['name']}-edited"
+            data.pop("description", None)
             data["budget"] = {k: v for k, v in (data.get("budget") or {}).items() if k != "bits_per_weight"}
         return data
+
+    def bits_of(self, units: Sequence[UnitCost]) -> dict[str, float]:
+        """More bits per weight with each unit at 16 bits, by its name; without those that no recipe can keep."""
+        found: dict[str, float] = {}
+        for unit in units:
+            with suppress(PlanError, RecipeError):
+                found[unit.name] = self.bits_with([Choice(unit, KEEP)]) - self.bits
+        return found
 
     def bits_with(self, choices: Sequence[Choice]) -> float:
         """Bits per weight.
@@ -124,7 +135,8 @@ def _recipe_of(schemes: Mapping[str, str]) -> dict[str, Any]:
 def find_edit(
     bench: Bench, budget: ErrorBudget, sizes: Sizes, *, suspects: Sequence[str], bits: float | None
 ) -> tuple[Edit | None, str]:
-    """The best edit: of the unit that gains most, of those with a fault if there are any (`suspects` are modules).
+    """The best edit: of the unit that gains most, of those with a fault if there are any (`suspects` are modules); of
+    those whose gain cannot be told apart from the most, the one that takes the fewest bits.
 
     With `bits` per weight to spend it is of as many as they allow, greedily by gain per bit.
 
@@ -134,7 +146,8 @@ def find_edit(
     if not options:
         return None, "nothing that was measured gains when it is kept, or no recipe that keeps it fits the model"
     if bits is None:
-        first = next((c.unit for c, _ in options if set(suspects) & set(c.unit.modules)), options[0][0].unit)
+        faulty = next((choice.unit for choice, _ in options if set(suspects) & set(choice.unit.modules)), None)
+        first = faulty or _cheapest(options)
         sets = [[choice] for choice, _ in options if choice.unit is first]
     else:
         sets = [chosen for widest in (False, True) if (chosen := _greedy(options, sizes, bits, keep=widest))]
@@ -146,6 +159,12 @@ def find_edit(
     most = best.kl_before.value - best.kl_after.value
     good = [edit for edit in found if edit.kl_before.value - edit.kl_after.value >= _AS_GOOD * most]
     return min(good, key=lambda edit: edit.bits_after), ""
+
+
+def _cheapest(options: Sequence[tuple[Choice, float]]) -> UnitCost:
+    kept = [(bits, choice.unit) for choice, bits in options if choice.scheme.is_keep]
+    best = [each for each in kept if each[1].best] or kept
+    return min(best, key=lambda each: each[0])[1] if best else options[0][0].unit
 
 
 def _options(budget: ErrorBudget, sizes: Sizes) -> Iterator[tuple[Choice, float]]:

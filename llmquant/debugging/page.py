@@ -32,12 +32,16 @@ def _findings(report: DebugReport) -> Markup:
 
 
 def _costs(report: DebugReport) -> Panel:
-    rows = [(each.name, each.scheme, number(each.alone.value), number(each.gain.value)) for each in report.budget.units]
     note = (
         f"KL of the whole model {number(report.budget.kl.value)}: {report.budget.note}. Alone: of the baseline with "
-        "only this quantized; gain: by how much the quantized model's falls with this at 16 bits."
+        "only this quantized; gain: by how much the quantized model's falls with this at 16 bits, of it: as "
+        "a share, +bits: per weight of the checkpoint."
     )
-    content = element("div", table(("unit", "scheme", "alone", "gain"), rows, "plain"), class_="scroll")
+    content = element(
+        "div",
+        table(("unit", "scheme", "alone", "gain", "of it", "+bits"), report.cost_rows(), "plain"),
+        class_="scroll",
+    )
     return Panel("What each costs", content, note)
 
 

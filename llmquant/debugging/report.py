@@ -21,6 +21,7 @@ class DebugReport:
 
     Attributes:
         findings: named faults first, the costliest first; then what costs most.
+        bits: per weight that each unit of the budget takes at 16 bits, by its name.
         edit: of the recipe; None with the reason in `no_edit`.
     """
 
@@ -32,6 +33,7 @@ class DebugReport:
     weights: tuple[WeightError, ...]
     comparison: Comparison
     budget: ErrorBudget
+    bits: dict[str, float]
     edit: Edit | None
     no_edit: str
 
@@ -42,6 +44,17 @@ class DebugReport:
     def to_json(self) -> str:
         """All numbers; those that are none, as of a weight that is all zero, are null."""
         return json.dumps(_finite(self.to_dict()), indent=2, allow_nan=False) + "\n"
+
+    def cost_rows(self) -> list[tuple[str, ...]]:
+        """For each unit: name, scheme, KL alone, gain, share of the KL, and bits."""
+        whole, rows = self.budget.kl.value, []
+        for unit in self.budget.units:
+            error, bits = unit.gain.standard_error, self.bits.get(unit.name)
+            gain = number(unit.gain.value) + (f" ± {number(1.96 * error, 2)}" if error else "")
+            share = f"{100 * unit.gain.value / whole:.0f} %" if whole else "–"
+            more = "–" if bits is None else f"{bits:+.3f}"
+            rows.append((unit.name, unit.scheme, number(unit.alone.value), gain, share, more))
+        return rows
 
     def sentence(self) -> str:
         """The edit in one line."""

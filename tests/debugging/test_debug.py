@@ -165,7 +165,7 @@ def test_without_provenance_the_recipe_is_what_is_stored(plant, dense, text_file
     found = llmquant.debug(folder, dense, text=str(text_file), **ASKED)
     assert found.findings[0].where == (DOWN,)
     assert found.edit
-    assert load_recipe(yaml.safe_load(found.edit.recipe)).name == "as-stored"
+    assert load_recipe(yaml.safe_load(found.edit.recipe)).name == "as-stored-edited"
 
 
 def test_a_damaged_folder_is_refused_by_name(plant, dense, text_file):
@@ -259,3 +259,22 @@ def test_a_baseline_with_nan_is_refused_by_name(healthy, dense, text_file, tmp_p
     assert main(["debug", str(healthy), "--baseline", str(broken), *words]) == 1
     assert f"the baseline {broken} gives NaN or Inf" in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "j").exists()
+
+
+def test_the_default_edit_is_the_cheapest_of_the_best(report):
+    best = [each for each in report.budget.units if each.best]
+    assert best[0] is report.budget.units[0]
+    assert report.edit.units[0][0] == min(best, key=lambda each: report.bits[each.name]).name
+    assert [row[-1] for row in report.cost_rows()] == [f"{report.bits[u.name]:+.3f}" for u in report.budget.units]
+    assert yaml.safe_load(report.edit.recipe)["name"] == "tiny-int4-edited"
+
+
+def test_of_equal_gains_the_one_of_fewest_bits_is_kept(report):
+    from dataclasses import replace
+
+    from llmquant.debugging.edits import Choice, _cheapest
+    from llmquant.spec import KEEP
+
+    one, two, three = (replace(each, best=place < 2) for place, each in enumerate(report.budget.units[:3]))
+    options = [(Choice(one, KEEP), 0.6), (Choice(two, KEEP), 0.1), (Choice(three, KEEP), 0.01)]
+    assert _cheapest(options) is two
