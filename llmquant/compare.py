@@ -17,7 +17,7 @@ from llmquant.data.protocols import windows_of
 from llmquant.device import resolve_device
 from llmquant.engine.output.folder import identity, is_finished, read_provenance
 from llmquant.engine.prepare import load_tokenizer
-from llmquant.errors import DataError
+from llmquant.errors import DataError, OutputError
 from llmquant.eval import EvalOptions, EvalReport, Subject, Windows, evaluate
 from llmquant.eval.evaluate import hold
 from llmquant.eval.metrics import find
@@ -32,7 +32,9 @@ from llmquant.models.skeleton import load_config
 from llmquant.notebook import default_progress
 from llmquant.progress import Progress
 from llmquant.recipe.load import dump_recipe
+from llmquant.words import listed
 
+_SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _SPARE = 0.7  # share of the free memory that models may take; the rest is for activations and logits
 
 
@@ -52,8 +54,13 @@ def compare(
         LlmquantError: CheckpointError, DataError, DeviceError or RecipeError; what can be refused is refused before a
             model is loaded.
     """
+    if out is not None and out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; give a folder for the reports")
     progress, device = progress or default_progress(), resolve_device(options.device)
     waiting = facts_of(models, baseline, options)
+    for known in waiting:
+        if different := _other_shapes(known.subject, trust=options.trust_remote_code):
+            progress.note(f"{known.subject.name} is another model than the baseline: its config has {different}")
     places = {known.subject.name: place for place, known in enumerate(waiting)}
     if out is not None:
         waiting = [replace(known, store=_store(known, out, device, progress)) for known in waiting]
@@ -169,6 +176,18 @@ def facts_of(models: Sequence[str | Path], baseline: str | Path | None, options:
     for facts in found:
         facts.check()
     return found
+
+
+def _other_shapes(subject: Subject, *, trust: bool) -> str:
+    """How the shape of a candidate differs from its baseline's, in words; "" where it does not."""
+    if subject.baseline_folder is None:
+        return ""
+    ours, theirs = (
+        load_config(_folder(each), trust_remote_code=trust).get_text_config()
+        for each in (subject.folder, subject.baseline_folder)
+    )
+    found = [(name, getattr(ours, name, None), getattr(theirs, name, None)) for name in _SHAPE]
+    return listed(f"{name} {one} in place of {other}" for name, one, other in found if one != other)
 
 
 def _text(folder: Path, options: EvalOptions) -> tuple[Windows, Any]:

@@ -18,12 +18,12 @@ import torch
 import llmquant
 from llmquant.cli.main import main
 from llmquant.compare import _store, file_names
-from llmquant.errors import DataError, RecipeError
+from llmquant.errors import DataError, OutputError, RecipeError
 from llmquant.eval import EvalOptions, Subject
 from llmquant.eval.pair import Facts
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
-from tests.engine.conftest import save_tiny
+from tests.engine.conftest import save_tiny, tiny_llama
 from tests.eval.conftest import Noted
 
 GIVEN = {"length": 32, "speed": 0.0}
@@ -169,6 +169,14 @@ def test_the_command_line_takes_several(model, candidates, text, tmp_path, capsy
     assert all(name in page.read_text() for name in ("int8", "small"))
     assert main([*command, "--speed", "0", "--budget", "kl=1e-9", "--quiet"]) == 3
     assert "No candidate keeps its budget" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "all.json").read_text())[0]["sections"]["divergence"]["kl"]["mean"]
+    out = tmp_path / "out"
+    assert main([*command, "--speed", "0", "--budget", f"kl={kept * 1.01}", "--quiet", "-o", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "int8 wins: only it keeps its budget" in shown
+    assert f"wrote {out / 'report.html'}, 2 reports" in shown
+    assert main(["report", str(tmp_path / "all.json"), "-o", str(page)]) == 0
+    assert f"wrote {page}" in capsys.readouterr().out
 
 
 KILLED = """
@@ -283,3 +291,26 @@ def test_each_candidate_has_a_file_of_its_own() -> None:
         "int8",
         "a_b-2-2",
     ]
+
+
+def test_a_file_in_place_of_the_folder_is_refused_before_loading(
+    model, candidates, text, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("llmquant.compare._load", lambda *_: pytest.fail("a model was loaded"))
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="out is a file; give a folder"):
+        llmquant.evaluate(candidates[0], model, text=text, **ONE_BATCH, out=tmp_path / "out")
+
+
+def test_a_candidate_of_another_shape_is_noted(model, text, tmp_path) -> None:
+    save_tiny(tmp_path / "other")
+    short = tiny_llama()
+    short.model.layers = short.model.layers[:1]
+    short.config.num_hidden_layers = 1
+    short.save_pretrained(tmp_path / "other")
+    noted = Noted()
+    llmquant.evaluate(tmp_path / "other", model, text=text, **ONE_BATCH, progress=noted)
+    assert noted.notes[0].startswith("other is another model than the baseline: its config has num_hidden_layers 1 in ")
+    noted = Noted()
+    llmquant.evaluate(model, model, text=text, **ONE_BATCH, progress=noted)
+    assert not any("another model" in note for note in noted.notes)

@@ -23,7 +23,8 @@ def add(commands: arguments.Commands) -> None:
     """Describe the arguments."""
     parser = commands.add_parser(
         "eval", help="measure quantized models against their baseline",
-        epilog=f"exit status {OVER_BUDGET} if a budget of the recipe or of --budget is not met",
+        epilog=f"exit status {OVER_BUDGET} if a budget of the recipe or of --budget is not met; of several models, "
+        "if none that has a budget keeps it",
     )  # fmt: skip
     parser.add_argument(
         "models", nargs="+", metavar="OUT", help="quantized folders or hub ids, compared on the same tokens"
@@ -97,7 +98,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.report:
         args.report.write_text(render_page(reports), encoding="utf-8")
     print_reports(console, reports)
-    return 0 if all(report.budget_passed for report in reports) else OVER_BUDGET
+    if args.out:
+        files = f"{len(reports)} report{'' if len(reports) == 1 else 's'}"
+        console.print(f"wrote {escaped(args.out / 'report.html')}, {files}", highlight=False, soft_wrap=True)
+    judged = [report for report in reports if report.budget]
+    return OVER_BUDGET if judged and not any(report.budget_passed for report in judged) else 0
 
 
 def print_reports(console: Console, reports: Sequence[EvalReport]) -> None:

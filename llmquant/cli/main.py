@@ -37,7 +37,7 @@ exit status:
   0    done
   1    an error, named in one message; for doctor and inspect: something is broken
   2    the command line itself is wrong
-  3    eval: measured, but over the budget
+  3    eval: measured, but over the budget (of several models: all that have one)
   130  interrupted by Ctrl-C
 """
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmquant.cli import arguments
 from llmquant.cli.evaluate import print_reports
+from llmquant.words import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,4 +39,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.out:
         args.out.write_text(render_page(reports), encoding="utf-8")
     print_reports(console, reports)
+    if args.out:
+        console.print(f"wrote {escaped(args.out)}", highlight=False, soft_wrap=True)
     return 0
