@@ -40,8 +40,8 @@ class Shards:
         stored = config.data.get("quantization_config") if config else None
         if not stored:
             raise CheckpointError(
-                f"{self.checkpoint.folder}: is not quantized (config.json has no quantization_config), so there is "
-                "nothing to verify; give a folder that llmquant wrote"
+                f"{self.checkpoint.folder}: is not quantized (config.json has no quantization_config); give a "
+                "quantized folder"
             )
         table = schemes_of(stored)
         bases = [name.removesuffix(".weight_scale") for name in self.tensors if name.endswith(".weight_scale")]
