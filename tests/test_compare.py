@@ -314,3 +314,18 @@ def test_a_candidate_of_another_shape_is_noted(model, text, tmp_path) -> None:
     noted = Noted()
     llmquant.evaluate(model, model, text=text, **ONE_BATCH, progress=noted)
     assert not any("another model" in note for note in noted.notes)
+
+
+def test_parts_of_another_checkpoint_in_the_same_place_are_not_used(model, candidates, text, tmp_path, passes) -> None:
+    """The folder keeps its name, and holds other weights when the same command comes again."""
+    folder, given = tmp_path / "folder", {"text": text, **ONE_BATCH, "out": tmp_path / "out"}
+    shutil.copytree(model, folder)
+    before = llmquant.evaluate(folder, model, **given)
+    assert passes == ["model", "folder"]
+    shutil.rmtree(folder)
+    shutil.copytree(candidates[1], folder)
+    (folder / "llmquant.json").unlink()  # so that the name is the folder's, as before
+    after = llmquant.evaluate(folder, model, **given)
+    assert passes == ["model", "folder"] * 2
+    assert before.name == after.name
+    assert before.sections["divergence"].kl.mean == 0 < after.sections["divergence"].kl.mean
