@@ -81,7 +81,7 @@ def test_a_checkpoint_that_becomes_dense_is_measured_like_any(dense: Path, tmp_p
     """The weights are those of the file (by hand, below), in inference mode too, and every reading is in float32."""
     folder = _quantized(dense, kind, tmp_path / "q")
     pair, alone = (
-        llmquant.evaluate(folder, *baseline, text=str(dense.parent / "text.txt"), **GIVEN) for baseline in ([dense], [])
+        llmquant.evaluate(folder, baseline, text=str(dense.parent / "text.txt"), **GIVEN) for baseline in (dense, None)
     )
     parameters = sum(tensor.numel() for tensor in load_file(dense / "model.safetensors").values())
     for report in (pair, alone):

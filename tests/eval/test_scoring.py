@@ -181,7 +181,7 @@ def test_progress_and_mode(baseline, windows) -> None:
 def _sliding() -> tuple[Any, Any]:
     """Mistral whose attention sees 8 tokens, and a noisy copy."""
     torch.manual_seed(5)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = MistralConfig(vocab_size=40, num_key_value_heads=2, sliding_window=8, initializer_range=0.3, **sizes)
     model = MistralForCausalLM(config).eval()
     other = copy.deepcopy(model)
@@ -208,18 +208,18 @@ def test_numbers_equal_those_of_full_logits(
         "int4": lambda: _packed(tmp_path),
         "sliding": _sliding,
     }
-    models = pairs[kind]()
+    one, other = pairs[kind]()
     windows = make_windows([text[:300]], tokenizer, source="t", length=length, stride=stride)
-    found = compare(*models, windows, dtype="auto", batch_size=3)
-    plain = [model.dequantize() if kind == "int4" and place else model for place, model in enumerate(models)]
-    plain = [copy.deepcopy(model).float() for model in plain]
+    found = compare(one, other, windows, dtype="auto", batch_size=3)
+    dense = other.dequantize() if kind == "int4" else other
+    plain = [copy.deepcopy(model).float() for model in (one, dense)]
     step, seen, losses, kl, same = stride or length - 1, 0, ([], []), [], []
     for number, row in enumerate(windows.ids):
-        one, two = (model(row[None]).logits[0].detach().double().log_softmax(-1) for model in plain)
+        logs = [model(row[None]).logits[0].detach().double().log_softmax(-1) for model in plain]
         for place in range(1, length):
             if number * step + place > seen:
                 seen = number * step + place
-                p, q, token = one[place - 1], two[place - 1], row[place]
+                p, q, token = logs[0][place - 1], logs[1][place - 1], row[place]
                 for loss, each in zip(losses, (p, q), strict=True):
                     loss.append(-float(each[token]))
                 kl.append(float((p.exp() * (p - q)).sum()))
