@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -97,16 +98,18 @@ def test_models_and_another_program_take_turns(part: Any, tmp_path: Path, capsys
     assert [row["section"] for row in result["checks"]] == ["build and check fp32", "build and check int8"]
     assert result["checks"][1]["exact"]["error"] < 1e-3
     first, two, longer = result["reports"]
-    assert (first["batch_size"], two["batch_size"], longer["prompt_tokens"]) == (1, 2, 16)
+    cells = [(each["batch_size"], each["context"]) for report in (first, two, longer) for each in report["cells"]]
+    assert cells == [(1, 8), (2, 8), (1, 16)]
     assert list(dict.fromkeys(row["name"] for row in first["rows"])) == ["fp32", "int8", "llama.cpp Q4_0"]
     assert {row["name"] for row in two["rows"]} == {"fp32", "int8"}, "llama.cpp reads one sequence"
     other = longer["rows"][-1]
-    assert (other["prefill"]["median"], other["decode"]["median"], other["parameter_bytes"]) == (32, 4, 5000)
+    assert (median(other["cells"][0]["prefill"]), median(other["cells"][0]["decode"])) == (32, 4)
+    assert other["parameter_bytes"] == 5000
     assert result["versions"]["llama-cpp-python"] == "1.2"
     assert str(played) not in path.read_text()
     shown = capsys.readouterr().out
     assert shown.count("llama.cpp Q4_0") == 2
-    assert "batch 2, prompt of 8 tokens, then 2 one by one" in shown
+    assert "batch 2, context 8" in shown
 
 
 def test_what_is_wrong_is_not_timed(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def verbs(model: Path, text: Path, out: Path) -> dict[str, list[str]]:
         "plan a file": ["plan", str(model / "config.json"), "-r", "int4-g32"],
         "quantize": ["quantize", str(model), "-r", "int4-g32", "-o", str(out)],
         "eval": ["eval", str(model), "--baseline", str(model), *measured],
-        "bench": ["bench", str(model), "--seconds", "0", "--prompt", "8", "--new", "2", "--schemes", "int4-g32"],
+        "bench": ["bench", str(model), "--seconds", "0", "--context", "8", "--new", "2", "--schemes", "int4-g32"],
         "bench without dense": ["bench", str(model), "--dtypes", "fp32", "--schemes", "int8"],
     }
 

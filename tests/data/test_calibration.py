@@ -51,7 +51,7 @@ def test_missing_binary_and_unknown_sources(tmp_path):
     with pytest.raises(DataError, match="no text file at"):
         read_documents(str(tmp_path / "absent.txt"))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(DataError, match=r"not UTF-8 text \(byte 3\)"):
+    with pytest.raises(DataError, match=r"not UTF-8 text \(byte 3, in line 1\)"):
         read_documents(str(tmp_path / "latin.txt"))
     with pytest.raises(DataError, match="builtin:python"):
         read_documents("builtin:wiki")

@@ -101,7 +101,8 @@ def test_a_dtype_that_no_model_has_is_no_fault_of_the_folder(tmp_path: Path, dty
 
 def test_a_format_that_is_not_run_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "llmquant.json").write_text('{"recipe": {"format": "gguf"}, "layers": {"a": {"loss": 0.5}}}')
+    made = '{"recipe": {"name": "a", "format": "gguf"}, "layers": {"a": {"loss": 0.5}}}'
+    (tmp_path / "llmquant.json").write_text(made)
     with pytest.raises(
         CheckpointError, match="in the format gguf, which llmquant writes and verifies but does not run"
     ):
