@@ -66,7 +66,7 @@ def test_trainable_parameters_are_those_that_ask_for_a_gradient(dense_folder: Fo
 
 def test_methods_of_dense_models_are_as_they_were(dense_folder: Folder) -> None:
     model = AutoModelForCausalLM.from_pretrained(dense_folder("llama"))
-    llmquant.hf._install()  # a second time: the methods are wrapped once
+    llmquant.hf._install(None)  # a second time: the methods are wrapped once
     before = model.num_parameters()
     assert model.resize_token_embeddings(99).weight.shape[0] == 99
     assert model.num_parameters() == before + 2 * 3 * 64
