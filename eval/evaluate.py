@@ -19,7 +19,7 @@ def evaluate(pair: Pair) -> EvalReport:
     """Let every metric measure, and give the report.
 
     Raises:
-        DataError: if the models' vocabularies differ, or a window is too short for the speed test.
+        DataError: if the models' vocabularies differ.
         QuantizationError: if no position is finite.
         CheckpointError: if a folder holds no complete safetensors checkpoint.
         RecipeError: for an unknown budget, or one that nothing measures.

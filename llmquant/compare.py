@@ -78,7 +78,7 @@ def compare(
         new = [_folder(known.subject.folder) for known in group]
         if before is None and not group[0].alone:
             new.insert(0, _folder(group[0].subject.baseline_folder))
-        loaded = _load(new, options, device, progress)
+        loaded = load_models(new, options, device, progress)
         before = loaded.pop(0) if len(loaded) > len(group) else before
         reference = loaded[0] if group[0].alone else before
         check_vocabulary(group[0].windows.ids, reference)
@@ -115,7 +115,8 @@ def _finished(known: Facts) -> EvalReport | None:
     return replace(report, budget=budget, recipe_yaml=subject.recipe_yaml, checkpoint=subject.checkpoint)
 
 
-def _load(folders: Sequence[Path], options: EvalOptions, device: torch.device, progress: Progress) -> list[Any]:
+def load_models(folders: Sequence[Path], options: EvalOptions, device: torch.device, progress: Progress) -> list[Any]:
+    """The models of folders, in the dtype and on the kernels of the options."""
     from llmquant.hf.load import load
 
     dtype = "auto" if options.dtype == "checkpoint" else options.dtype
@@ -165,7 +166,7 @@ def facts_of(models: Sequence[str | Path], baseline: str | Path | None, options:
     after = [open_model(source, trust_remote_code=trust).folder for source in models]
     name = None if baseline is None else Path(baseline).name
     subjects = _distinct([_subject(folder, before, name) for folder in after], models)
-    texts = [_text(folder, options) for folder in ([before] if before else after)]
+    texts = [text_of(folder, options) for folder in ([before] if before else after)]
     if len({windows.protocol.data_hash for windows, _ in texts}) > 1:
         raise DataError(
             "the models' tokenizers make other tokens of this text, so their perplexities cannot be compared; evaluate "
@@ -190,7 +191,7 @@ def _other_shapes(subject: Subject, *, trust: bool) -> str:
     return listed(f"{name} {one} in place of {other}" for name, one, other in found if one != other)
 
 
-def _text(folder: Path, options: EvalOptions) -> tuple[Windows, Any]:
+def text_of(folder: Path, options: EvalOptions) -> tuple[Windows, Any]:
     """The windows by the tokenizer of a model, and the tokenizer."""
     trust = options.trust_remote_code
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)

@@ -296,7 +296,7 @@ def test_each_candidate_has_a_file_of_its_own() -> None:
 def test_a_file_in_place_of_the_folder_is_refused_before_loading(
     model, candidates, text, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("llmquant.compare._load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("llmquant.compare.load_models", lambda *_: pytest.fail("a model was loaded"))
     (tmp_path / "out").write_text("")
     with pytest.raises(OutputError, match="out is a file; give a folder"):
         llmquant.evaluate(candidates[0], model, text=text, **ONE_BATCH, out=tmp_path / "out")

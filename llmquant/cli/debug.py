@@ -27,7 +27,7 @@ def add(commands: arguments.Commands) -> None:
     )
     parser.add_argument("model", metavar="OUT", help="the quantized folder, or a hub id")
     parser.add_argument("--baseline", required=True, metavar="MODEL", help="the model it was made from")
-    parser.add_argument("--text", default="builtin:python", help="a .txt, .jsonl or .json file, or hub:NAME")
+    parser.add_argument("--text", help="a .txt, .jsonl or .json file, or hub:NAME (a built-in one)")
     parser.add_argument("--length", type=arguments.count, help="tokens in a window (512, or the model's context)")
     parser.add_argument("--max-windows", type=arguments.count, default=8, help="windows of the text (8)")
     parser.add_argument(

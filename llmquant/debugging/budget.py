@@ -15,17 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from llmquant.data.windows import Windows
-from llmquant.debugging.divergence import Reference, Tally
 from llmquant.debugging.tails import Tails
 from llmquant.debugging.twins import Twins, Unit
 from llmquant.errors import QuantizationError
-from llmquant.eval.scoring import batches, logits
-from llmquant.eval.statistics import Estimate
+from llmquant.eval.scoring import Reference, TokenScores, batches, logits
+from llmquant.eval.statistics import Estimate, Floats, cluster_bootstrap, cluster_sums
 from llmquant.progress import Progress
 
 _SCREENING = 2.0  # forwards over all windows that the search among blocks may take
 _BLOCKS = 4  # whose units are looked at one by one
-_ELEMENTS = 1 << 24  # of the baseline's float64 log-probabilities in a batch: 128 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +75,43 @@ Variant = tuple[Sequence[str], Mapping[str, nn.Module]]
 """Names of modules and what stands there instead."""
 
 
+class Tally:
+    """The mean KL over all scored tokens, which come batch by batch."""
+
+    def __init__(self) -> None:
+        self._sums: list[Floats] = []
+        self._counts: list[Floats] = []
+
+    def add(self, scores: TokenScores) -> None:
+        """Add a batch of whole windows."""
+        sums, counts = cluster_sums(scores.kl, scores.window)
+        self._sums.append(sums)
+        self._counts.append(counts)
+
+    @property
+    def sums(self) -> Floats:
+        """(windows,) of KL."""
+        return np.concatenate(self._sums)
+
+    @property
+    def counts(self) -> Floats:
+        """(windows,) of tokens."""
+        return np.concatenate(self._counts)
+
+    @property
+    def mean(self) -> float:
+        """Nats per token."""
+        return float(self.sums.sum() / self.counts.sum())
+
+    def estimate(self) -> Estimate:
+        """With its 95 % interval, windows as the unit."""
+        return cluster_bootstrap(self.sums, self.counts, least=0.0)
+
+    def change_to(self, other: Tally) -> Estimate:
+        """How much more the other is, on the same windows: paired, so far narrower than either."""
+        return cluster_bootstrap(other.sums - self.sums, self.counts)
+
+
 class Bench:
     """Runs changed models over windows, batch by batch."""
 
@@ -98,49 +133,46 @@ class Bench:
         count = len(self.windows) if windows is None else windows
         chosen = Windows(self.windows.ids[:count], self.windows.scored[:count], self.windows.protocol)
         self.progress.stage(stage, count * (2 + len(alone) + len(kept)), unit="runs")
-        for _, ids, scored in batches(self.twins.baseline, chosen, self._batch):
+        for begin, ids, scored in batches(self.twins.baseline, chosen, None):
             baseline = self._tails(self.twins.baseline, ids)
-            reference = Reference(baseline.logits, scored)
+            reference = Reference(baseline.logits, ids, scored, first_window=begin)
             self.progress.step(steps=len(ids))
-            for tally, kl in zip(first, self._runs(baseline, self.twins.baseline, alone, reference), strict=True):
-                tally.add(reference, kl)
+            for tally, scores in zip(first, self._runs(baseline, self.twins.baseline, alone, reference), strict=True):
+                tally.add(scores)
             del baseline
             quantized = self._tails(self.twins.quantized, ids) if kept else None
             whole_logits = quantized.logits if quantized else logits(self.twins.quantized, ids)
-            whole.add(reference, self._finite(reference, reference.kl(whole_logits)))
+            whole.add(self._finite(reference.score(whole_logits)))
             self.progress.step(steps=len(ids))
             if quantized is not None:
-                for tally, kl in zip(second, self._runs(quantized, self.twins.quantized, kept, reference), strict=True):
-                    tally.add(reference, kl)
+                runs = self._runs(quantized, self.twins.quantized, kept, reference)
+                for tally, scores in zip(second, runs, strict=True):
+                    tally.add(scores)
         return whole, first, second
 
-    def _finite(self, reference: Reference, kl: np.ndarray) -> np.ndarray:
-        """The KL of the quantized model, which is a number everywhere or there is nothing to compare."""
-        if not np.isfinite(kl).all():
-            who = "the quantized model" if reference.finite else "the baseline"
-            name = (self.twins.quantized if reference.finite else self.twins.baseline).name_or_path
+    def _finite(self, scores: TokenScores) -> TokenScores:
+        """Those of the quantized model, which are numbers everywhere or there is nothing to compare."""
+        if not scores.finite.all():
+            sound = np.isfinite(scores.nll_baseline).all()
+            who, model = ("quantized model", self.twins.quantized) if sound else ("baseline", self.twins.baseline)
             raise QuantizationError(
-                f"{who} {name} gives NaN or Inf, so that nothing can be measured; check its weights with `llmquant "
-                "inspect`, or fetch it again"
+                f"the {who} {model.name_or_path} gives NaN or Inf, so that nothing can be measured; check its weights "
+                "with `llmquant inspect`, or fetch it again"
             )
-        return kl
-
-    @property
-    def _batch(self) -> int:
-        """Windows at once."""
-        vocabulary = self.twins.baseline.config.get_text_config().vocab_size
-        return max(1, _ELEMENTS // (self.windows.ids.shape[1] * vocabulary))
+        return scores
 
     def _tails(self, model: nn.Module, ids: Tensor) -> Tails:
         tails = Tails(model, self.twins.blocks(model), ids)  # pyright: ignore[reportArgumentType]
         self._skips = self._skips and tails.can_skip()
         return tails
 
-    def _runs(self, tails: Tails, model: nn.Module, variants: Sequence[Variant], reference: Reference) -> Iterator:
+    def _runs(
+        self, tails: Tails, model: nn.Module, variants: Sequence[Variant], reference: Reference
+    ) -> Iterator[TokenScores]:
         for names, modules in variants:
             with self.twins.exchanged(model, names, modules):
-                yield reference.kl(tails.from_block(self._start(names) if self._skips else 0))
-            self.progress.step(steps=reference.count)
+                yield reference.score(tails.from_block(self._start(names) if self._skips else 0))
+            self.progress.step(steps=len(tails.ids))
 
     def _start(self, names: Sequence[str]) -> int:
         """The first block that has to run."""

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from llmquant.compat.loading import no_progress_bar
-from llmquant.data.calibration import check_vocabulary, context_limit
-from llmquant.data.protocols import windows_of
+from llmquant.compare import load_models, text_of
+from llmquant.data.calibration import check_vocabulary
 from llmquant.data.windows import Windows
 from llmquant.debugging.budget import Bench, ErrorBudget, find_costs
 from llmquant.debugging.edits import Sizes, find_edit
@@ -23,8 +22,8 @@ from llmquant.debugging.report import DebugReport
 from llmquant.debugging.twins import Twins, matrix_of, twins
 from llmquant.device import resolve_device
 from llmquant.engine.output.folder import is_finished, read_provenance
-from llmquant.engine.prepare import load_tokenizer
 from llmquant.errors import DataError, QuantizationError
+from llmquant.eval import EvalOptions
 from llmquant.models.skeleton import build_skeleton, load_config, take_inventory
 from llmquant.progress import Progress
 from llmquant.spec import Scheme
@@ -41,7 +40,7 @@ def debug(
     model: str | Path,
     baseline: str | Path,
     *,
-    text: str = "builtin:python",
+    text: str | None = None,
     length: int | None = None,
     max_windows: int = MAX_WINDOWS,
     units: int = MOST_UNITS,
@@ -70,25 +69,16 @@ def debug(
         LlmquantError: CheckpointError, DataError, DeviceError; QuantizationError if the folder is damaged, so that
             there is no KL, or the model cannot be run block by block.
     """
-    from llmquant.hf.load import load, open_model
+    from llmquant.hf.load import open_model
 
     progress = progress or Progress()
     folders = [open_model(source, trust_remote_code=trust_remote_code).folder for source in (baseline, model)]
-    config = load_config(folders[0], trust_remote_code=trust_remote_code)
-    windows = windows_of(
-        "tokens", text, load_tokenizer(folders[0], trust_remote_code=trust_remote_code), length=length,
-        max_windows=max_windows, context=context_limit(config),
-    )  # fmt: skip
+    options = EvalOptions(text=text, length=length, max_windows=max_windows, trust_remote_code=trust_remote_code)
+    windows, _ = text_of(folders[0], options)
     seen = _own_findings(folders[1], progress)
+    config = load_config(folders[0], trust_remote_code=trust_remote_code)
     inventory = take_inventory(build_skeleton(config, trust_remote_code=trust_remote_code))
-    found = resolve_device(device)
-    where = None if found.type == "cpu" else {"": str(found)}
-    with no_progress_bar():
-        progress.stage("load", 2, unit="models")
-        loaded = []
-        for folder in folders:
-            loaded.append(load(folder, device_map=where, trust_remote_code=trust_remote_code))
-            progress.step()
+    loaded = load_models(folders, options, resolve_device(device), progress)
     check_vocabulary(windows.ids, loaded[0])
     recipe = read_provenance(folders[1])["recipe"] if is_finished(folders[1]) else None
     with twins(loaded[0], loaded[1], inventory) as pair, torch.inference_mode():

@@ -23,7 +23,7 @@ class Tails:
     """One batch through one model: the whole of it when it is made, then as often as wanted from a block on."""
 
     def __init__(self, model: PreTrainedModel, blocks: Sequence[nn.Module], ids: Tensor) -> None:
-        self._model, self._blocks, self._ids = model, blocks, ids
+        self._model, self._blocks, self.ids = model, blocks, ids
         self._outputs: list[Any] = [None] * len(blocks)
         with _hooked(blocks, self._keep):
             self.logits = logits(model, ids)
@@ -31,7 +31,7 @@ class Tails:
     def from_block(self, block: int) -> Tensor:
         """Logits with all blocks in front of `block` as they were; 0 runs everything."""
         with _answering(self._blocks[:block], self._outputs):
-            return logits(self._model, self._ids)
+            return logits(self._model, self.ids)
 
     def can_skip(self) -> bool:
         """Whether a run from the last block on is the whole run."""
