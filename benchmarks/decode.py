@@ -31,7 +31,7 @@ import torch
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from llmquant.eval.bench import Contender
+    from llmquant.eval.speed.bench import Contender
 
 #: What a dry run replaces. bfloat16 is wrong in the interpreter.
 DRY = {
@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from llmquant.bench import DTYPES
     from llmquant.device import resolve_device
-    from llmquant.eval.bench import bench, contenders_of
-    from llmquant.eval.speed_table import speed_table
-    from llmquant.eval.throughput import ThroughputOptions
+    from llmquant.eval.speed.bench import bench, contenders_of
+    from llmquant.eval.speed.table import speed_table
+    from llmquant.eval.speed.throughput import ThroughputOptions
     from llmquant.kernels.bench.common.facts import facts
     from llmquant.spec import Scheme
 
@@ -171,8 +171,8 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
 
 def llama(stack: ExitStack, args: argparse.Namespace, shape: dict[str, Any], result: dict[str, Any]) -> Any:
     """Start llama.cpp in its own process; gives a peer for a number of new tokens, with one sequence."""
-    from llmquant.eval.bench import Peer
-    from llmquant.eval.throughput import Cell, Timing
+    from llmquant.eval.speed.bench import Peer
+    from llmquant.eval.speed.throughput import Cell, Timing
 
     script = Path(__file__).with_name("llama_cpp_decode.py")
     task = json.dumps({"shape": shape, "threads": torch.get_num_threads()})

@@ -17,9 +17,9 @@ from llmquant.compat.remote_code import remote_code_of
 from llmquant.device import resolve_device
 from llmquant.engine.prepare import plan_only
 from llmquant.errors import CheckpointError, DataError, RecipeError
-from llmquant.eval.bench import Contender, bench, contenders_of
-from llmquant.eval.speeds import Speeds
-from llmquant.eval.throughput import ThroughputOptions
+from llmquant.eval.speed.bench import Contender, bench, contenders_of
+from llmquant.eval.speed.speeds import Speeds
+from llmquant.eval.speed.throughput import ThroughputOptions
 from llmquant.hf.load import load
 from llmquant.hf.recipe import RecipeConfig
 from llmquant.machine import machine, versions

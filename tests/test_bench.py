@@ -12,7 +12,7 @@ from llmquant.api import quantize
 from llmquant.bench import bench_model, recipe_for
 from llmquant.cli.main import main
 from llmquant.errors import CheckpointError
-from llmquant.eval.throughput import ThroughputOptions
+from llmquant.eval.speed.throughput import ThroughputOptions
 from tests.engine.conftest import save_tiny, tiny_llama
 
 QUICK = ThroughputOptions(contexts=[8], decode_tokens=2, warmup=0, min_rounds=2, seconds=0.0)

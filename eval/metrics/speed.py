@@ -11,15 +11,15 @@ import torch
 from rich.table import Table
 
 from llmquant.compat.foreign_layers import foreign_method
-from llmquant.eval.bench import Contender, bench
 from llmquant.eval.lines import accuracy_text, speedup
 from llmquant.eval.markup import Markup, element, join, table
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Cell, Column, Panel
-from llmquant.eval.speed_table import Line, busy_warning, labels, memory_lines, slower_lines, speed_lines, speed_table
-from llmquant.eval.speeds import PHASES, Phase, Row, Speeds
+from llmquant.eval.speed.bench import Contender, bench
+from llmquant.eval.speed.speeds import PHASES, Phase, Row, Speeds
+from llmquant.eval.speed.table import Line, busy_warning, labels, memory_lines, slower_lines, speed_lines, speed_table
+from llmquant.eval.speed.throughput import ThroughputOptions
 from llmquant.eval.statistics import Spread
-from llmquant.eval.throughput import ThroughputOptions
 from llmquant.memory import free_bytes
 from llmquant.nn.counting import is_packed, weight_count
 from llmquant.words import dtype_name, kernels_text, number

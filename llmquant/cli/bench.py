@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         return _tune(args, console)
     from llmquant.bench import bench_model
     from llmquant.cli.display import RunDisplay
-    from llmquant.eval.throughput import ThroughputOptions
+    from llmquant.eval.speed.throughput import ThroughputOptions
 
     options = ThroughputOptions(batches=args.batch, contexts=args.context, decode_tokens=args.new, seconds=args.seconds)
     with RunDisplay(console, quiet=args.quiet) as display:
@@ -93,7 +93,7 @@ def _counts(text: str) -> list[int]:
 
 def print_bench(console: Console, report: BenchReport) -> None:
     """Every row in every cell, then what ran it."""
-    from llmquant.eval.speed_table import labels, speed_table
+    from llmquant.eval.speed.table import labels, speed_table
 
     console.print(
         f"[bold]{escaped(report.model)}[/], {number(report.parameters / 1e6)} M weights, on {_place(report)}",

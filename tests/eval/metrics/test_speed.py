@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from llmquant.data.windows import make_windows
-from llmquant.eval import bench
 from llmquant.eval.metrics import speed
 from llmquant.eval.pair import Facts, Subject, pairs
+from llmquant.eval.speed import bench
+from llmquant.eval.speed.throughput import ThroughputOptions, Timing
 from llmquant.eval.statistics import Spread
-from llmquant.eval.throughput import ThroughputOptions, Timing
 from tests.eval.conftest import pair_of
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
 
 from llmquant.errors import DataError
-from llmquant.eval.lines import change, speedup
+from llmquant.eval.lines import change
 from llmquant.eval.markup import element
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.memory import Section as Memory
@@ -20,44 +19,11 @@ from llmquant.eval.metrics.worst import Section as Worst
 from llmquant.eval.metrics.worst import visible
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
-from llmquant.eval.speeds import Slower
-from llmquant.eval.statistics import Estimate, Spread
+from llmquant.eval.statistics import Estimate
 from llmquant.eval.table import render_table
-from llmquant.eval.throughput import Cell as SpeedCell
 from llmquant.words import bytes_text, number, percent, printable
 from tests.eval.conftest import change as changed
-
-VOID = {"meta"}
-
-
-class _Checker(HTMLParser):
-    """Tags must nest; collects text and attributes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stack: list[str] = []
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data + " "
-
-
-def _parsed(page: str) -> _Checker:
-    checker = _Checker()
-    checker.feed(page)
-    assert not checker.stack
-    return checker
+from tests.eval.shown import parsed, printed
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +34,7 @@ def other(report: EvalReport) -> EvalReport:
 
 
 def test_page_holds_every_number(report: EvalReport, other: EvalReport) -> None:
-    text = _parsed(render_page([report, other])).text
+    text = parsed(render_page([report, other])).text
     divergence, memory, perplexity = report[Divergence], report[Memory].quantized, report[Perplexity]
     kl, speed = divergence.kl, report[Speed].quantized.cells[0]
     before_loss = perplexity.baseline
@@ -125,7 +91,7 @@ def test_page_is_self_contained_and_escaped(report: EvalReport) -> None:
     losses = {'a.0."><b>': 0.1, "model.layers.1.x": 0.2}
     nasty = changed(report, worst={"tokens": (worst,)}, layers={"losses": losses})
     page = render_page([nasty])
-    checker = _parsed(page)
+    checker = parsed(page)
     assert not checker.tags & {"script", "img", "link", "iframe", "object", "b>"}
     assert '<img src=x onerror="a()">' in checker.text
     assert "<script>alert(1)</script>" in checker.text
@@ -154,7 +120,7 @@ def test_page_of_many_models_stays_small(report: EvalReport) -> None:
 
 
 def test_footnote_links_lead_somewhere(report: EvalReport) -> None:
-    attributes = _parsed(render_page([report])).attributes
+    attributes = parsed(render_page([report])).attributes
     targets = {value for name, value in attributes if name == "id"}
     links = {(value or "")[1:] for name, value in attributes if name == "href"}
     assert links
@@ -166,9 +132,9 @@ def test_footnotes_are_numbered_without_a_gap(report: EvalReport) -> None:
     bare = dataclasses.replace(report, sections={k: v for k, v in report.sections.items() if k != "speed"})
     for shown in (report, bare):
         page = render_page([shown])
-        parsed = _parsed(page)
-        links = [int(str(value)[6:]) for name, value in parsed.attributes if name == "href"]
-        notes = [value for name, value in parsed.attributes if name == "id" and str(value).startswith("note-")]
+        seen = parsed(page)
+        links = [int(str(value)[6:]) for name, value in seen.attributes if name == "href"]
+        notes = [value for name, value in seen.attributes if name == "id" and str(value).startswith("note-")]
         assert sorted(set(links)) == list(range(1, len(notes) + 1))
         assert links == sorted(links)
         assert ("Speed was not measured." in page.rpartition("</ol>")[2]) == (shown is bare)
@@ -189,27 +155,9 @@ def test_a_loss_without_kernels_names_no_accuracy(report: EvalReport, kernel: st
 def test_page_of_a_bare_report(report: EvalReport) -> None:
     kept = {name: section for name, section in report.sections.items() if name in ("divergence", "perplexity")}
     bare = dataclasses.replace(report, recipe_yaml=None, kernels={}, sections=kept, budget=())
-    text = _parsed(render_page([bare])).text
+    text = parsed(render_page([bare])).text
     assert "Loss by token" in text
     assert not [title for title in ("Loss against size", "Where the bytes are", "tok/s", "Recipes") if title in text]
-
-
-def timed(report: EvalReport, dense: tuple[float, ...], quantized: tuple[float, ...]) -> EvalReport:
-    """The report with one dense dtype; tokens per second of each round, the same in both phases."""
-    section = report[Speed]
-    rows = [
-        dataclasses.replace(row, cells=(dataclasses.replace(row.cells[0], prefill=speeds, decode=speeds),))
-        for row, speeds in zip((section.rows[0], section.quantized), (dense, quantized), strict=True)
-    ]
-    return changed(report, speed={"rows": tuple(rows)})
-
-
-def test_slower_models_get_a_flag(report: EvalReport) -> None:
-    page = render_page([timed(report, (10.0,) * 5, (8.0,) * 5)])
-    assert "▼ slower, 0.80×" in _parsed(page).text
-    assert speedup(Spread(0.98, 0.9, 1.1, 5))[1] == "equal"
-    assert speedup(Spread(1.2, 1.1, 1.3, 5))[1] == "faster"
-    assert speedup(Spread(1.2, None, None, 1)) == ("1.20x", "equal")
 
 
 def test_no_praise_and_no_colour_for_noise(report: EvalReport) -> None:
@@ -218,89 +166,6 @@ def test_no_praise_and_no_colour_for_noise(report: EvalReport) -> None:
     page = render_page([dataclasses.replace(shown, budget=())])
     assert ">no measurable loss<" in page
     assert "badge good" not in page
-
-
-def test_one_round_gives_no_interval(report: EvalReport) -> None:
-    bare = timed(report, (1.0,), (3.54,))
-    for shown, sign in ((_printed([bare]), "x"), (_parsed(render_page([bare])).text, "×")):
-        assert "1 round" in shown
-        assert f"3.54{sign}" in shown
-        assert f"3.54{sign} (" not in shown
-
-
-def test_each_row_has_the_baseline_of_its_own_run(report: EvalReport) -> None:
-    """Two runs on a machine that was busy in one: each ratio stands beside the speeds it comes from."""
-    rows = [
-        dataclasses.replace(timed(report, (dense,) * 7, (quantized,) * 7), name=name)
-        for name, dense, quantized in (("first", 235.0, 470.0), ("second", 60.0, 180.0))
-    ]
-    page = _parsed(render_page(rows)).text
-    assert "235 → 470" in page
-    assert "60.0 → 180" in page
-    assert "7 rounds" in page
-    tables = _printed(rows).split("speed and memory")
-    assert [("235" in part, "180" in part, "3.00x" in part) for part in tables[1:]] == [
-        (True, False, False), (False, True, True),
-    ]  # fmt: skip
-
-
-def test_models_that_took_turns_share_a_table(report: EvalReport) -> None:
-    first = timed(report, (10.0,) * 3, (8.0,) * 3)
-    dense, row = first[Speed].rows
-    faster = dataclasses.replace(row, cells=(dataclasses.replace(row.cells[0], decode=(30.0,) * 3),))
-    second = dataclasses.replace(changed(first, speed={"rows": (dense, faster)}), name="second")
-    text = _printed([first, second], width=80)
-    assert text.count("batch 1, context 16") == 1
-    assert "…" not in text
-    for word in ("▼ 0.80x (0.80–0.80)", "3.00x (3.00–3.00)", "second 8.00", "3 rounds, each with all rows in turn"):
-        assert word in " ".join(text.split())
-
-
-def test_a_model_alone_has_speeds_without_ratios(report: EvalReport) -> None:
-    section = timed(report, (10.0,) * 3, (8.0,) * 3)[Speed]
-    alone = changed(report, speed={"rows": (section.quantized,)})
-    assert alone[Speed].decode_ratio is None
-    assert "decode 8.00 tok/s" in alone.sentence()
-    assert "8.00 (8.00–8.00)" in _printed([alone])
-    assert "8.00 tok/s" in _parsed(render_page([alone])).text
-
-
-def test_a_grid_of_speeds_has_a_table_on_the_page(report: EvalReport) -> None:
-    one = timed(report, (10.0,) * 3, (8.0,) * 3)
-    assert "Speed by batch and context" not in _parsed(render_page([one])).text
-    cells = (*one[Speed].cells, SpeedCell(16, 512))
-    rows = tuple(dataclasses.replace(row, cells=row.cells * 2) for row in one[Speed].rows)
-    page = _parsed(render_page([changed(one, speed={"cells": cells, "rows": rows})])).text
-    panel = page.partition("Speed by batch and context")[2]
-    for word in ("batch 16, context 512", "▼ 0.80x", "(8.00–8.00)", "cache "):
-        assert word in panel
-
-
-def test_why_a_model_is_slower_stands_below_the_table(report: EvalReport) -> None:
-    section = report[Speed]
-    reason = Slower(
-        cell=section.cells[0], phase="decode", against="float32", packed=(2.0, 1.0), kept=(1.0, 1.0), rest=(1.0, 1.0),
-        because=("a decode step takes long", "[red]that is so"),
-    )  # fmt: skip
-    rows = (*section.dense, dataclasses.replace(section.quantized, slower=(reason,)))
-    shown = changed(report, speed={"rows": rows})
-    said = "decode, batch 1, context 16: a decode step takes long; [red]that is so"
-    assert f"slower: int4-<b>test</b>, {said}" in " ".join(_printed([shown]).split())
-    assert f"slower: int4-<b>test</b>, {said}" in _parsed(render_page([shown])).text
-    assert EvalReport.from_json(shown.to_json())[Speed].rows == rows
-
-
-def test_what_was_not_timed_is_named(report: EvalReport) -> None:
-    facts = {"left_out": ("batch 16, context 2048: too large",), "others": 0.5, "load_average": 3.0}
-    for given in (facts, {**facts, "cells": (), "rows": tuple(
-        dataclasses.replace(row, cells=()) for row in report[Speed].rows
-    )}):  # fmt: skip
-        text = " ".join(_printed([changed(report, speed=given)], width=80).split())
-        assert "left out: batch 16, context 2048: too large" in text
-        assert "other programs kept 50% of the processors busy (load average 3.0 when it began)" in text
-    page = _parsed(render_page([changed(report, speed=facts)])).text
-    assert "Left out: batch 16, context 2048: too large." in page
-    assert "Other programs kept 50%" in page
 
 
 NASTY = ["[/x]", "[red]x[/red]", "a\\", "[link=file:///x]y", ":smile:", "\x1b[2J", "[bold", "\ud800"]
@@ -312,7 +177,7 @@ def test_names_from_outside_are_plain_text(report: EvalReport, name: str) -> Non
     assert report.baseline
     baseline = dataclasses.replace(report.baseline, name=name)
     nasty = dataclasses.replace(report, name=name, protocol=protocol, baseline=baseline, loss_note=name)
-    shown = _printed([nasty])
+    shown = printed([nasty])
     assert printable(name) in shown
     assert "\x1b[2J" not in shown
     assert "<main>" in render_page([nasty])
@@ -324,16 +189,9 @@ def test_table_loses_no_word_in_80_columns(report: EvalReport) -> None:
     kl = dataclasses.replace(report[Divergence].kl, mean=0.228, standard_error=0.011)
     wide = changed(report, divergence={"kl": kl}, perplexity={"verdict": "large loss"})
     shipped = {name: wide.sections[name] for name in ("memory", "perplexity", "divergence", "speed")}
-    text = _printed([dataclasses.replace(wide, baseline=baseline, sections=shipped)], width=80)
+    text = printed([dataclasses.replace(wide, baseline=baseline, sections=shipped)], width=80)
     assert "…" not in text
     assert "large loss" in " ".join(text.split())
-
-
-def _printed(reports: list[EvalReport], width: int = 200) -> str:
-    console = Console(width=width, force_terminal=False)
-    with console.capture() as capture:
-        console.print(render_table(reports))
-    return capture.get()
 
 
 def test_reports_of_other_texts_do_not_mix(report: EvalReport) -> None:
@@ -414,7 +272,7 @@ def test_small_texts() -> None:
 )
 def test_what_each_window_begins_with(report: EvalReport, tokens: int, said: str, short: str) -> None:
     other = dataclasses.replace(report, protocol=dataclasses.replace(report.protocol, prefix_tokens=tokens))
-    assert said in " ".join(_parsed(render_page([other])).text.split())
+    assert said in " ".join(parsed(render_page([other])).text.split())
     console = Console(width=200)
     with console.capture() as shown:
         console.print(render_table([other]))

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from llmquant.eval.contender import Contender
-from llmquant.eval.fitting import fitting
 from llmquant.eval.metrics.memory import measure_memory, parameter_bytes
 from llmquant.eval.precision import in_accuracy
-from llmquant.eval.slowness import explained
-from llmquant.eval.speeds import Row, Speeds, Timed
-from llmquant.eval.static_decoding import StaticDecoding
-from llmquant.eval.throughput import Cell, ThroughputOptions, Timing, quiet, time_once, timed_rounds, tokens
+from llmquant.eval.speed.contender import Contender
+from llmquant.eval.speed.fitting import fitting
+from llmquant.eval.speed.slowness import explained
+from llmquant.eval.speed.speeds import Row, Speeds, Timed
+from llmquant.eval.speed.static_decoding import StaticDecoding
+from llmquant.eval.speed.throughput import Cell, ThroughputOptions, Timing, quiet, time_once, timed_rounds, tokens
 from llmquant.machine import OtherPrograms
 from llmquant.nn.accuracy import Accuracy, accuracy_of, kernels_used
 from llmquant.nn.counting import is_packed

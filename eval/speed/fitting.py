@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llmquant.data.calibration import context_limit
-from llmquant.eval.throughput import Cell, quiet, time_once
+from llmquant.eval.speed.throughput import Cell, quiet, time_once
 from llmquant.memory import free_bytes
 from llmquant.nn.storage import PackedStorage
 from llmquant.words import bytes_text

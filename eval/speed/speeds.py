@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llmquant.eval.speed.throughput import Cell
 from llmquant.eval.statistics import Spread, spread
-from llmquant.eval.throughput import Cell
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmquant.eval.static_decoding import StaticDecoding
+from llmquant.eval.speed.static_decoding import StaticDecoding
 
 CONTEXT = 8
 

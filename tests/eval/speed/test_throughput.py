@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from llmquant.errors import DataError
-from llmquant.eval import throughput
-from llmquant.eval.throughput import Cell, ThroughputOptions, Timing, quiet, time_once, timed_rounds
+from llmquant.eval.speed import throughput
+from llmquant.eval.speed.throughput import Cell, ThroughputOptions, Timing, quiet, time_once, timed_rounds
 from llmquant.progress import Progress
 
 

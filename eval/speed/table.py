@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmquant.eval.lines import speedup
-from llmquant.eval.speeds import PHASES, Phase, Row, Speeds
+from llmquant.eval.speed.speeds import PHASES, Phase, Row, Speeds
 from llmquant.machine import BUSY
 from llmquant.words import bytes_text, number, printable
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmquant.eval.speeds import Row, Speeds, Timed
-from llmquant.eval.throughput import Cell
+from llmquant.eval.speed.speeds import Row, Speeds, Timed
+from llmquant.eval.speed.throughput import Cell
 
 
 def row(name: str, prefill: tuple[float, ...], decode: tuple[float, ...], **given) -> Row:

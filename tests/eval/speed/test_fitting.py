@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmquant.eval import fitting
-from llmquant.eval.throughput import Cell
+from llmquant.eval.speed.throughput import Cell
 
 
 def test_a_context_that_the_model_does_not_have(baseline) -> None:

@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from llmquant.api import quantize
-from llmquant.eval import bench, throughput
-from llmquant.eval.bench import contenders_of
-from llmquant.eval.throughput import Cell, ThroughputOptions, Timing
+from llmquant.eval.speed import bench, throughput
+from llmquant.eval.speed.bench import contenders_of
+from llmquant.eval.speed.throughput import Cell, ThroughputOptions, Timing
 from llmquant.hf.load import load
 from llmquant.nn.accuracy import set_accuracy
 from llmquant.nn.storage import PackedStorage

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from llmquant.eval.throughput import now
+from llmquant.eval.speed.throughput import now
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.int8_linear import Int8Linear
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llmquant.eval.throughput import Timing, now, timing
+from llmquant.eval.speed.throughput import Timing, now, timing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

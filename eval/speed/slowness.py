@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from llmquant.eval.contender import Contender
 from llmquant.eval.lines import is_slower
 from llmquant.eval.metrics.memory import parameter_bytes
-from llmquant.eval.speeds import PHASES, Phase, Row, Slower, Speeds
-from llmquant.eval.throughput import Cell, tokens
-from llmquant.eval.time_shares import Shares, linears, packed_names, time_shares
+from llmquant.eval.speed.contender import Contender
+from llmquant.eval.speed.speeds import PHASES, Phase, Row, Slower, Speeds
+from llmquant.eval.speed.throughput import Cell, tokens
+from llmquant.eval.speed.time_shares import Shares, linears, packed_names, time_shares
 from llmquant.machine import multiplies_bfloat16
 from llmquant.turns import take_turns
 from llmquant.words import bytes_text, number, percent, shortened

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from llmquant.eval import bench, slowness
-from llmquant.eval.contender import Contender
-from llmquant.eval.slowness import Facts, Watched, explain
-from llmquant.eval.throughput import Cell, ThroughputOptions, Timing
-from llmquant.eval.time_shares import Shares
+from llmquant.eval.speed import bench, slowness
+from llmquant.eval.speed.contender import Contender
+from llmquant.eval.speed.slowness import Facts, Watched, explain
+from llmquant.eval.speed.throughput import Cell, ThroughputOptions, Timing
+from llmquant.eval.speed.time_shares import Shares
 from llmquant.hf.load import load
 
 FAST = {"linear_int4: avx2, exact": 14}
@@ -102,7 +102,7 @@ def test_only_slower_cells_are_watched(packed, monkeypatch) -> None:
 
     monkeypatch.setattr(bench, "time_once", time_once)
     monkeypatch.setattr(slowness, "time_shares", time_shares)
-    monkeypatch.setattr("llmquant.eval.throughput._MAX_ROUNDS", 3)
+    monkeypatch.setattr("llmquant.eval.speed.throughput._MAX_ROUNDS", 3)
     options = ThroughputOptions(batches=[1, 4], contexts=[8], decode_tokens=2, seconds=60)
     found = bench.bench([Contender("fp32", dense), Contender("int4", packed)], options)
     assert watched == [(False, 4), (True, 4), (True, 4), (False, 4)]

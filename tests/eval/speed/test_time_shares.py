@@ -7,8 +7,8 @@ import torch
 
 from llmquant.api import quantize
 from llmquant.eval import time_shares
-from llmquant.eval.throughput import quiet
-from llmquant.eval.time_shares import Shares
+from llmquant.eval.speed.throughput import quiet
+from llmquant.eval.speed.time_shares import Shares
 from llmquant.hf.load import load
 from llmquant.kernels.cpu import native
 from llmquant.nn.storage import PackedStorage
