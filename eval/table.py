@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from llmquant.data.protocols import departures
 from llmquant.errors import DataError
 from llmquant.eval.metrics import metrics
 from llmquant.eval.metrics.base import NOTHING, Cell, Column
@@ -72,10 +73,10 @@ def _loss_table(reports: Sequence[EvalReport]) -> Table:
     if first.against:
         table.add_row(Text(printable(first.against)), *(_text(column.baseline) for column, _ in columns))
     for place, report in enumerate(reports):
-        row = [_text(cells[place]) for _, cells in columns]
-        if row and not report.budget_passed:
-            row[-1].append(f"\nover budget: {report.over_budget}", style="red")
-        table.add_row(Text(printable(report.name)), *row)
+        name = Text(printable(report.name))
+        if not report.budget_passed:
+            name.append(f"\nover budget: {report.over_budget}", style="red")
+        table.add_row(name, *(_text(cells[place]) for _, cells in columns))
     return table
 
 
@@ -94,6 +95,7 @@ def _caption(reports: Sequence[EvalReport]) -> str:
         f"95 % intervals; {named}{protocol.windows} windows of {protocol.length}, stride {protocol.stride}, "
         f"BOS {'yes' if protocol.prefix_tokens else 'no'}; text {protocol.data_hash[:15]}"
     )
+    measured = "; ".join([measured, *departures(protocol)])
     losses = dict.fromkeys(f"loss measured in {report.loss_note}" for report in reports)
     notes = dict.fromkeys(column.remark for report in reports for column in report.columns() if column.remark)
     lines = (f"{report.name}: {line}" for report in reports if (line := kernels_line(report)))

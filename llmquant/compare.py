@@ -13,7 +13,7 @@ import torch
 
 from llmquant.compat.loading import no_progress_bar
 from llmquant.data.calibration import check_vocabulary, context_limit
-from llmquant.data.protocols import windows_of
+from llmquant.data.protocols import departures, windows_of
 from llmquant.device import resolve_device
 from llmquant.engine.output.folder import identity, is_finished, read_provenance
 from llmquant.engine.prepare import load_tokenizer
@@ -58,6 +58,8 @@ def compare(
         raise OutputError(f"{out} is a file; give a folder for the reports")
     progress, device = progress or default_progress(), resolve_device(options.device)
     waiting = facts_of(models, baseline, options)
+    for note in departures(waiting[0].windows.protocol):
+        progress.note(f"{options.protocol}: {note}")
     for known in waiting:
         if different := _other_shapes(known.subject, trust=options.trust_remote_code):
             progress.note(f"{known.subject.name} is another model than the baseline: its config has {different}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmquant.data.text import read_documents, read_rows, read_text
-from llmquant.data.windows import DEFAULT_LENGTH, Windows, make_windows
+from llmquant.data.windows import DEFAULT_LENGTH, Protocol, Windows, make_windows
 from llmquant.errors import DataError
 
 if TYPE_CHECKING:
@@ -74,6 +74,21 @@ def windows_of(
         context=context, bos=bool(bos),
     )  # fmt: skip
     return replace(windows, protocol=replace(windows.protocol, name=protocol))
+
+
+def departures(protocol: Protocol) -> list[str]:
+    """In words, how these windows differ from those of the published protocol that they are called by."""
+    joined, found = JOINED.get(protocol.name), []
+    if joined is None:
+        return found
+    if protocol.length != LENGTH:
+        why = f"cut from {LENGTH} to the model's context or the length asked for"
+        found.append(f"windows of {protocol.length}, {why if protocol.length < LENGTH else f'not {LENGTH}'}")
+    known = None if protocol.text_tokens is None else protocol.text_tokens // (protocol.length - protocol.prefix_tokens)
+    whole = min((count for count in (joined.windows, known) if count is not None), default=None)
+    if whole is None or protocol.windows < whole:
+        found.append(f"only the first {protocol.windows} windows{f' of {whole}' if whole else ''}")
+    return found
 
 
 def _rows(source: str) -> Sequence[str]:

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from llmquant.data import protocols
-from llmquant.data.protocols import windows_of
+from llmquant.data.protocols import departures, windows_of
 from llmquant.errors import DataError
 
 ROWS = ["", " = a title = \n", "", *(f" some words of row {number} <x>\n" for number in range(40))]
@@ -80,6 +80,19 @@ def test_lengths_by_default(tmp_path, tokenizer) -> None:
         assert windows.protocol.length == length
     with pytest.raises(DataError, match="exceed the model's context of 1024"):
         windows_of("wikitext2", str(path), tokenizer, context=1024, length=2048)
+
+
+def test_what_is_not_as_published_is_said(tmp_path, tokenizer) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("ab <c>\n" * 1000, encoding="utf-8")
+
+    def said(name, **more):
+        return departures(windows_of(name, str(path), tokenizer, **more).protocol)
+
+    assert said("wikitext2") == said("tokens", length=16) == []
+    (cut,) = said("wikitext2", context=256)
+    assert cut.startswith("windows of 256, cut from 2048 to the model's context")
+    assert said("wikitext2", max_windows=1)[-1].startswith("only the first 1 windows")
 
 
 def test_a_built_in_text_has_no_published_protocol(tokenizer) -> None:
