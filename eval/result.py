@@ -89,8 +89,9 @@ class EvalReport:
 
     @property
     def over_budget(self) -> str:
-        """Names of the limits that are not kept, for a sentence."""
-        return ", ".join(each.name for each in self.budget if not each.passed)
+        """The limits that are not kept, for a sentence, and whether that is within error."""
+        failed = (each for each in self.budget if not each.passed)
+        return ", ".join(each.name if each.certain else f"{each.name}, within error" for each in failed)
 
     def get(self, kind: type[S]) -> S | None:
         """What a metric measured, such as `report.get(Divergence)`; None if it was not measured."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from llmquant.compare import compare, write_reports
 from llmquant.engine.prepare import plan_only, prepare
 from llmquant.engine.run import RunResult, run
-from llmquant.errors import OutputError, RecipeError
+from llmquant.errors import DataError, OutputError, RecipeError
 from llmquant.eval import EvalOptions, EvalReport
 from llmquant.progress import Progress
 from llmquant.recipe.load import load_recipe
 from llmquant.recipe.schema import recipe_to_dict
+from llmquant.words import did_you_mean, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -173,6 +174,10 @@ def evaluate(
     Raises:
         LlmquantError: CheckpointError, DataError, DeviceError, OutputError or RecipeError.
     """
+    known = [each.name for each in fields(EvalOptions)]
+    if strange := [name for name in changes if name not in known]:
+        hint = did_you_mean(strange[0], known) or f"; the options are {listed(known)}"
+        raise DataError(f"llmquant.evaluate takes no {strange[0]!r}{hint}")
     options = replace(options or EvalOptions(), **changes)
     asked = {} if speed is None else {"speed": {"seconds": speed} if speed else False}
     asked |= {} if noise_floor is None else {"noise_floor": noise_floor}

@@ -13,14 +13,23 @@ from llmquant.words import printable
 
 
 def html_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()) -> str:
-    """A table under its title, notes below it. Everything is escaped: names in it come from other people."""
-    lines = [_cells("th", heads), *(_cells("td", row) for row in rows)]
+    """A table under its title, notes below it; a head that begins with ">" is of numbers, to the right.
+
+    Everything is escaped: names in it come from other people.
+    """
+    sides = ["right" if head.startswith(">") else "left" for head in heads]
+    lines = [
+        _cells("th", [head.removeprefix(">") for head in heads], sides),
+        *(_cells("td", row, sides) for row in rows),
+    ]
     below = "".join(f"<div>{_escaped(note)}</div>" for note in notes)
     return f"<div><b>{_escaped(title)}</b><table>{''.join(lines)}</table>{below}</div>"
 
 
-def _cells(tag: str, texts: Sequence[str]) -> str:
-    cells = (f'<{tag} style="text-align: left">{_escaped(text)}</{tag}>' for text in texts)
+def _cells(tag: str, texts: Sequence[str], sides: Sequence[str]) -> str:
+    cells = (
+        f'<{tag} style="text-align: {side}">{_escaped(text)}</{tag}>' for text, side in zip(texts, sides, strict=True)
+    )
     return f"<tr>{''.join(cells)}</tr>"
 
 

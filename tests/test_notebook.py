@@ -25,6 +25,13 @@ def test_names_from_outside_are_no_html() -> None:
     assert "<div>&amp;</div>" in shown
 
 
+def test_numbers_stand_to_the_right() -> None:
+    shown = html_table("t", ["a", ">bits"], [["x", "tied"]])
+    assert '<th style="text-align: right">bits</th>' in shown
+    assert '<td style="text-align: right">tied</td>' in shown
+    assert '<td style="text-align: left">x</td>' in shown
+
+
 def test_plans_runs_and_reports_are_tables(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model")
     (tmp_path / "text.txt").write_text("\n".join(f"line {i} of a text with windows enough" for i in range(60)))

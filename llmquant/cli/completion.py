@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 from functools import partial
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ _llmquant() {
                 ;;
         esac
     fi
+    [[ $words == *= ]] && compopt -o nospace 2>/dev/null
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
 }
 complete -o bashdefault -o default -F _llmquant llmquant
@@ -96,8 +99,10 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 def _values(action: argparse.Action) -> list[str]:
     """The words that an option takes, where they are known."""
-    if "--recipe" in action.option_strings:
-        return _recipes()
+    if action.type is Path:
+        return []  # files, whatever the option is called
+    if known := next((_KNOWN[name] for name in action.option_strings if name in _KNOWN), None):
+        return known()
     return [str(choice) for choice in action.choices or ()]
 
 
@@ -114,3 +119,18 @@ def _recipes() -> list[str]:
     from llmquant.recipe.presets import presets
 
     return list(presets())
+
+
+def _budgets() -> list[str]:
+    from llmquant.limits import limits
+
+    return [f"{name}=" for name in limits()]
+
+
+def _metrics() -> list[str]:
+    names = (file.name for file in files("llmquant").joinpath("eval/metrics").iterdir())  # no torch for a name
+    stems = sorted(name.removesuffix(".py") for name in names if name.endswith(".py"))
+    return [stem for stem in stems if stem not in ("__init__", "base")]
+
+
+_KNOWN = {"--recipe": _recipes, "--schemes": _recipes, "--budget": _budgets, "--metric": _metrics}

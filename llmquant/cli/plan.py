@@ -94,7 +94,7 @@ def _steps(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def _table(plan: Plan, *, full: bool, wide: bool) -> Table:
     """A narrow terminal gets no rounding, rule and bytes before, so that the names stay in one piece."""
     from llmquant.cli.tables import plain_table
-    from llmquant.recipe.plan import NO_RULE
+    from llmquant.recipe.plan import bits_text, short_rule
     from llmquant.recipe.summary import summarize
 
     heads = ["module", "shape", "scheme", "rounding", ">rule", ">before", ">after", ">bits"]
@@ -113,10 +113,10 @@ def _table(plan: Plan, *, full: bool, wide: bool) -> Table:
             (f"{count} x " if count > 1 else "") + "x".join(map(str, shape)),
             "[dim]keep[/]" if row.scheme.is_keep else f"[bold]{row.scheme}[/]",
             rounding,
-            "-" if row.rule == NO_RULE else row.rule.split(":")[0].removeprefix("rule "),
+            short_rule(row.rule),
             bytes_text(row.bytes_before),
             bytes_text(row.bytes_after),
-            f"{row.bits_per_weight:.2f}" if row.bits_per_weight else "tied",
+            bits_text(row),
         )
         table.add_row(*(cell for head, cell in zip(heads, cells, strict=True) if head in shown))
     return table

@@ -71,7 +71,7 @@ def load(
     check_shapes(checkpoint, config, trust_remote_code=trust_remote_code)
     advice = "its files are damaged or do not belong together"
     if options:
-        advice += f", or it takes no such {' or '.join(options)}"
+        advice = f"it takes no such {' or '.join(f'{name}={value!r}' for name, value in options.items())}, or {advice}"
     with foreign(f"{folder}: transformers cannot load it; {advice}"), remote_code_of(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True,

@@ -18,7 +18,7 @@ from llmquant.recipe.checks import Decision, Problems, check_budget, check_decis
 from llmquant.recipe.rows import MatrixRow as MatrixRow  # for those who import from here
 from llmquant.recipe.rows import PlanRow as PlanRow
 from llmquant.recipe.schema import Recipe, Rule, recipe_to_dict
-from llmquant.recipe.summary import summarize
+from llmquant.recipe.summary import SummaryRow, summarize
 from llmquant.spec import KEEP
 from llmquant.words import bytes_text, dtype_name
 
@@ -106,15 +106,26 @@ class Plan:
     def _repr_html_(self) -> str:
         rows = [
             (row.name, f"{row.count} x {'x'.join(map(str, row.shape))}".removeprefix("1 x "), row.scheme.name,
-             row.rounding, bytes_text(row.bytes_before), bytes_text(row.bytes_after), f"{row.bits_per_weight:.2f}")
+             row.rounding, short_rule(row.rule), bytes_text(row.bytes_before), bytes_text(row.bytes_after),
+             bits_text(row))
             for row in summarize(self.rows)
         ]  # fmt: skip
         title = (
             f"{self.inventory.architecture}, {self.recipe.name}: {bytes_text(self.bytes_before)} -> "
             f"{bytes_text(self.bytes_after)}, {self.bits_per_weight:.3f} bits per weight"
         )
-        heads = ("module", "shape", "scheme", "rounding", "before", "after", "bits")
+        heads = ("module", "shape", "scheme", "rounding", ">rule", ">before", ">after", ">bits")
         return html_table(title, heads, rows, (f"warning: {warning}" for warning in self.warnings))
+
+
+def short_rule(rule: str) -> str:
+    """A rule's number, or "-" where none decided."""
+    return "-" if rule == NO_RULE else rule.split(":")[0].removeprefix("rule ")
+
+
+def bits_text(row: PlanRow | SummaryRow) -> str:
+    """Bits per weight; a tied module has no weight of its own."""
+    return f"{row.bits_per_weight:.2f}" if row.bits_per_weight else "tied"
 
 
 def make_plan(recipe: Recipe, inventory: Inventory) -> Plan:

@@ -27,6 +27,10 @@ def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("recipes int8-f", {"int8-full"}),
         ("completion z", {"zsh"}),
         ("verify fol", set()),
+        ("debug m --recipe int8", set()),  # a file that it writes
+        ("bench m --schemes int8-f", {"int8-full"}),
+        ("eval m --metric spe", {"speed"}),
+        ("eval m --budget k", {"kl="}),
     ],
 )
 def test_bash(typed: str, found: set[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+import llmquant
 from llmquant.data.windows import make_windows
-from llmquant.errors import CheckpointError, LlmquantError, RecipeError
+from llmquant.errors import CheckpointError, DataError, LlmquantError, RecipeError
 from llmquant.eval.evaluate import evaluate, hold
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.memory import Section as Memory
@@ -62,6 +64,8 @@ def test_budget(report: EvalReport) -> None:
     exact, inside = hold({"kl": kl.mean}, report.sections), kl.low * 1.001
     assert [(each.name, each.passed, each.certain) for each in exact] == [("kl", True, False)]
     assert [each.passed for each in hold({"kl": inside}, report.sections)] == [False]
+    assert replace(report, budget=hold({"kl": inside}, report.sections)).over_budget == "kl, within error"
+    assert replace(report, budget=hold({"kl": kl.low / 2}, report.sections)).over_budget == "kl"
     bits = report[Memory].quantized.bits_per_weight
     assert bits is not None
     (exact,) = hold({"bits_per_weight": bits}, report.sections)
@@ -193,3 +197,8 @@ def test_known_perplexity_of_a_trained_model(shared_data: Path) -> None:
     )
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert compare(model, model, windows).perplexity.baseline.value == pytest.approx(4.255, abs=0.002)
+
+
+def test_an_option_that_there_is_not() -> None:
+    with pytest.raises(DataError, match="takes no 'max_window'; did you mean 'max_windows'"):
+        llmquant.evaluate("nowhere", max_window=8)

@@ -67,7 +67,9 @@ class OutputFolder:
                     "--resume --overwrite continues it"
                 )
             if not (overwrite or resume):
-                raise OutputError(f"{self.out} holds a finished result; give another folder, or --overwrite")
+                raise OutputError(
+                    f"{self.out} holds a finished result; give another folder, or --overwrite (overwrite=True)"
+                )
 
     def _check_partial(self, *, resume: bool, overwrite: bool) -> None:
         if self.partial.exists() and not self.partial.is_dir():
@@ -78,7 +80,8 @@ class OutputFolder:
             if not (resume or overwrite):
                 older = f", and the result that it was to replace, in {REPLACED!r}" if self._replaced.exists() else ""
                 raise OutputError(
-                    f"{self.partial} holds an interrupted run{older}; --resume continues it, --overwrite drops it"
+                    f"{self.partial} holds an interrupted run{older}; --resume (resume=True) continues it, "
+                    "--overwrite (overwrite=True) drops it"
                 )
 
     def begin(self, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> Journal:

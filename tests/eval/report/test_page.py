@@ -207,6 +207,8 @@ def test_table_has_a_row_per_model(report: EvalReport, other: EvalReport) -> Non
     with console.capture() as capture:
         console.print(render_table([report, other]))
     text = capture.get()
+    beneath = text[text.index("int4-<b>test</b>") :].splitlines()[1]
+    assert beneath.startswith("over budget: kl")  # of the model, not of the column that is last
     assert text.index("tiny & random") < text.index("int4-<b>test</b>") < text.index("int8")
     for value in (number(report[Divergence].kl.mean), number(report[Perplexity].quantized.value, 4), "over budget: kl"):
         assert value in text
