@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmquant.eval import fitting
+from llmquant.eval.speed import fitting
 from llmquant.eval.speed.throughput import Cell
 
 

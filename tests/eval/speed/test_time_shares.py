@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmquant.api import quantize
-from llmquant.eval import time_shares
+from llmquant.eval.speed import time_shares
 from llmquant.eval.speed.throughput import quiet
 from llmquant.eval.speed.time_shares import Shares
 from llmquant.hf.load import load
