@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -27,6 +28,11 @@ def element(tag: str, *children: str, **attributes: str | float | None) -> Marku
     return Markup(f"<{' '.join(parts)}>{''.join(escape(child) for child in children)}</{tag}>")
 
 
+def breakable(name: str) -> Markup:
+    """A name that may go on in a new line behind its dots, dashes and the like, not inside its words."""
+    return Markup(re.sub(r"([._/-])", r"\1<wbr>", escape(name)))
+
+
 def join(*parts: str) -> Markup:
     """Several pieces one after the other."""
     return Markup("".join(escape(part) for part in parts))
@@ -41,7 +47,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], class_: str = "", 
     lines = []
     for row in rows:
         cells = [element("td", cell, data_label=title) for title, cell in zip(head, row, strict=True)]
-        lines.append(element("tr", *([element("th", row[0], scope="row"), *cells[1:]] if named else cells)))
+        lines.append(element("tr", *([element("th", breakable(row[0]), scope="row"), *cells[1:]] if named else cells)))
     return element("table", element("thead", titles), element("tbody", *lines), class_=f"plain {class_}".strip())
 
 

@@ -93,19 +93,30 @@ def verdict(reports: Sequence[EvalReport]) -> str | None:
     return _winner(judged) if judged else _beaten(known)
 
 
+def winner(reports: Sequence[EvalReport]) -> EvalReport | None:
+    """The candidate that `verdict` says wins; None without two to compare, and without one that keeps a budget."""
+    known = [report for report in reports if report.get(Divergence)]
+    return next(iter(_best(known)), None) if len(known) > 1 else None
+
+
+def _best(known: Sequence[EvalReport]) -> list[EvalReport]:
+    """Of those that keep a budget the smallest, the one of least KL first."""
+    keep = [report for report in known if report.budget and report.budget_passed]
+    least = min(map(_bits, keep), default=0.0)
+    return sorted((report for report in keep if _bits(report) <= least * (1 + _SAME_SIZE)), key=_kl)
+
+
 def _winner(judged: Sequence[EvalReport]) -> str:
-    keep = [report for report in judged if report.budget_passed]
-    if not keep:
+    same = _best(judged)
+    if not same:
         return f"No candidate keeps its budget: {listed(f'{each.name} is over {each.over_budget}' for each in judged)}."
-    least = min(map(_bits, keep))
-    same = sorted((report for report in keep if _bits(report) <= least * (1 + _SAME_SIZE)), key=_kl)
     best, *others = same
     parts = [f"{best.name} wins: the smallest that keeps its budget ({_facts(best)})"]
-    if len(keep) == 1:
+    if sum(report.budget_passed for report in judged) == 1:
         parts = [f"{best.name} wins: only it keeps its budget ({_facts(best)})"]
     for other in others[:_MOST]:
         kl = _between(other, best)
-        size = f"{other.name} is as small" if least < float("inf") else f"{other.name} keeps it too"
+        size = f"{other.name} is as small" if _bits(best) < float("inf") else f"{other.name} keeps it too"
         if kl is None:
             parts.append(f"{size}, with a KL of {number(_kl(other))}; nothing tells whether that is beyond the error")
         elif _certain(kl):

@@ -11,10 +11,10 @@ from llmquant.eval.charts.against import Mark, against
 from llmquant.eval.charts.canvas import Chart
 from llmquant.eval.charts.curves import Curve, curves
 from llmquant.eval.charts.heat import HeatMap, heat_maps
-from llmquant.eval.charts.rows import Bar, Dot, bars, dots
+from llmquant.eval.charts.rows import Bar, Dot, Flip, bars, dots, flips
 from llmquant.eval.charts.theme import key, legend, palette_css
 
 __all__ = [
-    "Bar", "Chart", "Curve", "Dot", "HeatMap", "Mark", "against", "bars", "curves", "dots", "heat_maps", "key",
-    "legend", "palette_css",
+    "Bar", "Chart", "Curve", "Dot", "Flip", "HeatMap", "Mark", "against", "bars", "curves", "dots", "flips",
+    "heat_maps", "key", "legend", "palette_css",
 ]  # fmt: skip

@@ -21,12 +21,13 @@ _SMALLEST = 1e-9  # a loss of exactly zero has no place on a log axis
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A model: where it stands, `x` with quartiles where they are known, and its place among all models."""
+    """A model: where it stands, `x` with quartiles where they are known, its place among all, and whether it wins."""
 
     name: str
     place: int
     x: Estimate
     y: Estimate
+    wins: bool = False
 
 
 def against(
@@ -43,7 +44,7 @@ def against(
     """
     names = {False: short([each.name for each in marks], 24), True: short([each.name for each in marks], 18)}
     alt = f"{y} against {x}: " + "; ".join(
-        f"{each.name} {number(each.x.value)}, {number(each.y.value)}" for each in marks
+        f"{each.name} {number(each.x.value)}, {number(each.y.value)}{', the winner' * each.wins}" for each in marks
     )
 
     def draw(axes: Axes, view: View) -> Callable[[], None]:
@@ -72,6 +73,8 @@ def _mark(axes: Axes, each: Mark) -> None:
         each.x.value, value, xerr=across, yerr=[[value - low], [high - value]], fmt=shape_of(each.place), color=colour,
         capsize=3, elinewidth=1.4, markeredgecolor=hue("card"), markersize=9,
     )  # fmt: skip
+    if each.wins:
+        axes.plot(each.x.value, value, "o", markersize=17, markerfacecolor="none", markeredgecolor=hue("good"))
 
 
 def _bounds(estimate: Estimate) -> tuple[float, float]:
@@ -117,7 +120,9 @@ def _name(axes: Axes, marks: Sequence[Mark], names: Sequence[str], taken: list[B
     from matplotlib.transforms import Bbox
 
     spots = axes.transData.transform([(each.x.value, max(each.y.value, _SMALLEST)) for each in marks])
-    boxes = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in spots]
+    boxes = [
+        Bbox.from_bounds(x, y, 0, 0).padded(9 if each.wins else 6) for each, (x, y) in zip(marks, spots, strict=True)
+    ]
     for each, (_, y) in zip(marks, spots, strict=True):
         if each.x.low is not None and each.x.high is not None:  # no name may be struck out by an interval
             (left, _), (right, _) = axes.transData.transform([(each.x.low, 1.0), (each.x.high, 1.0)])
@@ -130,8 +135,8 @@ def _name(axes: Axes, marks: Sequence[Mark], names: Sequence[str], taken: list[B
         spot = (each.x.value, max(each.y.value, _SMALLEST))
         for side, up in tries:
             text = axes.annotate(
-                name, spot, xytext=(10 * side, up), textcoords="offset points", va="center", size=FONT - 0.5,
-                ha="left" if side > 0 else "right",
+                name, spot, xytext=((13 if each.wins else 10) * side, up), textcoords="offset points", va="center",
+                ha="left" if side > 0 else "right", size=FONT - 0.5, weight="bold" if each.wins else "normal",
             )  # fmt: skip
             box = text.get_window_extent()
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1

@@ -1,4 +1,4 @@
-"""A row for each model: dots with intervals, stacked bars."""
+"""A row for each model: dots with intervals, stacked bars, bars to both sides."""
 
 from __future__ import annotations
 
@@ -33,6 +33,16 @@ class Bar:
     name: str
     parts: Sequence[tuple[int, float]]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A model's answers that turned wrong and right, of so many."""
+
+    name: str
+    lost: int
+    won: int
+    documents: int
 
 
 def dots(rows: Sequence[Dot], title: str, *, base: float | None = None, text: str = "{}") -> Chart:
@@ -89,6 +99,31 @@ def bars(rows: Sequence[Bar], title: str) -> Chart:
         _rows(axes, [each.name for each in rows], view)
 
     return Chart(alt, _heights(len(rows), below=10), draw)
+
+
+def flips(rows: Sequence[Flip], end: float) -> Chart:
+    """Lost answers to the left, won ones to the right, as shares of all; `end` is the share at which the axis ends."""
+    alt = "; ".join(f"{each.name}: {each.lost} of {each.documents} lost, {each.won} won" for each in rows)
+
+    def draw(axes: Axes, view: View) -> None:
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+        for row, each in enumerate(rows):
+            for count, sign, colour in ((each.lost, -1, "bad"), (each.won, 1, "good")):
+                size = sign * count / each.documents
+                axes.barh(row, size, 0.4 if view.narrow else 0.55, color=hue(colour), linewidth=0)
+                axes.annotate(
+                    str(count), (size, row), xytext=(5 * sign, 0), textcoords="offset points", va="center",
+                    ha="left" if sign > 0 else "right", size=FONT - 1,
+                )  # fmt: skip
+        axes.axvline(0, color=hue("soft"), linewidth=1)
+        axes.set_xlim(-1.25 * end, 1.25 * end)  # with room for the counts
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * abs(value):g} %"))
+        axes.set_xlabel("← lost, won →")
+        _rows(axes, [each.name for each in rows], view)
+
+    return Chart(alt, _heights(len(rows)), draw)
 
 
 def _heights(rows: int, below: int = 56) -> tuple[int, int]:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmquant.algorithms import rounding
 from llmquant.eval.charts import HeatMap, heat_maps
-from llmquant.eval.markup import element, join
+from llmquant.eval.markup import Markup, element, join
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import Panel
 from llmquant.words import number
@@ -24,27 +25,52 @@ _NAME = re.compile(r"\D*\.(?P<block>\d+)\.(?P<kind>.+)$")
 
 @dataclass(frozen=True)
 class Section(base.Section):
-    """Relative loss by module name, as the quantizing run recorded it."""
+    """Relative loss by module name, as the quantizing run recorded it.
+
+    `of_weights` are the modules whose loss is that of the weight, not of the output on the calibration text; None where
+    that is not known.
+    """
 
     losses: dict[str, float]
+    of_weights: tuple[str, ...] | None = None
+
+    def by_kind(self) -> dict[str, dict[str, float]]:
+        """The losses of outputs and of weights, which cannot be compared."""
+        if self.of_weights is None:
+            return {"outputs or weights": self.losses}
+        found: dict[str, dict[str, float]] = {"outputs": {}, "weights": {}}
+        weights = set(self.of_weights)
+        for name, loss in self.losses.items():
+            found["weights" if name in weights else "outputs"][name] = loss
+        return found
 
 
 def measure(pair: Pair, options: base.NoOptions) -> Section | None:
     """What llmquant.json says; None for another tool's checkpoint."""
-    made = pair.subject.made
-    return None if made is None else Section({name: layer["loss"] for name, layer in made["layers"].items()})
+    if (made := pair.subject.made) is None:
+        return None
+    layers = made["layers"]
+    blind = {name for name in rounding.names() if not rounding.find(name).NEEDS}
+    of_weights = [name for name, each in layers.items() if not made.get("calibration") or each.get("method") in blind]
+    return Section({name: each["loss"] for name, each in layers.items()}, tuple(of_weights))
 
 
 def panels(reports: Sequence[EvalReport]) -> list[Panel]:
-    """A heat map for each report, in one scale; what lies outside the blocks stands below."""
-    known = Section.of(reports)
-    maps = heat_maps([HeatMap(name, cells_of(section.losses)) for name, section in known], "Relative loss")
-    if maps is None:
-        return []
-    lines = [element("p", f"{name}: {text}.", class_="note") for name, section in known if (text := _outside(section))]
-    return [
-        Panel("Loss by layer", join(maps, *lines), "Relative error of each layer's output (or weight), as quantized.")
-    ]
+    """Heat maps of the losses of outputs, and of weights, each kind in one scale; what is outside the blocks below."""
+    parts: list[Markup] = []
+    known = [(name, section.by_kind()) for name, section in Section.of(reports)]
+    for kind in ("outputs", "weights", "outputs or weights"):
+        losses = [(name, kinds[kind]) for name, kinds in known if kinds.get(kind)]
+        if maps := heat_maps([HeatMap(name, cells_of(each)) for name, each in losses], f"Relative error of {kind}"):
+            below = (f"{name}: {text}." for name, each in losses if (text := _outside(each)))
+            parts += [maps, *(element("p", text, class_="note") for text in below)]
+    return [Panel("Loss by layer", join(*parts), _NOTE)] if parts else []
+
+
+_NOTE = (
+    "As quantized: of a layer's outputs on the calibration text where its rounding saw that, else of its weights. The "
+    "two cannot be compared."
+)
 
 
 def cells_of(losses: Mapping[str, float]) -> dict[tuple[str, int], float]:
@@ -57,5 +83,5 @@ def cells_of(losses: Mapping[str, float]) -> dict[tuple[str, int], float]:
     return cells
 
 
-def _outside(section: Section) -> str:
-    return ", ".join(f"{module} {number(loss)}" for module, loss in section.losses.items() if not _NAME.match(module))
+def _outside(losses: Mapping[str, float]) -> str:
+    return ", ".join(f"{module} {number(loss)}" for module, loss in losses.items() if not _NAME.match(module))

@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from llmquant.errors import DataError, RecipeError
+from llmquant.eval.charts import Flip, flips
 from llmquant.eval.lines import change
-from llmquant.eval.markup import table
+from llmquant.eval.markup import Markup, breakable, element, folded, join, table
 from llmquant.eval.metrics import base
-from llmquant.eval.metrics.base import Cell, Column, Panel
+from llmquant.eval.metrics.base import NOTHING, Cell, Column, Panel
 from llmquant.eval.statistics import Estimate, exponential
 from llmquant.eval.tasks import require
 from llmquant.eval.tasks.result import Group, Measure, Task
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 PLACE = 45
 BY_DEFAULT = False
 LIMITS = {"acc_drop": ("accuracy lost, in points", "largest_drop")}
+_LEVEL = 0.05  # of McNemar's test
 _HEAD = ("task", "documents", "measure", "baseline", "quantized", "change", "right → wrong", "wrong → right", "p")
 
 
@@ -166,16 +168,18 @@ def _change(measure: Measure) -> str:
 
 
 def columns(section: Section, report: EvalReport) -> list[Column]:
-    """The accuracy in each row, for the page; the terminal has a table of its own."""
-    found = []
-    for row in section.rows:
-        if measure := accuracy_of(row):
-            flips = measure.flips
-            below = (points(measure.difference),)
-            more = (f"{flips.right_to_wrong} lost, {flips.wrong_to_right} won",) if flips else ()
-            cells = Cell(_value(measure, "baseline")), Cell(_value(measure, "quantized"), below, more)
-            found.append(Column(row.name, _note(section, report), *cells, terminal=False))
-    return found
+    """The row that lost most, for the page, which has no room for all; the terminal has a table of its own."""
+    if not any(map(accuracy_of, section.rows)):
+        return []
+    name, worst = worst_of(section)
+    change, _, bounds = points(worst.difference).partition(" ")
+    lines = [bounds, f"from {_value(worst, 'baseline')}"]
+    if flips := worst.flips:
+        lines.append(f"{flips.right_to_wrong} lost, {flips.wrong_to_right} won")
+    small = element("small", breakable(name), class_="words"), *(element("small", text) for text in lines)
+    return [
+        Column("worst task", _note(section, report), NOTHING, Cell(change, page=join(change, *small)), terminal=False)
+    ]
 
 
 def _note(section: Section, report: EvalReport) -> str:
@@ -224,10 +228,45 @@ def _cells(measure: Measure) -> list[str]:
 
 
 def panels(reports: Sequence[EvalReport]) -> list[Panel]:
-    """All measures of all tasks, and groups, in a table a report."""
+    """The answers that flipped, and all measures of all tasks, and groups, in a table a report."""
     known = Section.of(reports)
-    parts = [(name, table(_HEAD, map(_row, _lines(section)), named=True)) for name, section in known]
-    return Panel.folded("Tasks", parts)
+    parts = folded([(name, table(_HEAD, map(_row, _lines(section)), named=True)) for name, section in known])
+    return [Panel("Tasks", join(_flips(known), parts), _FLIPS)] if parts else []
+
+
+_FLIPS = (
+    "Answers of the baseline that are wrong now (lost), and wrong ones that are right now (won), as shares of each "
+    "task's documents; all charts in one scale. Below p = 0.05 of McNemar's exact test, that one is more is not chance."
+)
+
+
+def _flips(known: Sequence[tuple[str, Section]]) -> Markup:
+    """A chart for each task and group, with a row for each model, and in words whether it may be chance."""
+    rows: dict[str, list[tuple[Flip, float]]] = {}
+    for name, section in known:
+        for row in section.rows:
+            if (measure := accuracy_of(row)) and (found := measure.flips):
+                flip = Flip(name, found.right_to_wrong, found.wrong_to_right, row.size)
+                rows.setdefault(row.name, []).append((flip, found.p))
+    every = [flip for each in rows.values() for flip, _ in each]
+    end = max((max(flip.lost, flip.won, 1) / flip.documents for flip in every), default=1.0)
+    tiles = [
+        element(
+            "figure", element("figcaption", task), flips([flip for flip, _ in each], end).svg(both=False),
+            *(element("small", f"{flip.name}: {_in_words(flip, p)}") for flip, p in each),
+        )
+        for task, each in rows.items()
+    ]  # fmt: skip
+    return element("div", *tiles, class_="tiles") if tiles else Markup()
+
+
+def _in_words(flip: Flip, p: float) -> str:
+    if not flip.lost + flip.won:
+        return "no answer changed"
+    if flip.lost == flip.won:
+        return "as many lost as won"
+    side = "lost" if flip.lost > flip.won else "won"
+    return f"more {side}, {'not by chance' if p < _LEVEL else 'which may be chance'} (p {number(p, 2)})"
 
 
 def _lines(section: Section) -> list[tuple[Task | Group, Measure]]:

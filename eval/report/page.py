@@ -13,7 +13,7 @@ from llmquant.eval.metrics.speed import kernels_line
 from llmquant.eval.report.tradeoff import loss_against_size, loss_against_speed
 from llmquant.eval.result import BudgetVerdict, EvalReport
 from llmquant.eval.table import check_comparable, columns_of
-from llmquant.eval.verdict import verdict
+from llmquant.eval.verdict import verdict, winner
 from llmquant.limits import limits
 from llmquant.words import number
 
@@ -61,6 +61,7 @@ def _tradeoffs(reports: Sequence[EvalReport]) -> list[Panel]:
     tiles = element("div", *(element("figure", chart.svg()) for chart in charts), class_="tiles")
     named = key([report.name for report in reports])
     note = "Lower is better; further left is smaller, further right is faster."
+    note += " Ringed: the winner." if winner(reports) else ""
     return [Panel("Loss against size and speed", join(named, tiles), note)]
 
 

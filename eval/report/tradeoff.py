@@ -12,12 +12,13 @@ from llmquant.eval.metrics.perplexity import Section as Perplexity
 from llmquant.eval.metrics.speed import Section as Speed
 from llmquant.eval.result import EvalReport
 from llmquant.eval.statistics import Estimate
+from llmquant.eval.verdict import winner
 
 
 def loss_against_size(reports: Sequence[EvalReport]) -> Chart | None:
     """Loss against bits per weight; None with fewer than two models whose size is known."""
     sizes = [size.quantized.bits_per_weight if (size := each.get(Memory)) else None for each in reports]
-    return _against(reports, "bits per weight (all weights)", [bits and Estimate(bits) for bits in sizes])
+    return _against(reports, "bits per weight (all weights)", [Estimate(bits) if bits else None for bits in sizes])
 
 
 def loss_against_speed(reports: Sequence[EvalReport]) -> Chart | None:
@@ -25,16 +26,16 @@ def loss_against_speed(reports: Sequence[EvalReport]) -> Chart | None:
     ratios = [speed.decode_ratio if (speed := each.get(Speed)) else None for each in reports]
     speeds = [ratio and Estimate(ratio.median, ratio.q25, ratio.q75) for ratio in ratios]
     dtype = reports[0].baseline.dtype if reports[0].baseline else ""
-    return _against(reports, f"speed of decoding, times {dtype} (median, quartiles)", speeds, base=1.0)
+    return _against(reports, f"speed of decoding, times {dtype} (quartiles)", speeds, base=1.0)
 
 
 def _against(
     reports: Sequence[EvalReport], x: str, places: Sequence[Estimate | None], base: float | None = None
 ) -> Chart | None:
     """The loss is the mean KL, without a baseline the perplexity."""
-    by_kl = any(report.get(Divergence) for report in reports)
+    by_kl, best = any(report.get(Divergence) for report in reports), winner(reports)
     marks = [
-        Mark(report.name, place, found, loss)
+        Mark(report.name, place, found, loss, report is best)
         for place, (report, found) in enumerate(zip(reports, places, strict=True))
         if found and (loss := _loss(report, by_kl))
     ]

@@ -9,7 +9,21 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llmquant.eval.charts import Bar, Chart, Curve, Dot, HeatMap, Mark, against, bars, curves, dots, heat_maps
+from llmquant.eval.charts import (
+    Bar,
+    Chart,
+    Curve,
+    Dot,
+    Flip,
+    HeatMap,
+    Mark,
+    against,
+    bars,
+    curves,
+    dots,
+    flips,
+    heat_maps,
+)  # fmt: skip
 from llmquant.eval.statistics import Estimate
 
 NARROW = 1
@@ -101,6 +115,39 @@ def test_bars_are_as_long_as_their_parts() -> None:
     assert lengths["k0"][0] == pytest.approx(2 * lengths["k1"][0], abs=0.3)
     assert lengths["k0"][0] == pytest.approx(4 * lengths["k0"][1], abs=0.5)
     assert {"150 B", "25 B", "a", "b"} <= {text for text, *_ in texts(chart)}
+
+
+def test_flips_go_to_both_sides_in_one_scale() -> None:
+    """A bar of the same share is as long in another chart that ends at the same share."""
+
+    def lengths(chart: Chart) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {"bad": [], "good": []}
+        for path in ElementTree.fromstring(f"<page>{chart.svg(both=False)}</page>").iter("path"):
+            if name := re.search(r"fill:var\(--(bad|good)\)", path.get("style") or ""):
+                xs = [float(x) for x in re.findall(r"[ML] ([\d.]+) ", path.get("d") or "")]
+                found[name[1]].append(max(xs) - min(xs))
+        return found
+
+    first = flips([Flip("a", 40, 10, 100), Flip("b", 0, 20, 100)], 0.4)
+    second = flips([Flip("c", 20, 5, 50)], 0.4)
+    one, two = lengths(first), lengths(second)
+    assert one["bad"][0] == pytest.approx(4 * one["good"][0], rel=0.03)
+    assert one["good"][1] == pytest.approx(2 * one["good"][0], rel=0.03)
+    assert two["bad"][0] == pytest.approx(one["bad"][0], rel=0.01)
+    assert first.alt == "a: 40 of 100 lost, 10 won; b: 0 of 100 lost, 20 won"
+    assert {"40", "10", "0", "20", "a", "b", "0 %", "50 %"} <= {text for text, *_ in texts(first)}
+
+
+def test_the_winner_is_ringed() -> None:
+    marks = [near("small", 0, 4.0, 0.02), near("large", 1, 8.0, 0.01)]
+    plain, marked = (
+        against([Mark(one.name, 0, one.x, one.y, wins), other], "bits", "KL")
+        for wins in (False, True)
+        for one, other in [marks]
+    )
+    ring = 'style="fill-opacity:0;stroke:var(--good)'
+    assert (plain.svg().count(ring), marked.svg().count(ring)) == (0, 2)
+    assert marked.alt.endswith("small 4.00, 0.0200, the winner; large 8.00, 0.0100")
 
 
 def test_curves_and_their_axes() -> None:

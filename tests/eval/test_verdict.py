@@ -12,7 +12,7 @@ from llmquant.eval import verdict as module
 from llmquant.eval.metrics.windows import Section as Windows
 from llmquant.eval.result import BudgetVerdict, EvalReport
 from llmquant.eval.statistics import Estimate, cluster_bootstrap
-from llmquant.eval.verdict import Difference, difference, verdict
+from llmquant.eval.verdict import Difference, difference, verdict, winner
 from tests.eval.conftest import change
 
 COUNT, TOKENS = 32, 20
@@ -77,6 +77,10 @@ def test_the_smallest_that_keeps_its_budget_wins(report) -> None:
             ("tiny", 0.3, 2.5, False),
         )
     )
+    assert winner([large, small, tiny]) is small
+    assert winner([small]) is None
+    assert winner([tiny, tiny]) is None
+    assert winner([replace(each, budget=()) for each in (large, small)]) is None
     assert verdict([large, small, tiny]) == (
         "small wins: the smallest that keeps its budget (4.50 bits per weight, KL 0.0400)."
     )
@@ -93,6 +97,7 @@ def test_ties_of_size_go_by_the_paired_test(report) -> None:
     one, better = (_limit(_made(report, name, kl, 4.5), passed=True) for name, kl in (("rtn", 0.04), ("gptq", 0.03)))
     said = verdict([one, better]) or ""
     assert said.startswith("gptq wins: the smallest")
+    assert winner([one, better]) is better
     assert "; rtn is as small, with a KL higher by 0.0100 [" in said
     same = _limit(_made(report, "other", 0.0301, 4.51, noise=0.01), passed=True)
     said = verdict([same, better]) or ""

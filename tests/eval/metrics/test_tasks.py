@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from llmquant.errors import DataError, QuantizationError, RecipeError
 from llmquant.eval import EvalOptions, EvalReport, Subject, evaluate
 from llmquant.eval import tasks as package
 from llmquant.eval.metrics import find
-from llmquant.eval.metrics.tasks import Options, Section, check
+from llmquant.eval.metrics.tasks import Options, Section, check, panels
 from llmquant.eval.pair import Facts, pairs
 from llmquant.eval.report import render_page
 from llmquant.eval.statistics import Estimate
@@ -22,8 +24,9 @@ from llmquant.eval.table import render_table
 from llmquant.eval.tasks import compare, harness
 from llmquant.eval.tasks.harness import Answer
 from llmquant.eval.tasks.load import load
-from llmquant.eval.tasks.result import Flips, Measure, Task
+from llmquant.eval.tasks.result import Document, Flips, Measure, Reply, Task
 from tests.engine.conftest import byte_tokenizer, tiny_llama
+from tests.eval.shown import parsed
 from tests.eval.tasks.conftest import data, files
 
 __all__ = ["data", "files"]  # fixtures
@@ -90,7 +93,7 @@ def test_report(files) -> None:
     members = [task.measures[0] for task in section.tasks if task.name in group.members]
     assert group.measures[0].quantized.value == pytest.approx(sum(each.quantized.value for each in members) / 2)
     assert group.size == 5
-    table, page = _drawn(report), render_page([report])
+    table, page = _drawn(report), parsed(render_page([report])).text
     for text in ("lambada_openai", "piqa", "blimp", "acc_norm", "perplexity"):
         assert text in table
         assert text in page
@@ -171,6 +174,37 @@ def test_the_largest_drop_is_of_the_row_that_lost_most() -> None:
     assert drop.standard_error == pytest.approx(0.5)
     with pytest.raises(RecipeError, match="none of the tasks has an accuracy"):
         _ = Section("0", None, (), ()).largest_drop
+
+
+def test_flips_of_all_candidates_are_on_the_page_in_one_scale_and_in_words() -> None:
+    def row(name: str, lost: int, won: int, p: float) -> Task:
+        score = Measure("acc", "accuracy", Estimate(0.5), Estimate(0.5), Estimate(0.0), Flips(lost, won, p))
+        reply = Reply((), {})
+        return Task(name, "1", "", 0, 0, (score,), (), tuple(Document(i, "", reply, reply) for i in range(100)))
+
+    def of(name: str, *rows: Task) -> Any:
+        return SimpleNamespace(name=name, get=lambda _: Section("0", None, rows, ()))
+
+    reports = [of("one", row("t", 30, 10, 0.002), row("u", 4, 4, 1.0)), of("two", row("t", 3, 5, 0.73))]
+    (panel,) = panels([*reports, of("same", row("u", 0, 0, 1.0))])
+    shown = parsed(panel.content)
+    for said in (
+        "one: more lost, not by chance (p 0.0020) ",
+        "two: more won, which may be chance (p 0.73) ",
+        "one: as many lost as won ",
+        "same: no answer changed ",
+    ):
+        assert said in shown.text
+    labels = [value for name, value in shown.attributes if name == "aria-label"]
+    assert labels == [
+        "one: 30 of 100 lost, 10 won; two: 3 of 100 lost, 5 won",
+        "one: 4 of 100 lost, 4 won; same: 0 of 100 lost, 0 won",
+    ]
+    widths = re.findall(r'<path d="M ([\d.]+) [\d.]+ L ([\d.]+) [^"]*" style="fill:var\(--bad\)', panel.content)
+    lost = [abs(float(a) - float(b)) for a, b in widths]
+    assert lost[0] == pytest.approx(30 / 4 * lost[2], rel=0.05)  # across charts
+    nothing: Any = SimpleNamespace(name="x", get=lambda _: None)
+    assert panels([nothing]) == []
 
 
 def test_what_cannot_run_is_refused_before_models_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

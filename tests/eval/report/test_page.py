@@ -10,7 +10,7 @@ from rich.console import Console
 
 from llmquant.errors import DataError
 from llmquant.eval.lines import change
-from llmquant.eval.markup import element
+from llmquant.eval.markup import breakable, element
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.metrics.memory import Section as Memory
 from llmquant.eval.metrics.perplexity import Section as Perplexity
@@ -18,7 +18,7 @@ from llmquant.eval.metrics.speed import Section as Speed
 from llmquant.eval.metrics.worst import Section as Worst
 from llmquant.eval.metrics.worst import visible
 from llmquant.eval.report import render_page
-from llmquant.eval.result import EvalReport
+from llmquant.eval.result import BudgetVerdict, EvalReport
 from llmquant.eval.statistics import Estimate
 from llmquant.eval.table import render_table
 from llmquant.words import bytes_text, number, percent, printable
@@ -110,6 +110,19 @@ def test_print_unfolds_and_cuts_nothing(report: EvalReport) -> None:
     cells = re.findall(r"<td([^>]*)>", page)
     assert cells
     assert all("data-label=" in cell for cell in cells)
+
+
+def test_the_candidate_that_the_verdict_names_is_marked(report: EvalReport, other: EvalReport) -> None:
+    over = dataclasses.replace(report, budget=(BudgetVerdict("kl", 0.01, 0.02, passed=False, certain=True),))
+    keeps = dataclasses.replace(other, budget=(BudgetVerdict("kl", 0.01, 0.0, passed=True, certain=True),))
+    for reports in ([over, keeps], [keeps, over]):
+        page = render_page(reports)
+        assert "int8 wins: only it keeps its budget" in page
+        labels = re.findall(r'aria-label="(mean KL, nats against [^"]*)"', page)
+        assert labels
+        assert all(re.findall("([^ ]+) [^ ]+, [^ ]+, the winner", label) == ["int8"] for label in labels)
+        assert "Ringed: the winner." in page
+    assert "Ringed" not in render_page([over, over])
 
 
 def test_page_of_many_models_stays_small(report: EvalReport) -> None:
@@ -261,6 +274,7 @@ def test_small_texts() -> None:
     assert change(Estimate(1.021, 1.019, 1.024)) == "+2.1 % [+1.9, +2.4]"
     assert change(Estimate(0.9995)) == "-0.050 %"
     assert [visible(text) for text in (" a\n", "\n\n", "", "b c")] == ["␣a↵", "↵↵", "(empty)", "b c"]
+    assert breakable("a.b_c<-") == "a.<wbr>b_<wbr>c&lt;-<wbr>"
     assert element("p", '<&"', class_="x", data_y="'") == '<p class="x" data-y="&#x27;">&lt;&amp;&quot;</p>'
 
 

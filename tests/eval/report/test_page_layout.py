@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from llmquant.eval.metrics.tasks import Section as Tasks
 from llmquant.eval.report import render_page
 from llmquant.eval.result import EvalReport
+from llmquant.eval.statistics import Estimate
+from llmquant.eval.tasks.result import Document, Flips, Measure, Reply, Task
 
 # Which elements end right of the window; it cannot be asked of a page without a script, so the test adds one.
 _PROBE = """<script>
 const wide = [...document.querySelectorAll("body *")].filter(e => {
   const box = e.getBoundingClientRect();
-  return box.width > 0 && (box.right > innerWidth + 1 || box.left < -1);
+  const end = e.closest("section")?.getBoundingClientRect().right ?? innerWidth;
+  return box.width > 0 && (box.right > end + 1 || box.left < -1);
 }).map(e => e.tagName + "." + e.className);
 const small = [...document.querySelectorAll("svg text")].filter(e => {
   const to = e.getScreenCTM();
@@ -38,8 +42,14 @@ def browser() -> str:
 
 @pytest.fixture(scope="module")
 def page(report: EvalReport) -> str:
-    """Twelve models with long names."""
-    return render_page([replace(report, name=f"a-checkpoint-of-someone-int4-group-{place}") for place in range(12)])
+    """Twelve models with long names, and many tasks."""
+    share, lost = Estimate(0.5, 0.4, 0.6), Estimate(-0.1, -0.2, 0.0)
+    score = Measure("acc", "accuracy", share, share, lost, Flips(60, 30, 0.002))
+    reply = Reply((), {})
+    documents = (Document(0, "", reply, reply),) * 300
+    tasks = tuple(Task(f"blimp_a_long_name_of_{n}", "1", "", 0, 0, (score,), (), documents) for n in range(7))
+    whole = replace(report, sections={**report.sections, "tasks": Tasks("0", None, tasks, ())})
+    return render_page([replace(whole, name=f"a-checkpoint-of-someone-int4-group-{place}") for place in range(12)])
 
 
 def ask(browser: str, file: Path, *options: str) -> str:
@@ -48,7 +58,7 @@ def ask(browser: str, file: Path, *options: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 768, 1280])
+@pytest.mark.parametrize("width", [390, 768, 1000, 1280])
 def test_nothing_is_wider_than_the_window(browser: str, page: str, tmp_path: Path, width: int) -> None:
     """In a frame of that width: a window of a desktop's browser cannot be narrower than 500 pixels."""
     inner = tmp_path / "page.html"
