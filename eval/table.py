@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmquant.data.protocols import departures
+from llmquant.data.windows import Protocol
 from llmquant.errors import DataError
 from llmquant.eval.metrics import metrics
 from llmquant.eval.metrics.base import NOTHING, Cell, Column
@@ -80,6 +81,16 @@ def _loss_table(reports: Sequence[EvalReport]) -> Table:
     return table
 
 
+def protocol_line(protocol: Protocol) -> str:
+    """How the text was cut into windows, and the hash of their tokens."""
+    named = "" if protocol.name == "tokens" else f"protocol {protocol.name}; "
+    windows = (
+        f"{named}{protocol.windows} windows of {protocol.length}, stride {protocol.stride}, "
+        f"BOS {'yes' if protocol.prefix_tokens else 'no'}; text {protocol.data_hash[:15]}"
+    )
+    return "; ".join([windows, *departures(protocol)])
+
+
 def _text(cell: Cell) -> Text:
     text = Text(cell.text)
     for line in cell.below:
@@ -89,13 +100,7 @@ def _text(cell: Cell) -> Text:
 
 def _caption(reports: Sequence[EvalReport]) -> str:
     """How it was measured, then the kernels of each model."""
-    protocol = reports[0].protocol
-    named = "" if protocol.name == "tokens" else f"protocol {protocol.name}; "
-    measured = (
-        f"95 % intervals; {named}{protocol.windows} windows of {protocol.length}, stride {protocol.stride}, "
-        f"BOS {'yes' if protocol.prefix_tokens else 'no'}; text {protocol.data_hash[:15]}"
-    )
-    measured = "; ".join([measured, *departures(protocol)])
+    measured = f"95 % intervals; {protocol_line(reports[0].protocol)}"
     losses = dict.fromkeys(f"loss measured in {report.loss_note}" for report in reports)
     notes = dict.fromkeys(column.remark for report in reports for column in report.columns() if column.remark)
     lines = (f"{report.name}: {line}" for report in reports if (line := kernels_line(report)))

@@ -65,6 +65,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.report:
         args.report.write_text(render_page(report), encoding="utf-8")
     print_report(console, report)
+    wrote = [str(file) for file in (args.recipe if report.edit else None, args.report) if file]
+    if wrote:
+        console.print(f"wrote {escaped(', '.join(wrote))}", highlight=False, soft_wrap=True)
+    if args.recipe and not report.edit:
+        console.print(f"{escaped(args.recipe)} was not written, as there is no edit", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -84,6 +89,7 @@ def print_report(console: Console, report: DebugReport) -> None:
         "3 of a normal distribution, and channels whose inputs stick out[/]\n",
         highlight=False,
     )
+    console.print(f"[dim]{escaped(report.how())}[/]\n", highlight=False)
     console.print(f"[bold]{escaped(report.sentence())}[/]", highlight=False)
     if report.edit:
         instead = f", in place of {escaped('; '.join(report.edit.dropped))}" if report.edit.dropped else ""
@@ -92,23 +98,23 @@ def print_report(console: Console, report: DebugReport) -> None:
 
 
 def _costs(report: DebugReport) -> Table:
-    from llmquant.cli.tables import plain_table
+    from llmquant.cli.tables import Name, plain_table
 
     table = plain_table("unit", "scheme", ">alone", ">gain", ">of it", ">+bits", fold="unit")
     for name, *rest in report.cost_rows():
-        table.add_row(escaped(name), *rest)
+        table.add_row(Name(name), *rest)
     return table
 
 
 def _layers(comparison: Comparison) -> Table:
-    from llmquant.cli.tables import plain_table
+    from llmquant.cli.tables import Name, plain_table
 
     table = plain_table("module", ">own", ">behind", ">cosine", ">kurtosis", "sticking out", fold="module")
     noisy = sorted(comparison.layers, key=lambda each: float("inf") if each.own.sqnr is None else each.own.sqnr)
     for each in noisy[:_LAYERS]:
         outliers = ", ".join(map(str, each.activations.outliers[:3])) or "–"
         table.add_row(
-            escaped(each.name), _decibels(each.own), _decibels(each.accumulated), f"{each.own.cosine:.4f}",
+            Name(each.name), _decibels(each.own), _decibels(each.accumulated), f"{each.own.cosine:.4f}",
             number(each.activations.kurtosis), outliers,
         )  # fmt: skip
     return table

@@ -72,7 +72,7 @@ def print_findings(console: Console, findings: Iterable[Finding]) -> None:
 
 
 def _table(weights: Sequence[WeightHealth], *, every: bool) -> Table:
-    from llmquant.cli.tables import plain_table
+    from llmquant.cli.tables import Name, plain_table
     from llmquant.debugging.families import collective_name, kind_of
 
     table = plain_table("weight", "scheme", ">scales", ">at ends", ">bits", ">size", fold="weight")
@@ -82,7 +82,7 @@ def _table(weights: Sequence[WeightHealth], *, every: bool) -> Table:
         groups.setdefault((key, each.scheme), []).append(each)
     for (_, scheme), members in groups.items():
         table.add_row(
-            escaped(collective_name([each.name for each in members])),
+            Name(collective_name([each.name for each in members])),
             scheme,
             _range(members),
             percent(max(each.codes.at_ends for each in members)),

@@ -93,7 +93,7 @@ def _steps(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def _table(plan: Plan, *, full: bool, wide: bool) -> Table:
     """A narrow terminal gets no rounding, rule and bytes before, so that the names stay in one piece."""
-    from llmquant.cli.tables import plain_table
+    from llmquant.cli.tables import Name, plain_table
     from llmquant.recipe.plan import bits_text, short_rule
     from llmquant.recipe.summary import summarize
 
@@ -109,7 +109,7 @@ def _table(plan: Plan, *, full: bool, wide: bool) -> Table:
     table = plain_table(*shown, fold="module")
     for row, name, count, shape, rounding in lines:
         cells = (
-            escaped(name),
+            Name(name),
             (f"{count} x " if count > 1 else "") + "x".join(map(str, shape)),
             "[dim]keep[/]" if row.scheme.is_keep else f"[bold]{row.scheme}[/]",
             rounding,

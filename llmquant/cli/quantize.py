@@ -89,12 +89,10 @@ def print_result(console: Console, result: RunResult) -> None:
 
 
 def _worst_layers(layers: dict[str, dict[str, Any]]) -> Table:
-    from llmquant.cli.tables import plain_table
+    from llmquant.cli.tables import Name, plain_table
 
     title = "Layers with the largest error"
     table = plain_table("layer", "scheme", "rounding", ">error", fold="layer", title=title, title_justify="left")
     for name, layer in sorted(layers.items(), key=lambda item: -item[1]["loss"])[:5]:
-        table.add_row(
-            escaped(name), escaped(layer["scheme"]), escaped(Path(layer["method"]).name), f"{layer['loss']:.3%}"
-        )
+        table.add_row(Name(name), escaped(layer["scheme"]), escaped(Path(layer["method"]).name), f"{layer['loss']:.3%}")
     return table

@@ -12,6 +12,7 @@ from llmquant.debugging.edits import Edit
 from llmquant.debugging.faults import WeightError
 from llmquant.debugging.findings import Finding
 from llmquant.debugging.layers import Comparison
+from llmquant.eval.table import protocol_line
 from llmquant.words import number
 
 
@@ -55,6 +56,11 @@ class DebugReport:
             more = "–" if bits is None else f"{bits:+.3f}"
             rows.append((unit.name, unit.scheme, number(unit.alone.value), gain, share, more))
         return rows
+
+    def how(self) -> str:
+        """On what all was measured, and in which dtype."""
+        text = f"{self.protocol.scored_tokens} tokens of {self.protocol.source}"
+        return f"{text}; {protocol_line(self.protocol)}; computed in {self.loss_note}"
 
     def sentence(self) -> str:
         """The edit in one line."""

@@ -154,10 +154,11 @@ def _units(twins: Twins) -> Iterator[Unit]:
             label = f"{twins.inventory.path}.{block}" if block is not None else "all outside the blocks"
             yield Unit(label, (*names, *others[block]), block, "+".join(schemes), rewritten=True)
         else:
-            yield Unit(_label(names), tuple(names), block, "+".join(schemes))
+            yield Unit(unit_name(names), tuple(names), block, "+".join(schemes))
 
 
-def _label(names: Sequence[str]) -> str:
+def unit_name(names: Sequence[str]) -> str:
+    """One name for modules side by side, such as "mlp.{gate_proj,up_proj}", or for those that share a weight."""
     parents = {name.rpartition(".")[0] for name in names}
     if len(names) == 1:
         return names[0]

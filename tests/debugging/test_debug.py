@@ -2,20 +2,28 @@
 
 import copy
 import json
+import re
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 import llmquant
 from llmquant.api import quantize
+from llmquant.cli.debug import print_report
+from llmquant.cli.inspect import print_health
 from llmquant.cli.main import main
+from llmquant.debugging.page import render_page
 from llmquant.errors import CheckpointError, QuantizationError
 from llmquant.recipe.load import load_recipe
+from llmquant.words import number
 from tests.debugging.conftest import RECIPE
+from tests.eval.shown import parsed
 
 DOWN = "model.layers.1.mlp.down_proj"
 ASKED: dict[str, Any] = {"length": 40, "max_windows": 8, "units": 3}
@@ -189,12 +197,47 @@ def test_the_command_line(plant, dense, text_file, tmp_path, capsys):
     )
     text = capsys.readouterr().out
     assert text.startswith(f"fault: {DOWN}: its scales are 1.50 x what its weights ask for")
-    assert "scheme: " in text.splitlines()[-1]
+    assert "scheme: " in text.splitlines()[-2]
+    assert text.splitlines()[-1] == f"wrote {tmp_path / 'r.yaml'}, {tmp_path / 'page.html'}"
+    flat = " ".join(text.split())
+    assert f"312 tokens of {text_file}; 8 windows of 40, stride 39, BOS yes; text sha256:" in flat
+    assert "computed in float32" in flat
     assert json.loads((tmp_path / "found.json").read_text())["findings"][0]["kind"] == "scale-factor"
     assert load_recipe(tmp_path / "r.yaml").rules[-1].match == (DOWN,)
     page = (tmp_path / "page.html").read_text()
     assert page.index("its scales are 1.50 x what its weights ask for") < page.index("What each costs")
     assert "mlp.down_proj of block 1" in page  # the worst cell of the heat map, in words
+    assert "8 windows of 40, stride 39, BOS yes" in page
+
+
+def test_the_page_has_activations(report):
+    def shown(**changes):
+        layers = [
+            replace(each, activations=replace(each.activations, **changes)) if each.name == DOWN else each
+            for each in report.comparison.layers
+        ]
+        text = parsed(render_page(replace(report, comparison=replace(report.comparison, layers=tuple(layers))))).text
+        return " ".join(text.partition(" Activations ")[2].partition("A recipe edit")[0].split())
+
+    plain = shown()
+    assert "No channel stands out. The heaviest tails:" in plain
+    assert plain.count("model.layers.") == 8
+    assert "model.layers.0.self_attn.{q_proj,k_proj,v_proj}" in shown(dead=0) + shown(kurtosis=1.0)
+    odd = shown(smallest=-2.5, largest=40.0, kurtosis=77.0, outliers=(5, 3), dead=2, clipped=0.0123)
+    assert odd.endswith(f"clipped {DOWN} -2.50 to 40.0 77.0 5, 3 2 1.230 %")
+    assert f"Kurtosis: {number(min(each.activations.kurtosis for each in report.comparison.layers))} 77.0" in odd
+
+
+def test_names_are_whole_words_in_a_narrow_terminal(report, healthy):
+    console = Console(width=70)
+    with console.capture() as captured:
+        print_report(console, report)
+        print_health(console, llmquant.inspect(healthy), every=True)
+    text = captured.get()
+    lines = text[text.index("what each costs") :].splitlines()
+    names = [name for line in lines for name in re.findall(r"^[\w.{},]*_pro\S*|^model.layers[\w.{},]*|^\w+_$", line)]
+    assert len(names) > 30
+    assert all(re.fullmatch(r"[\w.{},]*(proj\}?|[.,])", name) for name in names), names
 
 
 @pytest.mark.parametrize(
@@ -270,8 +313,6 @@ def test_the_default_edit_is_the_cheapest_of_the_best(report):
 
 
 def test_of_equal_gains_the_one_of_fewest_bits_is_kept(report):
-    from dataclasses import replace
-
     from llmquant.debugging.edits import Choice, _cheapest
     from llmquant.spec import KEEP
 
