@@ -21,20 +21,36 @@ if TYPE_CHECKING:
     from llmquant.api import evaluate, plan, quantize
     from llmquant.debugging.debug import debug
     from llmquant.debugging.inspect import inspect
+    from llmquant.hf.in_place import prepare_qat
     from llmquant.hf.load import load
+    from llmquant.hf.qat import convert_qat
     from llmquant.hf.recipe import RecipeConfig
     from llmquant.hub.push import push_to_hub
     from llmquant.recipe.presets import presets
 
-__all__ = ["RecipeConfig", "debug", "evaluate", "inspect", "load", "plan", "presets", "push_to_hub", "quantize"]
+__all__ = [
+    "RecipeConfig",
+    "convert_qat",
+    "debug",
+    "evaluate",
+    "inspect",
+    "load",
+    "plan",
+    "prepare_qat",
+    "presets",
+    "push_to_hub",
+    "quantize",
+]
 
 _HOME = {
     "RecipeConfig": "llmquant.hf.recipe",
+    "convert_qat": "llmquant.hf.qat",
     "debug": "llmquant.debugging.debug",
     "evaluate": "llmquant.api",
     "inspect": "llmquant.debugging.inspect",
     "load": "llmquant.hf.load",
     "plan": "llmquant.api",
+    "prepare_qat": "llmquant.hf.in_place",
     "presets": "llmquant.recipe.presets",
     "push_to_hub": "llmquant.hub.push",
     "quantize": "llmquant.api",

@@ -205,6 +205,21 @@ class OnLoadQuantizer(HfQuantizer):
         """Complete a model whose weights have been read."""
         raise NotImplementedError
 
+    @property
+    def leaves(self) -> bool:
+        """Whether the model is an ordinary one once it is loaded, without a quantizer."""
+        return False
+
+    def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        model = super().postprocess_model(model, **kwargs)
+        if self.leaves:
+            self.remove_quantization_config(model)
+            for module in model.modules():
+                config = getattr(module, "config", None)
+                if getattr(config, "_is_quantized", False):
+                    del config._is_quantized  # pyright: ignore[reportOptionalMemberAccess]
+        return model
+
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, device_map: Any = None, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:

@@ -14,7 +14,7 @@ from llmquant.compat.remote_code import remote_code_of
 from llmquant.data.text import check_dataset
 from llmquant.engine.output.folder import PROVENANCE
 from llmquant.engine.weights import Work
-from llmquant.errors import CheckpointError, DataError, PlanError
+from llmquant.errors import CheckpointError, DataError, PlanError, RecipeError
 from llmquant.models.checkpoint import Checkpoint, refuse_quantized
 from llmquant.models.config_file import NAME as CONFIG
 from llmquant.models.config_file import leads_outside
@@ -89,7 +89,9 @@ def prepare(
         CheckpointError: if the checkpoint is damaged, unsafe or quantized already.
         DataError: if the recipe needs calibration text, and there is no tokenizer for it.
         PlanError: if the recipe does not fit the model.
+        RecipeError: if it trains.
     """
+    refuse_qat(recipe)
     checkpoint = Checkpoint.open(source, revision=revision, code=trust_remote_code)
     if recipe.calibration is not None:
         require_tokenizer_files(checkpoint.folder)
@@ -102,6 +104,20 @@ def prepare(
     folder = Path(source).expanduser()  # told by its whole path: who reads it later is somewhere else
     named = str(folder.resolve()) if folder.is_dir() else str(source)
     return Prepared(named, checkpoint, model, plan, map_keys(model, checkpoint.tensors), trust_remote_code)
+
+
+def refuse_qat(recipe: Recipe) -> Recipe:
+    """The recipe, if it does not train.
+
+    Raises:
+        RecipeError: if it does; says what to call instead.
+    """
+    if recipe.qat is not None:
+        raise RecipeError(
+            f"recipe {recipe.name!r} trains (section qat): `llmquant qat MODEL -r RECIPE --train TEXT -o OUT` does "
+            "that, or llmquant.prepare_qat(model, recipe) with a Trainer; to round only, remove the section"
+        )
+    return recipe
 
 
 def _check_format(plan: Plan, config: PretrainedConfig) -> None:

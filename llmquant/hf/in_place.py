@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from llmquant.compat.remote_code import runs_remote_code
 from llmquant.engine.output.folder import OutputFolder
-from llmquant.engine.prepare import Prepared, prepare, small_files
-from llmquant.errors import CheckpointError
+from llmquant.engine.prepare import Prepared, prepare, refuse_qat, small_files
+from llmquant.errors import CheckpointError, RecipeError
 from llmquant.formats.safetensors_file import copy_file
+from llmquant.hf.qat import fake_layers
 from llmquant.hf.recipe import RecipeConfig, RecipeQuantizer, source_of
 from llmquant.models.checkpoint import refuse_quantized
 from llmquant.models.config_file import leads_outside
@@ -39,6 +41,8 @@ def check_model(model: object) -> PreTrainedModel:
     name = f"this {type(model).__name__}"
     if is_packed(model):
         raise CheckpointError(f"{name}: is already quantized; give the 16-bit model that it was made from")
+    if fake_layers(model):
+        raise CheckpointError(f"{name} is prepared for training; llmquant.convert_qat(model) packs it")
     refuse_quantized(name, getattr(model.config, "quantization_config", None))
     layers = [type(module).__module__.partition(".")[0] for module in model.modules()]
     if "peft" in layers:
@@ -71,8 +75,41 @@ def quantize_in_place(
     Raises:
         LlmquantError: as `check_model` and `RecipeConfig`.
     """
-    config = RecipeConfig(recipe, tokenizer=tokenizer, device=device)
+    config = RecipeConfig(refuse_qat(recipe), tokenizer=tokenizer, device=device)
     RecipeQuantizer(config, pre_quantized=False).quantize_loaded(check_model(model), progress)
+    return model
+
+
+def prepare_qat(
+    model: PreTrainedModel,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    tokenizer: Any = None,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> PreTrainedModel:
+    """Make the layers of a dense model trainable as they will be read once they are rounded, in place.
+
+    The model is rounded as the recipe says, by GPTQ for instance, and starts from there: its first forward is that of
+    the rounded model. `convert_qat` packs it after training. Train it like any other model, best in float32 (with
+    autocast, `TrainingArguments(bf16=True)`); weights of rounded layers are trained in float32 in any case.
+
+    Args:
+        model: in evaluation mode, as `from_pretrained` returns it.
+        recipe: with a section `qat`: a preset such as "qat-int4-g32", a file, a mapping or a `Recipe`.
+        tokenizer: for recipes that need calibration data; by default the one beside the model's source.
+        device: that does the rounding.
+        dtype: in which scales will be stored; by default the model's.
+
+    Raises:
+        RecipeError: if the recipe is malformed, or has no section `qat`.
+        LlmquantError: as `llmquant.quantize` of a model object; the model is as it was.
+    """
+    config = RecipeConfig(recipe, tokenizer=tokenizer, device=device)
+    if config.recipe.qat is None:
+        raise RecipeError(f"recipe {config.recipe.name!r} does not train: give it a section `qat: {{ranges: lsq}}`")
+    RecipeQuantizer(config, pre_quantized=False).quantize_loaded(check_model(model), progress, dtype)
     return model
 
 

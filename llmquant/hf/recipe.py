@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace as replace_field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -36,6 +38,7 @@ from llmquant.formats.compressed_tensors.codec import encode
 from llmquant.formats.compressed_tensors.config import model_quantization_config
 from llmquant.hf.packed import PackedQuantizer
 from llmquant.hf.place import finish, place_empty, stand_in
+from llmquant.hf.qat import place_fake
 from llmquant.hf.stored import check_stored, read_headers
 from llmquant.hf.ties import replace, share_with_heads
 from llmquant.models.edits import apply_edits
@@ -62,6 +65,9 @@ class RecipeConfig(QuantizationConfigMixin):
     transform blocks, are applied after the whole model is loaded (`llmquant.quantize` does it without ever holding the
     whole model). `save_pretrained` then writes the tensors and the config.json of `llmquant.quantize`, but no tokenizer
     and no llmquant.json.
+
+    A recipe with a section `qat` gives a model for the `Trainer` instead: its layers compute with rounded weights and
+    learn, and `llmquant.convert_qat` packs them (see `prepare_qat`).
 
     Args:
         recipe: name of a preset, path of a recipe file, or a recipe as a mapping.
@@ -105,6 +111,7 @@ class RecipeQuantizer(OnLoadQuantizer):
         self.layers: dict[str, dict[str, Any]] = {}
         self.error: LlmquantError | None = None
         self._calibration: CalibrationData | None = None
+        self._results: dict[str, LayerResult] = {}  # what training starts from
         self._pending: dict[str, MatrixRow] = {}  # by the name of the weight that is still to be read
 
     @property
@@ -112,14 +119,28 @@ class RecipeQuantizer(OnLoadQuantizer):
         """Whether layers are quantized block by block, which has to wait for the whole model."""
         assert self.plan is not None
         recipe, rows = self.plan.recipe, self.plan.quantized
-        return needs_calibration(recipe, rows) or bool(rows and recipe.transforms)
+        return self.trains or needs_calibration(recipe, rows) or bool(rows and recipe.transforms)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the recipe gives a model for training."""
+        return self.quantization_config.recipe.qat is not None
 
     def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]  # abstract, without a type
         return True
 
     @property
     def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return False
+        return self.trains
+
+    @property
+    def is_qat_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]  # a method there, so true
+        return self.trains
+
+    @property
+    def leaves(self) -> bool:
+        """A model in training is an ordinary one: what is saved of it has no quantizer, and FSDP's state is its own."""
+        return self.trains
 
     def param_needs_quantization(
         self,
@@ -179,9 +200,16 @@ class RecipeQuantizer(OnLoadQuantizer):
             self._quantize_blocks(model, self.plan)
         self._complete(model, self.plan)
 
-    def quantize_loaded(self, model: PreTrainedModel, progress: Progress | None = None) -> None:
-        """Quantize a dense model that is complete already, in place; if it fails, the model is as it was."""
-        self.plan = plan = make_plan(self.quantization_config.recipe, take_inventory(model))
+    def quantize_loaded(
+        self, model: PreTrainedModel, progress: Progress | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Quantize a dense model that is complete already, in place; if it fails, the model is as it was.
+
+        `dtype` is that in which the result will be stored, by default the model's.
+        """
+        inventory = take_inventory(model)
+        inventory = replace_field(inventory, dtype=dtype) if dtype else inventory
+        self.plan = plan = make_plan(self.quantization_config.recipe, inventory)
         _check_plan(plan)
         if needs_calibration(plan.recipe, plan.quantized):
             self._calibration = self._load_calibration(model, plan)
@@ -194,6 +222,10 @@ class RecipeQuantizer(OnLoadQuantizer):
             log.warning(
                 "while quantizing: %s", ", ".join(f"{name} {n}" for name, n in sorted(made["counters"].items()))
             )
+        if self.trains:
+            place_fake(model, plan, made, self._results)
+            self._results = {}
+            return
         finish(model)
         quantizer = PackedQuantizer(CompressedTensorsConfig(model_quantization_config(plan)))
         quantizer.made = made
@@ -215,6 +247,12 @@ class RecipeQuantizer(OnLoadQuantizer):
     def _quantize_blocks(self, model: PreTrainedModel, plan: Plan, progress: Progress | None = None) -> None:
         windows = self._calibration.windows if self._calibration else None
         done = quantize_loaded(model, plan, windows, self.quantization_config.device, progress)
+        if self.trains:
+            apply_edits(model, done.edits)
+            self._results = done.results
+            for row in plan.quantized:
+                self._record(row, done.results[row.name])
+            return
         packed = {row.matrix.key for row in plan.quantized}
         apply_edits(model, [edit for edit in done.edits if edit.name not in packed])
         for row in plan.quantized:
@@ -291,7 +329,7 @@ def _check_plan(plan: Plan) -> None:
         )
     check_statistics(plan)
     for row in plan.quantized:
-        if row.scheme.activations:
+        if row.scheme.activations and plan.recipe.qat is None:
             raise PlanError(
                 f"{row.module.name}: {row.scheme} cannot be made while a model loads; write a checkpoint with "
                 "llmquant.quantize and load that, or use a weight-only scheme such as int8"

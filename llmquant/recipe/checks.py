@@ -86,7 +86,7 @@ def check_decisions(recipe: Recipe, inventory: Inventory, decisions: Sequence[De
                 )
         elif not decision.scheme.is_keep:
             rule = recipe.rules[decision.decider]
-            reason = _why_not(module, decision.scheme, shared=module.name in owners)
+            reason = _why_not(module, decision.scheme, shared=module.name in owners, trained=recipe.qat is not None)
             reason = reason or format_.why_not(module, decision.scheme, portable=recipe.portable)
             reason = reason or _why_indivisible(module, rule, decision.scheme)
             rounding = rule.rounding or recipe.rounding
@@ -138,7 +138,7 @@ def _why_dead(pattern: Pattern, inventory: Inventory) -> str:
     return f"'{pattern.text}' matches nothing{hint or f'; names look like {example}'}"
 
 
-def _why_not(module: ModuleInfo, scheme: Scheme, *, shared: bool) -> str:
+def _why_not(module: ModuleInfo, scheme: Scheme, *, shared: bool, trained: bool) -> str:
     """Why a module cannot have a scheme, with the fix; empty if it can."""
     if module.kind == "experts":
         return "experts cannot be quantized yet; drop the rule, which keeps them, or say keep"
@@ -158,8 +158,8 @@ def _why_not(module: ModuleInfo, scheme: Scheme, *, shared: bool) -> str:
         return f"cannot be packed: {module.obstacle}; keep it"
     if module.block is None and "lm_head" not in module.sets:
         return "lies outside the decoder blocks, where only lm_head can be quantized; keep it"
-    if scheme.activations == "static":
-        return "static activation scales cannot be calibrated yet; use w8a8-dynamic"
+    if scheme.activations == "static" and not trained:
+        return "static activation scales cannot be calibrated yet; use w8a8-dynamic, or train them (section qat)"
     return ""
 
 

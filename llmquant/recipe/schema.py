@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -22,11 +21,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from llmquant.formats import DEFAULT, names
 from llmquant.limits import limits
 from llmquant.recipe.match import Pattern
+from llmquant.recipe.qat import Qat
+from llmquant.recipe.strict import Strict, at_key
 from llmquant.spec import BITS, EXAMPLES, KEEP, Scheme
 from llmquant.words import did_you_mean, listed, shortened, shown
 
@@ -46,11 +46,7 @@ def _words_as_tuple(value: object) -> object:
 Words = Annotated[tuple[str, ...], BeforeValidator(_words_as_tuple)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class _Method(_Model):
+class _Method(Strict):
     """A method of `llmquant.algorithms` and its options, side by side in one mapping."""
 
     model_config = ConfigDict(extra="allow")
@@ -77,21 +73,21 @@ class _Method(_Model):
         try:
             options = self.algorithm.Options
         except ValueError as error:  # RecipeError from `find`, with the nearest name
-            raise _at_key("method", str(error)) from error
+            raise at_key("method", str(error)) from error
         hints = get_type_hints(options)
         known = [field.name for field in dataclasses.fields(options)]
         for key, value in self.options.items():
             if key not in known:
                 hint = did_you_mean(key, [*known, "method"]) or f"; its options are {listed(known) or 'none'}"
-                raise _at_key(key, f"{self.method} has no option {key!r}{hint}")
+                raise at_key(key, f"{self.method} has no option {key!r}{hint}")
             try:
                 TypeAdapter(hints[key], config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
             except ValidationError as error:
-                raise _at_key(key, f"{_first_message(error)}; got {shown(value)}") from error
+                raise at_key(key, f"{_first_message(error)}; got {shown(value)}") from error
         try:
             options(**self.options)
         except ValueError as error:
-            raise _at_key("method", str(error)) from error
+            raise at_key("method", str(error)) from error
         return self
 
 
@@ -115,7 +111,7 @@ class TuningStep(_Method):
     package = "tuning"
 
 
-class Rule(_Model):
+class Rule(Strict):
     """One rule: the modules that `match` names become `scheme`. The last rule that matches a module decides."""
 
     match: Words
@@ -164,19 +160,19 @@ class Rule(_Model):
         if not self.if_indivisible:
             return self
         if self.parsed.granularity != "group":
-            raise _at_key("if_indivisible", f"{self.scheme} has no groups, so there is nothing to divide; remove it")
+            raise at_key("if_indivisible", f"{self.scheme} has no groups, so there is nothing to divide; remove it")
         _refuse_repeats(self.if_indivisible, key="if_indivisible")
         for word in self.if_indivisible[:-1]:
             if word in ("keep", "channel"):
-                raise _at_key("if_indivisible", f"what follows {word!r} is never tried, for {word!r} always fits")
+                raise at_key("if_indivisible", f"what follows {word!r} is never tried, for {word!r} always fits")
         try:
             _ = self.fallbacks
         except ValueError as error:
-            raise _at_key("if_indivisible", str(error)) from error
+            raise at_key("if_indivisible", str(error)) from error
         return self
 
 
-class Calibration(_Model):
+class Calibration(Strict):
     """The text that calibrated methods see.
 
     Attributes:
@@ -211,7 +207,7 @@ class Calibration(_Model):
         return name
 
 
-class Budget(_Model):
+class Budget(Strict):
     """What the result may cost, by the names that metrics declare (see `llmquant.limits`)."""
 
     model_config = ConfigDict(extra="allow")
@@ -229,11 +225,11 @@ class Budget(_Model):
         for key in data if isinstance(data, dict) else ():
             if key not in limits():
                 hint = did_you_mean(str(key), list(limits())) or f"; the keys here are {listed(list(limits()))}"
-                raise _at_key(str(key), f"unknown key{hint}")
+                raise at_key(str(key), f"unknown key{hint}")
         return data
 
 
-class Recipe(_Model):
+class Recipe(Strict):
     """A recipe.
 
     Attributes:
@@ -241,6 +237,7 @@ class Recipe(_Model):
         transforms: what rewrites each block before it is rounded, in this order.
         tuning: what improves each block after it was rounded, in this order.
         calibration: needed by methods that look at what a block is called with.
+        qat: how the result is trained further; None leaves it as it is.
         format: how the result is stored, a module of `llmquant.formats`.
         portable: whether other readers must be able to load the result; False allows layers that only llmquant reads.
     """
@@ -253,6 +250,7 @@ class Recipe(_Model):
     rounding: Rounding = Field(default_factory=Rounding)
     tuning: Annotated[tuple[TuningStep, ...], BeforeValidator(_as_tuple)] = ()
     calibration: Calibration | None = None
+    qat: Qat | None = None
     budget: Budget | None = None
     portable: bool = True
     format: str = DEFAULT
@@ -292,7 +290,7 @@ class Recipe(_Model):
     @model_validator(mode="after")
     def _check_calibration(self) -> Recipe:
         if self.calibration is None and self.calibrated:
-            raise _at_key(
+            raise at_key(
                 "calibration",
                 f"{listed(self.calibrated)} needs calibration text; add `calibration: {{dataset: builtin:mixed}}`",
             )
@@ -302,9 +300,11 @@ class Recipe(_Model):
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data, defaults written out; `load_recipe` of it gives an equal recipe."""
     data = _without_none(recipe.model_dump(mode="json"))
-    for key in ("calibration", "budget"):
+    for key in ("calibration", "budget", "qat"):
         if key in data:
             data[key] = _without_none(data[key])
+    if "qat" in data:
+        data["qat"]["loss"] = _without_none(data["qat"]["loss"])
     for key, absent in (("format", DEFAULT), ("transforms", []), ("tuning", [])):
         if data[key] == absent:  # as before there was another
             del data[key]
@@ -326,11 +326,6 @@ def _without_none(data: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if value is not None}
 
 
-def _at_key(key: str, message: str) -> PydanticCustomError:
-    """An error of a whole mapping that points to one of its keys."""
-    return PydanticCustomError("at_key", "{message}", {"key": key, "message": message})
-
-
 def _first_message(error: ValidationError) -> str:
     return error.errors()[0]["msg"].replace("Input should be", "should be")
 
@@ -339,7 +334,7 @@ def _refuse_repeats(words: tuple[str, ...], key: str | None = None) -> None:
     repeated = sorted(word for word, count in Counter(words).items() if count > 1)
     if repeated:
         message = f"named twice: {shortened(repeated)}"
-        raise _at_key(key, message) if key else ValueError(message)
+        raise at_key(key, message) if key else ValueError(message)
 
 
 def _fallback(scheme: Scheme, word: str) -> Scheme:

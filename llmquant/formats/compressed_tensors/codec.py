@@ -5,8 +5,8 @@ With N = out_features, K = in_features, G = groups (1 per channel), b = bits, a 
     pack-quantized   weight_packed int32 (N, ceil(K*b/32)), weight_scale (N, G), weight_shape int64 [N, K], and if
                      asymmetric weight_zero_point int32 (ceil(N*b/32), G), packed along N
     per tensor       the same with weight_scale (1,) and a plain int8 weight_zero_point (1,)
-    int-quantized    weight int8 (N, K), weight_scale (N, 1): 8-bit activations (W8A8). Of other tools, which may give
-                     all activations of a module one scale (w8a8-static), input_scale (1,) too; read, not written
+    int-quantized    weight int8 (N, K), weight_scale (N, 1): 8-bit activations (W8A8). Where all activations of a
+                     module have one scale (w8a8-static), input_scale (1,) too; only training makes such layers
 
 Checked against compressed-tensors 0.17 and 0.20 by golden files; 3 bits are packed densely as 0.20 does, which 0.17
 cannot read.

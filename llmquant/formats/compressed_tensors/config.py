@@ -151,13 +151,18 @@ def schemes_of(config: Mapping[str, Any]) -> SchemeTable:
 
 
 def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
-    if scheme.is_keep or scheme.activations == "static":
+    if scheme.is_keep:
         raise QuantizationError(f"{targets[0]}: {scheme} cannot be written as a quantized weight")
+    inputs = {
+        None: None,
+        "dynamic": _arguments(8, "token", None, dynamic=True),
+        "static": _arguments(8, "tensor", None),
+    }
     return {
         "targets": targets,
         "format": format_of(scheme),
         "weights": _arguments(scheme.bits, scheme.granularity, scheme.group_size, symmetric=scheme.symmetric),
-        "input_activations": _arguments(8, "token", None, dynamic=True) if scheme.activations else None,
+        "input_activations": inputs[scheme.activations],
         "output_activations": None,
     }
 
