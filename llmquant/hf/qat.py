@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.compat.parameter_names import not_saved, set_not_saved, set_tied, tied
@@ -45,12 +46,14 @@ class QatState:
         made: what llmquant.json will say of how it was rounded.
         ties: names of parameters of the dense model that are others', and those others.
         trained: what llmquant.json will say of the training; whoever trains writes it.
+        hooks: on the model while it is trained.
     """
 
     plan: Plan
     made: dict[str, Any]
     ties: dict[str, str]
     trained: dict[str, Any] = field(default_factory=dict)
+    hooks: list[RemovableHandle] = field(default_factory=list)
 
     @property
     def qat(self) -> Qat:
@@ -172,6 +175,8 @@ def convert_qat(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Pre
         replace(model, name, module)
     share_with_heads(model)
     delattr(model, _STATE)
+    for hook in state.hooks:
+        hook.remove()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if dtype is not None:

@@ -1,0 +1,1 @@
+"""Quantization-aware training: losses, optimizer, and what the Trainer needs."""
