@@ -36,9 +36,9 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(501, b"")
         elif files is None:
             self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-        elif api and parts[4] == "revision" and parts[5] not in ("main", COMMIT):
+        elif api and parts[4:5] == ["revision"] and parts[5] not in ("main", COMMIT):
             self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        elif api and parts[4] == "tree":
+        elif api and parts[4:5] == ["tree"]:
             tree = [{"type": "file", "path": path, "size": len(data), "oid": "0" * 40} for path, data in files.items()]
             self.answer(200, json.dumps(tree).encode())
         elif api:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _LOG_IN = "the hub wants to know who you are: `hf auth login`, or set HF_TOKEN"
 _CHANGED = "somebody else changed it in the meantime; look at it, and push again"
+_PATIENCE = 10  # seconds
 _ADVICE = {
     401: _LOG_IN,
     403: "this token may not write there; it needs the role 'write'",
@@ -70,11 +71,15 @@ def check_repo(repo: str) -> None:
 
 
 def files_there(api: HfApi, repo: str, revision: str | None) -> list[str]:
-    """The names of a repository's files; none if there is no such repository."""
+    """The names of a repository's files; none if there is no such repository.
+
+    By one request: what lists files page by page tries five times for half a minute where there is no network.
+    """
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return api.list_repo_files(repo, revision=revision)
+        found = api.model_info(repo, revision=revision, timeout=_PATIENCE).siblings
+        return [each.rfilename for each in found or ()]
     except RepositoryNotFoundError:
         return []
 

@@ -93,17 +93,19 @@ def push_to_hub(
     found = formats.find(made["recipe"].get("format", formats.DEFAULT)).open(path)
     upload = collect(path, made, sorted({info.file.name for info in found.tensors.values()}), include=include)
     chart = picture(own, _different(reports))
-    card, told, notes = _describe(path, repo, made, own, chart, base_model, token)
-    contents = {CARD: str(card).encode(), PROVENANCE: (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()}
-    contents |= {CHART: chart.data} if chart else {}
     api = huggingface_hub.HfApi(token=token, library_name="llmquant")
+    there, away = [], ""
     try:
         with explained(repo):
             there = files_there(api, repo, revision)
     except OutputError as error:
         if not dry_run:
             raise
-        there, notes = [], (*notes, f"the hub could not be asked what it holds: {first_line(error)}")
+        away = f"the hub could not be asked what it holds: {first_line(error)}"
+    card, told, notes = _describe(path, repo, made, own, chart, base_model, token, cached=bool(away))
+    notes = (*notes, away) if away else notes
+    contents = {CARD: str(card).encode(), PROVENANCE: (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()}
+    contents |= {CHART: chart.data} if chart else {}
     removed = _older_weights(there, repo, upload, overwrite=overwrite)
     if dry_run:
         return Pushed("", upload, removed, str(card), notes)
@@ -121,6 +123,8 @@ def _describe(
     chart: Picture | None,
     base_model: str | None,
     token: str | None,
+    *,
+    cached: bool,
 ) -> tuple[ModelCard, dict[str, Any], tuple[str, ...]]:
     """The card, what llmquant.json says to others, and notes."""
     own = None
@@ -130,7 +134,7 @@ def _describe(
         except ValueError as error:
             raise OutputError(f"{path / CARD}: {error}; correct it, or move it away") from None
     try:
-        base, notes = _base(str(made["source"]), base_model, token)
+        base, notes = _base(str(made["source"]), base_model, token, cached=cached)
         told = published(made, base.name)
         card = make_card(
             repo, told, base, reports, told["plan"].get("readers", {"llmquant": True}), own=own, chart=chart
@@ -150,8 +154,8 @@ def _different(reports: Sequence[EvalReport]) -> list[EvalReport]:
     return [report for place, report in enumerate(reports) if report not in reports[:place]]
 
 
-def _base(source: str, given: str | None, token: str | None) -> tuple[Base, list[str]]:
-    """The model that was quantized, with what its own card says; and what could not be found."""
+def _base(source: str, given: str | None, token: str | None, *, cached: bool) -> tuple[Base, list[str]]:
+    """The model that was quantized, with what its own card (a `cached` one only?) says; and what could not be found."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
@@ -161,7 +165,9 @@ def _base(source: str, given: str | None, token: str | None) -> tuple[Base, list
     if not on_hub:
         notes.append("the base model is a local folder; --base-model ORG/NAME lets the hub link to it")
     try:
-        file = folder / CARD if (folder / CARD).is_file() else on_hub and hf_hub_download(name, CARD, token=token)
+        file = folder / CARD if (folder / CARD).is_file() else None
+        if on_hub and not file:
+            file = hf_hub_download(name, CARD, token=token, local_files_only=cached)
         card = OwnCard.parse(Path(file).read_bytes().decode("utf-8", errors="replace")).data if file else {}
     except (*network_errors(), ValueError, HFValidationError, OfflineModeIsEnabled) as error:
         notes.append(f"the card of {name} could not be read ({first_line(error)})")

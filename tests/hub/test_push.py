@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -165,6 +166,24 @@ def test_a_dry_run_shows_everything_and_asks_nothing(out: Path, hub: State, caps
     for word in ("-00001-of-", "nothing was uploaded", "no measured numbers", "local folder"):
         assert word in shown
     assert yaml.safe_load(ModelCard(shown[shown.index("---") :]).data.to_yaml())["license"] == "apache-2.0"
+
+
+def test_a_dry_run_without_a_network_tries_once(out: Path, monkeypatch) -> None:
+    """Neither for the card of the base model nor for what the repository holds."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: pytest.fail("it tries again"))
+    nobody = "http://127.0.0.1:9"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", nobody)
+    files = f"{nobody}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    made = json.loads((out / "llmquant.json").read_text())
+    (out / "llmquant.json").write_text(json.dumps(made | {"source": "org/of-nobody"}))
+    pushed = push_to_hub(out, "me/mine", dry_run=True)
+    assert any("the card of org/of-nobody could not be read" in note for note in pushed.notes)
+    (said,) = (note for note in pushed.notes if "the hub could not be asked what it holds" in note)
+    assert "me/mine: " in said
+    with pytest.raises(OutputError, match="push again"):
+        push_to_hub(out, "me/mine")
 
 
 def test_damage_and_foreign_folders_are_refused_before_anything_is_sent(
