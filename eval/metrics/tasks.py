@@ -11,7 +11,7 @@ from rich.text import Text
 
 from llmquant.errors import DataError, RecipeError
 from llmquant.eval.charts import Flip, flips
-from llmquant.eval.lines import change
+from llmquant.eval.lines import change, interval
 from llmquant.eval.markup import Markup, breakable, element, folded, join, table
 from llmquant.eval.metrics import base
 from llmquant.eval.metrics.base import NOTHING, Cell, Column, Panel
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 PLACE = 45
 BY_DEFAULT = False
+ALONE = True
 LIMITS = {"acc_drop": ("accuracy lost, in points", "largest_drop")}
 _LEVEL = 0.05  # of McNemar's test
+_ALONE = ("value", "95 % interval")
 _HEAD = ("task", "documents", "measure", "baseline", "quantized", "change", "right → wrong", "wrong → right", "p")
 
 
@@ -87,18 +89,19 @@ class Section(base.Section):
         Raises:
             RecipeError: if no task has an accuracy.
         """
-        _, worst = worst_of(self)
-        found = worst.difference
+        if (worst := worst_of(self)) is None:
+            raise RecipeError("the budget acc_drop cannot be held: none of the tasks has an accuracy")
+        *_, found = worst
         low, high = (None if each is None else -100 * each for each in (found.high, found.low))
         return Estimate(-100 * found.value, low, high, 100 * (found.standard_error or 0.0))
 
 
-def worst_of(section: Section) -> tuple[str, Measure]:
-    """The row that lost most of its accuracy; errors as in `Section.largest_drop`."""
-    found = [(row.name, measure) for row in section.rows if (measure := accuracy_of(row))]
-    if not found:
-        raise RecipeError("the budget acc_drop cannot be held: none of the tasks has an accuracy")
-    return min(found, key=lambda each: each[1].difference.value)
+def worst_of(section: Section) -> tuple[str, Measure, Estimate] | None:
+    """The row that lost most of its accuracy, and how much; None where no accuracy was compared."""
+    found = [
+        (row.name, each, each.difference) for row in section.rows if (each := accuracy_of(row)) and each.difference
+    ]
+    return min(found, key=lambda each: each[2].value, default=None)
 
 
 def accuracy_of(row: Task | Group) -> Measure | None:
@@ -107,8 +110,10 @@ def accuracy_of(row: Task | Group) -> Measure | None:
 
 
 def check(facts: Facts, options: Options) -> None:
-    """The harness must be there, and all tasks with their data."""
+    """The harness must be there, all tasks with their data, and a baseline for a budget."""
     _load(options)
+    if facts.alone and "acc_drop" in facts.limits:
+        raise RecipeError("the budget acc_drop is on a comparison; give a baseline, or lift the budget")
 
 
 def _load(options: Options) -> Loaded:
@@ -127,7 +132,7 @@ def measure(pair: Pair, options: Options) -> Section:
     loaded = _load(options)
     from lm_eval import __version__
 
-    from llmquant.eval.tasks.compare import compare
+    from llmquant.eval.tasks.compare import alone, compare
     from llmquant.eval.tasks.harness import ask
 
     def answers(model: PreTrainedModel, who: str) -> dict[str, tuple[Answer, ...]]:
@@ -137,9 +142,12 @@ def measure(pair: Pair, options: Options) -> Section:
                 batch_size=options.batch_size,
             )  # fmt: skip
 
-    before = pair.once("tasks", lambda: answers(pair.baseline, "baseline"))
+    before = None if pair.alone else pair.once("tasks", lambda: answers(pair.baseline, "baseline"))
     after = answers(pair.quantized, pair.subject.name)
-    return Section(__version__, options.limit, *compare(loaded, before, after, seed=pair.options.seed))
+    tasks, groups = compare(loaded, before or after, after, seed=pair.options.seed)
+    if pair.alone:
+        tasks, groups = alone(tasks), alone(groups)
+    return Section(__version__, options.limit, tasks, groups)
 
 
 def points(difference: Estimate) -> str:
@@ -153,27 +161,38 @@ def _signed(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
-def _value(measure: Measure, of: str) -> str:
-    value = getattr(measure, of).value
-    return percent(value) if measure.kind == "accuracy" else number(value)
+def _value(measure: Measure, found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    return percent(found.value) if measure.kind == "accuracy" else number(found.value)
+
+
+def _interval(measure: Measure) -> str:
+    """Of the quantized model."""
+    found = measure.quantized
+    if measure.kind != "accuracy" or found.low is None or found.high is None:
+        return interval(found)
+    return f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def _change(measure: Measure) -> str:
-    if measure.kind == "accuracy":
-        return points(measure.difference)
-    if measure.kind == "perplexity":
-        return change(exponential(measure.difference))
     found = measure.difference
+    if found is None:
+        return ""
+    if measure.kind == "accuracy":
+        return points(found)
+    if measure.kind == "perplexity":
+        return change(exponential(found))
     return f"{found.value:+.3g}" + ("" if found.low is None else f" [{found.low:+.3g}, {found.high:+.3g}]")
 
 
 def columns(section: Section, report: EvalReport) -> list[Column]:
     """The row that lost most, for the page, which has no room for all; the terminal has a table of its own."""
-    if not any(map(accuracy_of, section.rows)):
+    if (found := worst_of(section)) is None:
         return []
-    name, worst = worst_of(section)
-    change, _, bounds = points(worst.difference).partition(" ")
-    lines = [bounds, f"from {_value(worst, 'baseline')}"]
+    name, worst, difference = found
+    change, _, bounds = points(difference).partition(" ")
+    lines = [bounds, f"from {_value(worst, worst.baseline)}"]
     if flips := worst.flips:
         lines.append(f"{flips.right_to_wrong} lost, {flips.wrong_to_right} won")
     small = element("small", breakable(name), class_="words"), *(element("small", text) for text in lines)
@@ -194,22 +213,24 @@ def _note(section: Section, report: EvalReport) -> str:
 
 def words(section: Section, report: EvalReport) -> list[str]:
     """The row that lost most."""
-    if not any(map(accuracy_of, section.rows)):
+    if (worst := worst_of(section)) is None:
         return []
-    name, worst = worst_of(section)
+    name, _, difference = worst
     which = "" if len(section.rows) == 1 else f", the worst of {len(section.rows)} tasks"
-    return [f"{name} {points(worst.difference)} points{which}"]
+    return [f"{name} {points(difference)} points{which}"]
 
 
 def tables(reports: Sequence[EvalReport]) -> list[Table]:
     """A row for each measure of each row."""
     if not (measured := Section.of(reports)):
         return []
-    found = Table(title=Text("\ntasks: lost and won are answers; change in points, or in % of a perplexity"))
+    alone = reports[0].baseline is None
+    title = "95 % intervals" if alone else "lost and won are answers; change in points, or in % of a perplexity"
+    found = Table(title=Text(f"\ntasks: {title}"))
     found.title_justify, found.box, found.header_style, found.pad_edge = "left", None, "dim", False
     for head in ("model", "task"):
         found.add_column(head, overflow="fold")
-    for head in ("baseline", "quantized", "change", "lost", "won", "p"):
+    for head in _ALONE if alone else ("baseline", "quantized", "change", "lost", "won", "p"):
         found.add_column(head, justify="right", overflow="fold")
     for name, section in measured:
         shown = printable(name)
@@ -222,18 +243,23 @@ def tables(reports: Sequence[EvalReport]) -> list[Table]:
 
 
 def _cells(measure: Measure) -> list[str]:
-    flips = measure.flips
+    value, flips = _value(measure, measure.quantized), measure.flips
+    if measure.baseline is None:
+        return [value, _interval(measure)]
     changed = [str(flips.right_to_wrong), str(flips.wrong_to_right), number(flips.p, 2)] if flips else ["", "", ""]
-    return [_value(measure, "baseline"), _value(measure, "quantized"), _change(measure), *changed]
+    return [_value(measure, measure.baseline), value, _change(measure), *changed]
 
 
 def panels(reports: Sequence[EvalReport]) -> list[Panel]:
     """The answers that flipped, and all measures of all tasks, and groups, in a table a report."""
     known = Section.of(reports)
-    parts = folded([(name, table(_HEAD, map(_row, _lines(section)), named=True)) for name, section in known])
-    return [Panel("Tasks", join(_flips(known), parts), _FLIPS)] if parts else []
+    head = _HEAD if reports[0].baseline else (*_HEAD[:3], *_ALONE)
+    parts = folded([(name, table(head, map(_row, _lines(section)), named=True)) for name, section in known])
+    charts = _flips(known)
+    return [Panel("Tasks", join(charts, parts), _FLIPS if charts else _BARE)] if parts else []
 
 
+_BARE = "By lm-evaluation-harness, no chat template, with 95 % intervals; those of accuracies are Wilson's."
 _FLIPS = (
     "Answers of the baseline that are wrong now (lost), and wrong ones that are right now (won), as shares of each "
     "task's documents; all charts in one scale. Below p = 0.05 of McNemar's exact test, that one is more is not chance."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from llmquant.eval.tasks.result import Document, Flips, Group, Measure, Reply, T
 
 # Of each document the harness gives its log-likelihood, alone or with the number of words or bytes.
 _PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity")
+Row = TypeVar("Row", Task, Group)
 Values = tuple[Any, ...]
 
 
@@ -32,6 +34,18 @@ def compare(
     tasks = {name: _task(name, task, before[name], after[name], seed) for name, task in loaded.tasks.items()}
     groups = (_group(each.name, [tasks[name] for name in each.members], each.by_size) for each in loaded.groups)
     return tuple(tasks.values()), tuple(groups)
+
+
+def alone(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """What is left of tasks or groups, in which a model was compared with itself, of a model without a baseline."""
+    found = []
+    for row in rows:
+        measures = tuple(replace(each, baseline=None, difference=None, flips=None) for each in row.measures)
+        row = replace(row, measures=measures)
+        if isinstance(row, Task):
+            row = replace(row, documents=tuple(replace(each, baseline=None) for each in row.documents))
+        found.append(row)
+    return tuple(found)
 
 
 def _task(name: str, task: Any, before: Sequence[Answer], after: Sequence[Answer], seed: int) -> Task:

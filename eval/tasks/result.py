@@ -24,14 +24,14 @@ class Measure:
     """One way to score a task.
 
     `difference` is paired, quantized less baseline; of perplexities it is that of their logarithms. Accuracies have
-    `flips`.
+    `flips`. Without a baseline there is only `quantized`.
     """
 
     name: str
     kind: Kind
-    baseline: Estimate
+    baseline: Estimate | None
     quantized: Estimate
-    difference: Estimate
+    difference: Estimate | None
     flips: Flips | None = None
 
 
@@ -49,7 +49,7 @@ class Document:
 
     id: int
     hash: str
-    baseline: Reply
+    baseline: Reply | None
     quantized: Reply
 
 

@@ -15,6 +15,7 @@ from llmquant.data.windows import make_windows
 from llmquant.errors import DataError, QuantizationError, RecipeError
 from llmquant.eval import EvalOptions, EvalReport, Subject, evaluate
 from llmquant.eval import tasks as package
+from llmquant.eval.evaluate import hold
 from llmquant.eval.metrics import find
 from llmquant.eval.metrics.tasks import Options, Section, check, panels
 from llmquant.eval.pair import Facts, pairs
@@ -42,21 +43,30 @@ def perturbed(model: Any, amount: float) -> Any:
     return other
 
 
-def measured(files: dict[str, str], *amounts: float, **options: Any) -> list[EvalReport]:
-    """A tiny model, and copies with that much noise."""
+def measured(files: dict[str, str], *amounts: float, alone: bool = False, **options: Any) -> list[EvalReport]:
+    """A tiny model, and copies with that much noise, compared with it or alone."""
     baseline, tokenizer = tiny_llama().float(), byte_tokenizer()
     windows = make_windows(["some text to score"] * 40, tokenizer, source="t", length=32, max_windows=8)
     wanted = {**OTHERS, "tasks": {"names": ["lambada", "piqa", "blimp"], "files": files}}
     asked = EvalOptions(**{"dtype": "checkpoint", "metrics": wanted, **options})
     facts = [
         Facts(
-            subject=Subject(name=f"q{amount}", baseline_name="b"), windows=windows, tokenizer=tokenizer, options=asked
+            subject=Subject(name=f"q{amount}", baseline_name=None if alone else "b"),
+            windows=windows,
+            tokenizer=tokenizer,
+            options=asked,
         )
         for amount in amounts
     ]
     for each in facts:
         each.check()
-    return [evaluate(pair) for pair in pairs(facts, baseline, [perturbed(baseline, each) for each in amounts])]
+    models = [perturbed(baseline, each) for each in amounts]
+    return [evaluate(pair) for pair in pairs(facts, models[0] if alone else baseline, models)]
+
+
+def value(found: Estimate | None) -> float:
+    assert found
+    return found.value
 
 
 def test_the_baseline_answers_once_and_an_equal_model_alike(files, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,16 +79,42 @@ def test_the_baseline_answers_once_and_an_equal_model_alike(files, monkeypatch: 
         assert all(document.baseline == document.quantized for document in task.documents)
         for measure in task.measures:
             assert measure.baseline == measure.quantized
-            assert measure.difference.value == 0
+            assert value(measure.difference) == 0
             assert measure.flips in (None, Flips(0, 0, 1.0))
     changed = [
         abs(float(one) - float(two))
         for task in other[Section].tasks
         for document in task.documents
-        for one, two in zip(document.baseline.responses, document.quantized.responses, strict=True)
+        for one, two in zip(responses(document), document.quantized.responses, strict=True)
         if isinstance(one, float) and isinstance(two, float)
     ]
     assert min(changed) > 0.01
+
+
+def responses(document: Document) -> tuple[float | str | None, ...]:
+    assert document.baseline
+    return document.baseline.responses
+
+
+def test_a_model_alone_has_accuracies_with_intervals(files) -> None:
+    (compared,), (report,) = measured(files, 0.3), measured(files, 0.3, alone=True)
+    assert EvalReport.from_json(report.to_json()) == report
+    ours, theirs = report[Section], compared[Section]
+    for one, other in zip((*ours.tasks, *ours.groups), (*theirs.tasks, *theirs.groups), strict=True):
+        assert [each.quantized for each in one.measures] == [each.quantized for each in other.measures]
+        assert all(each.baseline is each.difference is each.flips is None for each in one.measures)
+    assert all(each.baseline is None for task in ours.tasks for each in task.documents)
+    acc = next(task for task in ours.tasks if task.name == "piqa").measures[0].quantized
+    low, high = acc.low, acc.high
+    assert low is not None
+    assert high is not None
+    page = parsed(render_page([report])).text
+    for shown in (" ".join(_drawn(report).split()), " ".join(page.split())):
+        assert f"{100 * acc.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]" in shown
+        assert " won" not in shown
+        assert "wrong → right" not in shown
+    with pytest.raises(RecipeError, match="the budget acc_drop is on a comparison"):
+        measured(files, 0.3, alone=True, budget={"acc_drop": 1.0})
 
 
 def test_report(files) -> None:
@@ -126,10 +162,10 @@ def test_numbers_of_a_task(files) -> None:
     ((task,), groups) = compare.compare(loaded, {"lambada_openai": before}, {"lambada_openai": after})
     accuracy, perplexity = task.measures
     assert not groups
-    assert (accuracy.baseline.value, accuracy.quantized.value) == (0.8, 0.7)
-    assert accuracy.difference.value == pytest.approx(-0.1)
+    assert (value(accuracy.baseline), accuracy.quantized.value) == (0.8, 0.7)
+    assert value(accuracy.difference) == pytest.approx(-0.1)
     assert accuracy.flips == Flips(2, 1, 1.0)
-    assert perplexity.baseline.value == pytest.approx(math.exp(1.5))
+    assert value(perplexity.baseline) == pytest.approx(math.exp(1.5))
     assert perplexity.difference == Estimate(0.5, 0.5, 0.5, 0.0)
     assert task.documents[0].quantized.scores == {"acc": 0.0}
     assert task.documents[0].quantized.responses == (-1.5,)
@@ -141,7 +177,7 @@ def test_documents_that_are_not_finite_count_for_neither_model(files) -> None:
     after = {"lambada_openai": answers(1, 0, 0, losses=(math.inf, -1.0, -1.0))}
     ((task,), _) = compare.compare(loaded, before, after)
     assert (task.nonfinite, task.size) == (2, 1)
-    assert task.measures[0].baseline.value == 0
+    assert value(task.measures[0].baseline) == 0
     assert [document.quantized.responses for document in task.documents] == [(None,), (-1.0,), (-1.0,)]
     with pytest.raises(QuantizationError, match="to none of 1 documents"):
         compare.compare(loaded, {"lambada_openai": answers(1)}, {"lambada_openai": answers(1, losses=(math.nan,))})
@@ -157,8 +193,8 @@ def test_other_measures(files) -> None:
         "word_perplexity": "perplexity",
         "rouge": "mean",
     }
-    assert task.measures[0].baseline.value == pytest.approx(math.exp(2))
-    assert task.measures[1].baseline.value == pytest.approx(7 / 12)
+    assert value(task.measures[0].baseline) == pytest.approx(math.exp(2))
+    assert value(task.measures[1].baseline) == pytest.approx(7 / 12)
     assert task.not_compared == ("f1",)
 
 
@@ -172,6 +208,9 @@ def test_the_largest_drop_is_of_the_row_that_lost_most() -> None:
     drop = section.largest_drop
     assert (drop.value, drop.low, drop.high) == pytest.approx((3, 1, 4))
     assert drop.standard_error == pytest.approx(0.5)
+    for limit, passed, certain in ((2.9, False, False), (3.1, True, False), (0.9, False, True), (4.1, True, True)):
+        (held,) = hold({"acc_drop": limit}, {"tasks": section})
+        assert (held.passed, held.certain) == (passed, certain), limit
     with pytest.raises(RecipeError, match="none of the tasks has an accuracy"):
         _ = Section("0", None, (), ()).largest_drop
 
@@ -183,7 +222,7 @@ def test_flips_of_all_candidates_are_on_the_page_in_one_scale_and_in_words() -> 
         return Task(name, "1", "", 0, 0, (score,), (), tuple(Document(i, "", reply, reply) for i in range(100)))
 
     def of(name: str, *rows: Task) -> Any:
-        return SimpleNamespace(name=name, get=lambda _: Section("0", None, rows, ()))
+        return SimpleNamespace(name=name, baseline=True, get=lambda _: Section("0", None, rows, ()))
 
     reports = [of("one", row("t", 30, 10, 0.002), row("u", 4, 4, 1.0)), of("two", row("t", 3, 5, 0.73))]
     (panel,) = panels([*reports, of("same", row("u", 0, 0, 1.0))])
@@ -203,7 +242,7 @@ def test_flips_of_all_candidates_are_on_the_page_in_one_scale_and_in_words() -> 
     widths = re.findall(r'<path d="M ([\d.]+) [\d.]+ L ([\d.]+) [^"]*" style="fill:var\(--bad\)', panel.content)
     lost = [abs(float(a) - float(b)) for a, b in widths]
     assert lost[0] == pytest.approx(30 / 4 * lost[2], rel=0.05)  # across charts
-    nothing: Any = SimpleNamespace(name="x", get=lambda _: None)
+    nothing: Any = SimpleNamespace(name="x", baseline=True, get=lambda _: None)
     assert panels([nothing]) == []
 
 
