@@ -166,14 +166,16 @@ class _ByBlock:
         calls = inputs.calls(index) if work.plan.recipe.tuning and rows else []
         targets = [call(block) for call in calls]
         collector = self._collect(index, {row.matrix.module: row.needs for row in rows if row.needs}, inputs)
-        results = {}
+        results, before = {}, {}
         for row in rows:
             parameter = work.model.get_parameter(row.matrix.key)
+            if work.plan.recipe.tuning:
+                before[row.name] = row.matrix.of(parameter)
             results[row.name] = _timed(row, work, parameter, collector, self._setting)
             self._put([row], partial(_dense, results))
         for step in work.plan.recipe.tuning if rows else ():
             block.to(self._setting.dtype)
-            results = self._tune(step, index, rows, results, calls, targets)
+            results = self._tune(step, index, before, rows, results, calls, targets)
             self._put(rows, partial(_dense, results))
         self._sink.emit(index, results, edits)
 
@@ -200,23 +202,29 @@ class _ByBlock:
         self,
         step: TuningStep,
         index: int,
+        before: Mapping[str, Tensor],
         rows: Sequence[MatrixRow],
         results: Results,
         calls: Sequence[BlockCall],
         targets: Sequence[Tensor],
     ) -> Results:
-        """The results with the weights that tuning made of them; what a rounding lost stays as it was measured."""
+        """The results with the weights that tuning made of them; what a rounding lost stays as it was measured.
+
+        `before` has the weights (out_features, in_features) that were rounded.
+        """
         began, device = time.monotonic(), self._setting.device
         inner = {row.name: row.matrix.module.removeprefix(f"{self._work.path}.{index}.") for row in rows}
         layers = {
-            inner[row.name]: TunedLayer(results[row.name][0].quantized.to(device), row.scheme, row.matrix.turned)
+            inner[row.name]: TunedLayer(
+                results[row.name][0].quantized.to(device), row.scheme, row.matrix.turned, before[row.name]
+            )
             for row in rows
         }
         tuned = step.algorithm.tune(self._work.blocks[index], calls, targets, layers, step.build_options())
         seconds = (time.monotonic() - began) / len(rows)
         return {
-            name: (replace(result, quantized=tuned.layers[inner[name]].to(_CPU)), before + seconds)
-            for name, (result, before) in results.items()
+            name: (replace(result, quantized=tuned.layers[inner[name]].to(_CPU)), spent + seconds)
+            for name, (result, spent) in results.items()
         }
 
     def _collect(self, index: int, needs: Mapping[str, Collection[str]], inputs: BlockInputs) -> Collector:

@@ -16,21 +16,19 @@ for bit. What is trained is in float32 also in a model of 16 bits, whose weights
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmquant.errors import QuantizationError
-from llmquant.numerics.fake_quant import dequantize, fake_quantize, stored_scales
+from llmquant.numerics.fake_quant import dequantize, fake_quantize, in_cells, stored_scales
 from llmquant.numerics.grid import Grid, choose_grid, round_to_grid
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
 
 NAMES = ("weight", "weight_codes", "weight_scale", "weight_zero_point", "weight_scale_change")
 MOMENTUM = 0.05  # of a moving average of ranges
-_WITHIN = 0.45  # of half a step: where a weight starts that another code is nearer to
 
 
 class FakeWeight(nn.Module):
@@ -78,7 +76,7 @@ class FakeWeight(nn.Module):
         self.register_parameter("weight", nn.Parameter(weight.detach().float().clone()))
         with torch.no_grad():
             matrix = self.matrix()
-            matrix.copy_(_in_cells(matrix, start))
+            matrix.copy_(in_cells(matrix, start))
 
     def share(self, other: FakeWeight) -> None:
         """Share all tensors with another layer, as tied weights do."""
@@ -164,20 +162,3 @@ class _ScaledGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return gradient * ctx.factor, None
-
-
-def _in_cells(matrix: Tensor, start: QuantizedTensor) -> Tensor:
-    """The values nearest to `matrix` that round to the codes of `start`."""
-    shape = start.scales.shape
-    codes = start.codes.float() if start.zeros is None else _per_group(start.codes.float(), shape).sub(
-        start.zeros.float().unsqueeze(-1)
-    ).view(matrix.shape)  # fmt: skip
-    scales = start.scales.float().unsqueeze(-1)
-    steps = _per_group(matrix.float(), shape) / scales
-    middle = _per_group(codes, shape)
-    inside = torch.minimum(torch.maximum(steps, middle - _WITHIN), middle + _WITHIN)
-    return (inside * scales).view(matrix.shape).to(matrix.dtype)
-
-
-def _per_group(matrix: Tensor, shape: Sequence[int]) -> Tensor:
-    return matrix.reshape(matrix.shape[0], shape[1], -1)

@@ -14,9 +14,12 @@ import torch
 from jaxtyping import Float, Float32, Int8
 from torch import Tensor
 
+from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.numerics.stored_scale import as_stored
 from llmquant.numerics.threads import map_chunks, row_chunks
 from llmquant.spec import Scheme
+
+_WITHIN = 0.45  # of a step from the middle of a cell; the next begins at 0.5
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -68,6 +71,17 @@ def fake_quantize(
     codes are those of `numerics.grid.round_to_grid`. Weight and scales get gradients.
     """
     return _FakeQuantize.apply(weight, scales, zeros, scheme, dtype, out_dtype)  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def in_cells(weight: Float[Tensor, "out in"], start: QuantizedTensor) -> Float[Tensor, "out in"]:
+    """The values nearest to `weight` that round to the codes of `start`, with a little room for a changed scale."""
+    scales = start.scales.float().unsqueeze(-1)
+    middle = _grouped(start.codes, start.scales).float()
+    middle = middle if start.zeros is None else middle - start.zeros.float().unsqueeze(-1)
+    steps = _grouped(weight, start.scales).float() / scales
+    inside = torch.minimum(torch.maximum(steps, middle - _WITHIN), middle + _WITHIN)
+    return (inside * scales).view(weight.shape).to(weight.dtype)
 
 
 class _Dequantize(torch.autograd.Function):

@@ -82,7 +82,8 @@ class _Hook:
         kl = self._divergence(args, kwargs, output["logits"], labels)
         own = output.get("loss")
         total = self._loss.kl * kl if own is None else self._loss.kl * kl + self._loss.cross_entropy * own
-        return type(output)(loss=total, **{name: value for name, value in output.items() if name != "loss"})
+        kind: Any = type(output)
+        return kind(loss=total, **{name: value for name, value in output.items() if name != "loss"})
 
     def _divergence(self, args: tuple, kwargs: Mapping[str, Any], logits: Tensor, labels: Tensor) -> Tensor:
         if self._teacher.device != logits.device:
@@ -92,8 +93,8 @@ class _Hook:
             wanted = self._teacher(*args, **asked, use_cache=False).logits
         counted = nn.functional.pad(labels[:, 1:] != -100, (0, 1)).flatten().nonzero().squeeze(-1)
         items = kwargs.get("num_items_in_batch")
-        flat = (each.flatten(0, 1) for each in (logits, wanted))
-        total = divergence(*flat, counted, self._loss.temperature, self._loss.top_k)
+        mine, theirs = logits.flatten(0, 1), wanted.flatten(0, 1)
+        total = divergence(mine, theirs, counted, self._loss.temperature, self._loss.top_k)
         return total / (max(1, len(counted)) if items is None else items)
 
 

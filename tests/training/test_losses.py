@@ -62,8 +62,8 @@ def prepared(**loss: Any) -> tuple[Any, Any]:
 
 def by_hand(model: Any, teacher: Any, labels: torch.Tensor) -> torch.Tensor:
     rows = labels[:, 1:] != -100
-    logits = [each(TOKENS).logits[:, :-1][rows] for each in (model, teacher)]
-    return exact(*logits, 1.0, None).float() / rows.sum()
+    mine, theirs = (each(TOKENS).logits[:, :-1][rows] for each in (model, teacher))
+    return exact(mine, theirs, 1.0, None).float() / rows.sum()
 
 
 def test_the_loss_of_a_model_is_replaced() -> None:

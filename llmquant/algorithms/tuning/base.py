@@ -29,11 +29,13 @@ class TunedLayer:
         quantized: its weight as it was rounded.
         scheme: of that.
         turned: whether the module holds the weight as (in_features, out_features).
+        weight: before it was rounded; None where that is not known.
     """
 
     quantized: QuantizedTensor
     scheme: Scheme
     turned: bool = False
+    weight: Float[Tensor, "out in"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

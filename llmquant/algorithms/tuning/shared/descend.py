@@ -1,0 +1,109 @@
+"""Descending on the error of a block's outputs, with weights that are made anew for every step.
+
+Every other batch is held out, and decides whether the result is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from llmquant.algorithms.tuning.base import BlockCall, Hidden, TunedLayer, TuningResult
+from llmquant.numerics.quantized import QuantizedTensor
+
+Batches = Sequence[tuple[BlockCall, Hidden]]
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """What is learned of the layers of a block."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups, as optimizers of torch take them, with the learning rates of the first step."""
+        ...
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The parameters of the block as readers will see them, by name, with gradients."""
+        ...
+
+    def quantized(self) -> Mapping[str, QuantizedTensor]:
+        """The layers as they are now."""
+        ...
+
+    def keep_within(self) -> None:
+        """Bring what was learned back to where it may be; called after every step."""
+        ...
+
+
+def improve(
+    block: nn.Module,
+    calls: Sequence[BlockCall],
+    targets: Sequence[Hidden],
+    layers: Mapping[str, TunedLayer],
+    learner: Learner,
+    steps: int,
+) -> TuningResult:
+    """Take `steps` of Adam, each on one batch, with rates that fall to 0 in a straight line; see `base.Tuning.tune`.
+
+    The layers stay as they are where the error on the batches held out does not fall. With one batch none can be held
+    out, and nothing changes.
+    """
+    batches = list(zip(calls, targets, strict=True))
+    fitted, held_out = batches[::2], batches[1::2]
+    kept = {name: layer.quantized for name, layer in layers.items()}
+    if not held_out or not layers:
+        return TuningResult(kept, 0.0, 0.0)
+    start = {f"{name}.weight": _dense(layer) for name, layer in layers.items()}
+    with torch.no_grad():
+        before = _error(block, start, held_out)
+    with torch.enable_grad():
+        _descend(block, learner, fitted, steps)
+    with torch.no_grad():
+        after = _error(block, learner.weights(), held_out)
+    if not after < before:  # NaN too
+        return TuningResult(kept, before, before)
+    return TuningResult(dict(learner.quantized()), before, after)
+
+
+def _dense(layer: TunedLayer) -> Tensor:
+    weight = layer.quantized.dequantize().float()
+    return weight.T if layer.turned else weight
+
+
+def _descend(block: nn.Module, learner: Learner, batches: Batches, steps: int) -> None:
+    optimizer = torch.optim.Adam(learner.groups())
+    rates = [group["lr"] for group in optimizer.param_groups]
+    learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for step in range(steps):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 - step / steps)
+        call, target = batches[step % len(batches)]
+        lost, power = _lost(block, learner.weights(), call, target)
+        optimizer.zero_grad()
+        (lost / power.clamp(min=torch.finfo(torch.float32).tiny)).backward(inputs=learned)
+        optimizer.step()
+        with torch.no_grad():
+            learner.keep_within()
+
+
+def _error(block: nn.Module, weights: Mapping[str, Tensor], batches: Batches) -> float:
+    sums = [torch.stack(_lost(block, weights, call, target)).double() for call, target in batches]
+    lost, power = torch.stack(sums).sum(0).tolist()
+    return lost / power if power else 0.0
+
+
+def _lost(
+    block: nn.Module, weights: Mapping[str, Tensor], call: BlockCall, target: Hidden
+) -> tuple[Float32[Tensor, ""], Float32[Tensor, ""]]:
+    """Squared error and power of the outputs of one batch."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return functional_call(block, dict(weights), args, kwargs)
+
+    output = call(run)
+    return (output - target).float().square().sum(), target.float().square().sum()
