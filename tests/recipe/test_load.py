@@ -117,7 +117,7 @@ def test_presets_load_and_explain_themselves() -> None:
         assert recipe.name == name
         assert recipe.description
         assert preset_text(name).startswith("# ")
-        assert (recipe.calibration is not None) == name.endswith("-gptq")
+        assert (recipe.calibration is not None) == (recipe.rounding.method == "gptq")
         if recipe.calibration:
             assert (recipe.calibration.dataset, recipe.calibration.samples) == ("builtin:mixed", 128)
 
