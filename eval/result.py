@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -242,9 +243,14 @@ def _section_of(name: str) -> type[Section]:
         ) from None
 
 
+@cache  # making one takes longer than its use
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
 def _checked(kind: type[Any], text: str, place: str = "") -> Any:
     try:
-        return TypeAdapter(kind).validate_json(text)
+        return _adapter(kind).validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = (place + ".".join(map(str, first["loc"]))).rstrip(".")

@@ -9,8 +9,10 @@ import typing
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from llmquant.errors import DataError
+from llmquant.eval import result
 from llmquant.eval.metrics import metrics
 from llmquant.eval.metrics.divergence import Section as Divergence
 from llmquant.eval.result import SCHEMA_VERSION, EvalReport, read_reports, to_json
@@ -22,6 +24,16 @@ def test_json_round_trip(report: EvalReport, tmp_path: Path) -> None:
     assert EvalReport.from_json(text) == report
     (tmp_path / "report.json").write_text(text, encoding="utf-8")
     assert EvalReport.load(tmp_path / "report.json") == report
+
+
+def test_many_reports_are_read_with_one_validator_a_section(report: EvalReport, tmp_path: Path, monkeypatch) -> None:
+    made: list[type] = []
+    monkeypatch.setattr(result, "TypeAdapter", lambda kind: made.append(kind) or TypeAdapter(kind))
+    (tmp_path / "many.json").write_text(to_json([report] * 3), encoding="utf-8")
+    result._adapter.cache_clear()
+    assert len(read_reports([tmp_path / "many.json"])) == 3
+    result._adapter.cache_clear()
+    assert len(made) == len(report.sections) + 1
 
 
 def test_files_hold_one_report_or_several(report: EvalReport, tmp_path: Path) -> None:
