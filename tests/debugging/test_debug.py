@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -244,9 +245,10 @@ def test_names_are_whole_words_in_a_narrow_terminal(report, healthy):
     ("key", "here"),
     [("rounding", True), ("rounding", False), ("transforms", True), ("tuning", True), ("rule", True), ("format", True)],
 )
-def test_no_file_that_a_folder_names_is_run(plant, dense, text_file, tmp_path, key, here):
+def test_no_file_that_a_folder_names_is_run(plant, dense, text_file, tmp_path, monkeypatch, key, here):
     """`debug`, `inspect` and `verify` of somebody else's folder, whether the file is here or not."""
-    folder, evil = plant({}), tmp_path / "evil.py"
+    folder, evil = plant({}), Path("evil.py")  # without a dash, which the name of a format would turn into another path
+    monkeypatch.chdir(tmp_path)
     if here:
         evil.write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\nNAME = Options = open = writer = NEEDS = None\n")
     step = {"method": str(evil)}

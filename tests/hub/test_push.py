@@ -274,8 +274,9 @@ def test_the_card_shows_the_result_among_others_that_were_measured_with_it(
 
 
 @pytest.mark.parametrize("key", ["rounding", "format"])
-def test_no_file_that_a_folder_names_is_run(out: Path, tmp_path: Path, hub: State, key: str) -> None:
-    evil = tmp_path / "evil.py"
+def test_no_file_that_a_folder_names_is_run(out: Path, tmp_path: Path, hub: State, monkeypatch, key: str) -> None:
+    evil = Path("evil.py")  # without a dash, which the name of a format would turn into another path
+    monkeypatch.chdir(tmp_path)
     evil.write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\n")
     made = json.loads((out / "llmquant.json").read_text())
     made["recipe"][key] = {"method": str(evil)} if key == "rounding" else str(evil)
