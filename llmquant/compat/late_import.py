@@ -11,10 +11,13 @@ from types import ModuleType
 
 
 def after_import(name: str, callback: Callable[[], None]) -> None:
-    """Call `callback` once: now if module `name` is imported already, else as soon as it has been."""
+    """Call `callback` once: now if module `name` is imported already, else as soon as it has been.
+
+    Asked again for what it waits for, it does nothing.
+    """
     if name in sys.modules:
         callback()
-    else:
+    elif not any(isinstance(finder, _Watcher) and finder.waits_for(name, callback) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watcher(name, callback))
 
 
@@ -23,6 +26,9 @@ class _Watcher(MetaPathFinder):
 
     def __init__(self, name: str, callback: Callable[[], None]) -> None:
         self._name, self._callback = name, callback
+
+    def waits_for(self, name: str, callback: Callable[[], None]) -> bool:
+        return (self._name, self._callback) == (name, callback)
 
     def find_spec(
         self,

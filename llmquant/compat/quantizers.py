@@ -135,7 +135,8 @@ class CompressedTensorsQuantizer(CompressedTensorsHfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        return not self.packed and super().is_trainable
+        """Adapters on it, that is; the Trainer asks separately whether there are any."""
+        return self.packed or super().is_trainable
 
     @property
     def is_qat_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]  # a method there, so true

@@ -23,6 +23,8 @@ def register(push: Push | None = None) -> None:
     """
     # Not the module of the quantizers, which our own import: nothing of ours may be half imported when this runs.
     after_import("transformers.modeling_utils", partial(_install, push))
+    # Not peft itself, which transformers looks for without importing it: that would end the wait.
+    after_import("peft.tuners.lora.model", _adapt)
 
 
 def _install(push: Push | None) -> None:
@@ -34,3 +36,10 @@ def _install(push: Push | None) -> None:
 
     take_over(PackedQuantizer)
     extend_models(count_parameters, check_resize, check_save, push)
+
+
+def _adapt() -> None:
+    from llmquant.compat.adapters import add_lora_layers
+    from llmquant.hf.lora import LAYERS
+
+    add_lora_layers(LAYERS)

@@ -25,6 +25,7 @@ from llmquant.nn.linear import PackedLinear
 INPUT_NORM, ATTENTION, MLP_NORM, MLP = "input_layernorm", "self_attn", "post_attention_layernorm", "mlp"
 QKV, OUT, GATE_UP, DOWN = ("q_proj", "k_proj", "v_proj"), "o_proj", ("gate_proj", "up_proj"), "down_proj"
 HEAD_NORMS = ("q_norm", "k_norm")
+ADAPTED = "PackedLoraLinear"  # of lora.py, which imports peft
 ACTIVATION, SILU = "act_fn", frozenset({"SiLU", "SiLUActivation"})
 
 _FEW = 64  # tokens up to which what rope needs is kept for the other layers of the same pass
@@ -150,6 +151,8 @@ def _shared(parent: nn.Module, names: Sequence[str]) -> Linears | None:
     weights, biases, out_features, shared = [], [], [], []
     for name in names:
         layer = parent._modules[name]
+        if layer and _untouched(layer, ADAPTED) and layer.__dict__["_disable_adapters"]:  # peft's `disable_adapter()`
+            layer = layer._modules["base_layer"]
         if not _untouched(layer, PackedLinear.__name__):
             return None
         assert isinstance(layer, PackedLinear)
