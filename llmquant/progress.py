@@ -28,5 +28,8 @@ class Progress:
     def layer(self, name: str, loss: float) -> None:
         """A layer was quantized, with this relative error of its outputs or weights."""
 
+    def loss(self, value: float) -> None:
+        """The loss of the last steps of a stage that trains."""
+
     def note(self, text: str) -> None:
         """Something the user should know."""

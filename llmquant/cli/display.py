@@ -121,6 +121,10 @@ class RunDisplay(Progress):
         if self._stage is not None:
             self._stage.detail = f"{'.'.join(name.split('.')[-2:])} error {loss:.2%}"
 
+    def loss(self, value: float) -> None:
+        if self._stage is not None:
+            self._stage.detail = f"loss {value:.4f}"
+
     def note(self, text: str) -> None:
         self._console.print(f"[yellow]note:[/] {escaped(text)}", highlight=False, soft_wrap=True)
 

@@ -93,7 +93,7 @@ def run(
             progress.note(calibration.note)
         identity = run_identity(prepared, calibration, setting.device)
         if resume and is_finished(output.out) and not output.partial.exists():
-            finished = _already_finished(output, identity)
+            finished = already_finished(output, identity)
             progress.note(f"{output.out} was finished by an earlier run, so there was nothing to do")
             return finished
         units = _units(prepared)
@@ -119,6 +119,17 @@ def run(
 def run_identity(prepared: Prepared, calibration: CalibrationData | None, device: torch.device) -> dict[str, Any]:
     """What must be equal for two runs to give the same bytes; a journal is continued only by an identical run."""
     return {
+        **surroundings(device),
+        "source": prepared.checkpoint.fingerprint(),
+        "recipe": canonical_json(prepared.plan.recipe),
+        "calibration": calibration.sha256 if calibration else None,
+        **own_code(prepared.plan.recipe),
+    }
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """What of software and machine the bytes of a result depend on."""
+    return {
         "schema": 1,
         "llmquant": version("llmquant"),
         "torch": torch.__version__,
@@ -127,14 +138,10 @@ def run_identity(prepared: Prepared, calibration: CalibrationData | None, device
         "device": device_name(device),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "source": prepared.checkpoint.fingerprint(),
-        "recipe": canonical_json(prepared.plan.recipe),
-        "calibration": calibration.sha256 if calibration else None,
-        **_own_code(prepared.plan.recipe),
     }
 
 
-def _own_code(recipe: Recipe) -> dict[str, dict[str, str]]:
+def own_code(recipe: Recipe) -> dict[str, dict[str, str]]:
     """Hashes of the files of methods that the recipe names by path."""
     methods = {step.method for step in (*recipe.roundings, *recipe.transforms, *recipe.tuning)}
     files = {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in sorted(methods) if is_file(name)}
@@ -176,7 +183,12 @@ def _check_copies(prepared: Prepared) -> None:
             )
 
 
-def _already_finished(output: OutputFolder, identity: Mapping[str, Any]) -> RunResult:
+def already_finished(output: OutputFolder, identity: Mapping[str, Any]) -> RunResult:
+    """The result that an identical run finished before.
+
+    Raises:
+        OutputError: if it was another run.
+    """
     provenance = read_provenance(output.out)
     if provenance.get("identity") != identity:
         raise OutputError(

@@ -11,15 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from llmquant import formats
 from llmquant.compat.quantizers import made_in_memory
 from llmquant.engine.output.folder import PROVENANCE, is_finished, read_provenance
-from llmquant.engine.output.verify import hash_bytes, hash_file
 from llmquant.errors import OutputError
-from llmquant.formats.safetensors_file import write_json_atomic
 from llmquant.hf.in_place import copy_tokenizer
+from llmquant.hf.provenance import write_provenance
 from llmquant.hub.access import check_access, network_errors
-from llmquant.hub.files import CARD, WEIGHTS
+from llmquant.hub.files import CARD
 from llmquant.hub.push import push_to_hub
 from llmquant.nn.counting import is_packed
 
@@ -63,7 +61,7 @@ def push_model(
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         if not copy_tokenizer(model, folder):
             log.warning("%s gets no tokenizer; tokenizer.push_to_hub(%r) adds one", repo, repo)
-        _write_provenance(model, made, folder)
+        write_provenance(model, made, folder)
         if tags:
             (folder / CARD).write_text(
                 "---\ntags:\n" + "".join(f"- {tag}\n" for tag in tags) + "---\n", encoding="utf-8"
@@ -92,25 +90,3 @@ def origin_of(model: PreTrainedModel) -> Mapping[str, Any] | None:
         return read_provenance(Path(hf_hub_download(name, PROVENANCE)).parent)
     except (*network_errors(), HFValidationError):
         return None
-
-
-def _write_provenance(model: PreTrainedModel, made: Mapping[str, Any], folder: Path) -> None:
-    """Compare the saved files with the model in memory, and write llmquant.json beside them."""
-    saved = formats.find(formats.DEFAULT).open(folder)
-    hashes = {name: hash_bytes(saved.read(name)) for name in sorted(saved.tensors)}
-    for name, tensor in model.state_dict().items():
-        if name in hashes and not tensor.is_meta and hash_bytes(tensor.detach().cpu().contiguous()) != hashes[name]:
-            raise OutputError(
-                f"{name} was saved as something else than the model holds; is the disk of {folder} sound?"
-            )
-    before = made.get("tensors")
-    changed = sum(before.get(name) != found for name, found in hashes.items()) if before else 0
-    files = [path for path in sorted(folder.iterdir()) if not path.name.endswith((*WEIGHTS, ".index.json"))]
-    facts = {
-        "changed": changed,
-        "verified_tensors": len(hashes),
-        "tensors": hashes,
-        "metadata": dict(saved.metadata),
-        "files": {path.name: hash_file(path) for path in files},
-    }
-    write_json_atomic(folder / PROVENANCE, {**made, **facts})

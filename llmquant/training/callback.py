@@ -61,6 +61,8 @@ class QatCallback(TrainerCallback):
     ) -> None:
         """Bring the layers to where the step is that training begins or resumes at."""
         self._watch = Watch(model)
+        if self._movement is not None and state.global_step:  # the first were those before the checkpoint was loaded
+            self._movement.mark(model)
         self._bring(model, state, more["optimizer"])
         decayed = {id(p) for group in more["optimizer"].param_groups if group["weight_decay"] for p in group["params"]}
         if any(id(change) in decayed for change in _changes(model)):

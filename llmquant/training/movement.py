@@ -34,6 +34,12 @@ class Movement:
             codes, scales = _now(layer)
             self._seen[name] = _Seen(scales, codes, codes)
 
+    def mark(self, model: nn.Module) -> None:
+        """Take the codes as they are now for those of the last call."""
+        for name, layer in fake_layers(model).items():
+            if name in self._seen:
+                self._seen[name].last = _now(layer)[0]
+
     @torch.no_grad()
     def facts(self, model: nn.Module) -> dict[str, float]:
         """What is added to the log.

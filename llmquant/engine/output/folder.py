@@ -24,6 +24,7 @@ from llmquant.files import read_json
 from llmquant.words import bytes_text
 
 JOURNAL, PROVENANCE, EDITS = "journal.jsonl", "llmquant.json", "edits"
+TRAINING = "training"  # checkpoints of a run that trains
 REPLACED = "replaced"
 
 
@@ -152,7 +153,7 @@ class OutputFolder:
     def tidy(self) -> None:
         """Remove what an interrupted `finish` left behind in a finished folder, where its journal still is."""
         if (self.out / JOURNAL).exists():
-            for folder in (REPLACED, EDITS):
+            for folder in (REPLACED, EDITS, TRAINING):
                 if (self.out / folder).exists():
                     shutil.rmtree(self.out / folder)
             (self.out / JOURNAL).unlink()

@@ -1,0 +1,138 @@
+"""What the section `qat` of a recipe says, in the words of transformers' `Trainer`."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from llmquant.compat.training import recompute, stay_on_one_device
+from llmquant.errors import DeviceError, RecipeError
+from llmquant.progress import Progress
+from llmquant.recipe.qat import Qat
+from llmquant.training.callback import QatCallback
+from llmquant.training.optimizer import make_optimizer
+from llmquant.training.text import TrainingText
+
+_PER_DEVICE = 4  # rows at once, where nobody says another number
+_SAVES = 10  # checkpoints of a run, each with a validation
+_LOGS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to train, beside what the recipe says. All of it goes into the identity of a run.
+
+    Attributes:
+        per_device: rows of a batch that a device takes at once; by default the largest divisor up to 4.
+        recompute: throw activations away and compute them again, for less memory (gradient checkpointing).
+        save_steps: between checkpoints and validations; by default a tenth of all steps.
+    """
+
+    per_device: int | None = None
+    recompute: bool = False
+    save_steps: int | None = None
+
+
+def rank() -> int:
+    """Of this process among those that a launcher started; 0 of one alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def processes() -> int:
+    """That a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def steps_of(qat: Qat, rows: int) -> int:
+    """Steps of the optimizer, of which either number in the recipe may end it."""
+    whole = math.ceil(qat.epochs * math.ceil(rows / qat.batch))
+    return whole if qat.steps is None else min(qat.steps, whole)
+
+
+def training_arguments(qat: Qat, options: Options, folder: Path, device: torch.device, steps: int) -> TrainingArguments:
+    """For a run of this process.
+
+    Raises:
+        RecipeError: if the batch cannot be divided among devices.
+        DeviceError: if the device is not the first that is visible.
+    """
+    if device.index:
+        raise DeviceError(
+            f"training takes the first device that is visible, not {device}; set CUDA_VISIBLE_DEVICES={device.index}"
+        )
+    share, odd = divmod(qat.batch, processes())
+    per_device = options.per_device or max(n for n in range(1, _PER_DEVICE + 1) if share % n == 0)
+    if odd or share % per_device:
+        raise RecipeError(
+            f"a batch of {qat.batch} rows cannot be divided among {processes()} devices that take {per_device} at "
+            "once; change qat.batch, or the number of rows at once"
+        )
+    save = options.save_steps or math.ceil(steps / _SAVES)
+    return stay_on_one_device(TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=per_device,
+        gradient_accumulation_steps=share // per_device,
+        max_steps=steps,
+        learning_rate=qat.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(qat.warmup * steps),
+        max_grad_norm=1.0,
+        seed=qat.seed % (1 << 32),  # that of numpy
+        use_cpu=device.type == "cpu",
+        bf16=device.type in ("cuda", "xpu"),
+        eval_strategy="steps",
+        eval_steps=save,
+        eval_delay=qat.fake_quant_after_n_steps,  # before, nothing is rounded
+        save_strategy="steps",
+        save_steps=save,
+        save_total_limit=2,  # the best, and the last
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        prediction_loss_only=True,
+        logging_steps=max(1, steps // _LOGS),
+        report_to="none",
+        disable_tqdm=True,
+        **recompute(wanted=options.recompute),  # pyright: ignore[reportArgumentType]  # it has a bool
+    ))  # fmt: skip
+
+
+def make_trainer(model: Any, qat: Qat, args: TrainingArguments, text: TrainingText, progress: Progress) -> Trainer:
+    """With everything that training a prepared model takes."""
+    trainer = Trainer(
+        model, args, train_dataset=text.train, eval_dataset=text.valid,  # pyright: ignore[reportArgumentType]  # lists do
+        optimizers=(make_optimizer(model, qat), None), callbacks=[QatCallback(qat), _Tell(progress)],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class _Tell(TrainerCallback):
+    """What happens, in the words of `Progress`."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._progress.stage("train", state.max_steps, work=state.max_steps - state.global_step)
+        if state.global_step:
+            self._progress.step(steps=state.global_step, work=0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._progress.step()
+        if state.global_step >= state.max_steps:  # the trainer saves at the end, but measures only at whole intervals
+            control.should_evaluate = True
+
+    def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if "loss" in more["logs"]:
+            self._progress.loss(more["logs"]["loss"])
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        step = f"step {state.global_step} of {state.max_steps}" if state.global_step else "before training"
+        self._progress.note(f"{step}: loss {more['metrics']['eval_loss']:.4f} on held-out text")
