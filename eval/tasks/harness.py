@@ -70,6 +70,7 @@ def ask(
         batch_size: sequences at once; by default what fits into a moderate memory.
 
     Raises:
+        DataError: if an answer is longer than the model's context.
         QuantizationError: if the model gives no finite logits for a text that it should generate.
     """
     for task in loaded.tasks.values():
@@ -136,6 +137,12 @@ class _Harness(_Base):
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None) -> Any:
         longest = max(len(context) + len(continuation) for _, context, continuation in requests)
+        answer = max(len(continuation) for _, _, continuation in requests)
+        if answer > self.max_length:  # a longer question loses its beginning; an answer cannot
+            raise DataError(
+                f"an answer of a task has {answer} tokens, and the context of {self._who} ends at {self.max_length}; "
+                "choose another task, or a model with a longer context"
+            )
         fits = _LOGITS // (min(longest, self.max_length) * self.model.config.get_text_config().vocab_size)
         self.batch_size_per_gpu = self._given or min(max(1, fits), _LARGEST_BATCH)
         return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)

@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import llmquant
 from llmquant.api import quantize
@@ -24,6 +25,7 @@ from llmquant.errors import CheckpointError, QuantizationError
 from llmquant.recipe.load import load_recipe
 from llmquant.words import number
 from tests.debugging.conftest import RECIPE
+from tests.engine.conftest import byte_tokenizer, tiny_llama
 from tests.eval.shown import parsed
 
 DOWN = "model.layers.1.mlp.down_proj"
@@ -321,3 +323,37 @@ def test_of_equal_gains_the_one_of_fewest_bits_is_kept(report):
     one, two, three = (replace(each, best=place < 2) for place, each in enumerate(report.budget.units[:3]))
     options = [(Choice(one, KEEP), 0.6), (Choice(two, KEEP), 0.1), (Choice(three, KEEP), 0.01)]
     assert _cheapest(options) is two
+
+
+def tied() -> Any:
+    return tiny_llama(tie_word_embeddings=True)
+
+
+def conv1d() -> Any:
+    torch.manual_seed(0)
+    sizes = {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 257, "n_positions": 64}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=256, eos_token_id=256)).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "match", "scheme", "where"),
+    [
+        (tied, ["linear", "embedding"], "int8", "model.embed_tokens"),
+        (tiny_llama, "linear", "w8a8-dynamic", DOWN),
+        (conv1d, "linear", "int4-g32", "transformer.h.1.mlp.c_fc"),
+    ],
+)
+def test_every_kind_of_layer_is_looked_at(make, match, scheme, where, text_file, tmp_path):
+    make().save_pretrained(tmp_path / "dense")
+    byte_tokenizer().save_pretrained(tmp_path / "dense")
+    recipe = {"version": 1, "name": "kinds", "portable": False, "rules": [{"match": match, "scheme": scheme}]}
+    out = quantize(tmp_path / "dense", recipe, tmp_path / "out").folder
+    healthy = llmquant.debug(out, tmp_path / "dense", text=str(text_file), **ASKED)
+    assert not [each for each in healthy.findings if each.severity == "fault"]
+    assert where in [each.name for each in healthy.weights]
+    shard = next(path for path in out.glob("*.safetensors") if f"{where}.weight_scale" in load_file(path))
+    tensors = load_file(shard)
+    tensors[f"{where}.weight_scale"] *= 1.5
+    save_file(tensors, shard, metadata={"format": "pt"})
+    found = llmquant.debug(out, tmp_path / "dense", text=str(text_file), **ASKED)
+    assert (found.findings[0].kind, found.findings[0].where) == ("scale-factor", (where,))

@@ -198,3 +198,8 @@ def test_a_task_without_a_prompt_needs_a_first_token(model, tokenizer, files) ->
     bare.pad_token = "a"
     with pytest.raises(DataError, match="no BOS and no EOS"):
         answers(model, bare, load(("blimp",), files, ()))
+
+
+def test_an_answer_that_the_context_cannot_hold_is_refused(tokenizer, files) -> None:
+    with pytest.raises(DataError, match=r"answer of a task has \d\d tokens, and the context of quantized ends at 8"):
+        answers(tiny_llama(max_position_embeddings=8), tokenizer, load(["piqa"], files, ()))
