@@ -331,7 +331,7 @@ def tied() -> Any:
 
 def conv1d() -> Any:
     torch.manual_seed(0)
-    sizes = {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 257, "n_positions": 64}
+    sizes: dict[str, Any] = {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 257, "n_positions": 64}
     return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=256, eos_token_id=256)).eval()
 
 
