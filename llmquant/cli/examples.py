@@ -17,6 +17,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "MODEL -r int4-g64 -o OUT --resume",
         "MODEL -r int8 -o OUT --push USER/NAME --private",
     ),
+    "qat": (
+        "MODEL -r qat-int4-g32 --train text.txt -o OUT",
+        "org/model -r qat-int3-g32 --train hub:org/text --steps 500 --recompute -o OUT",
+        "MODEL -r my-recipe.yaml --train text.jsonl --valid held-out.txt -o OUT --resume",
+    ),
     "verify": ("OUT", "USER/NAME"),
     "inspect": ("OUT",),
     "debug": ("OUT --baseline MODEL",),

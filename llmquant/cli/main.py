@@ -22,6 +22,7 @@ from llmquant.cli import (
     inspect,
     plan,
     push,
+    qat,
     quantize,
     recipes,
     report,
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (
         plan,
         quantize,
+        qat,
         verify,
         inspect,
         evaluate,

@@ -180,13 +180,23 @@ def convert_qat(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Pre
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if dtype is not None:
-        model.to(dtype)  # pyright: ignore[reportArgumentType]
+        _cast(model, dtype)
     model.eval()
     finish(model)
     quantizer = PackedQuantizer(CompressedTensorsConfig(model_quantization_config(state.plan)))
     quantizer.made = {**state.made, "training": state.trained}
     mark_as_packed(model, quantizer)
     return model
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast what a checkpoint holds; frequencies of positions are no part of it, and stay as a loaded model has them."""
+    saved = model.state_dict().keys()
+    kept = [(name, buffer) for name, buffer in model.named_buffers() if name not in saved]
+    model.to(dtype)  # pyright: ignore[reportArgumentType]
+    for name, buffer in kept:
+        owner, _, own = name.rpartition(".")
+        setattr(model.get_submodule(owner), own, buffer)
 
 
 def _packed(name: str, layer: FakeWeight) -> PackedStorage:

@@ -68,7 +68,7 @@ class QatCallback(TrainerCallback):
         if any(id(change) in decayed for change in _changes(model)):
             log.warning(
                 "scales are in an optimizer group with weight decay, which pulls them back to where they started; give "
-                "the Trainer optimizers=(llmquant.training.optimizer.make_optimizer(model, qat), None)"
+                "the Trainer optimizers=(llmquant.training.optimizer.make_optimizer(model), None)"
             )
 
     def on_step_begin(

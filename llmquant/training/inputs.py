@@ -71,7 +71,9 @@ def open_inputs(
     tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=trust_remote_code)
     model = load(source, trust_remote_code=trust_remote_code)
     make_plan(recipe, take_inventory(model))  # before any work
-    rows = load_rows(text, valid, tokenizer, length=qat.length, context=context_limit(model.config))
+    wanted = None if qat.steps is None else qat.steps * qat.batch
+    context = context_limit(model.config)
+    rows = load_rows(text, valid, tokenizer, length=qat.length, context=context, wanted=wanted)
     check_vocabulary(torch.stack([row["input_ids"] for row in rows.train + rows.valid]), model)
     identity = {
         "source": checkpoint.fingerprint(), "recipe": canonical_json(recipe), "text": rows.identity, **own_code(recipe)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from llmquant.errors import RecipeError
+from llmquant.hf.qat import qat_state
 from llmquant.recipe.qat import Qat
 
 SCALES = "weight_scale_change"
@@ -37,6 +38,6 @@ def parameter_groups(model: nn.Module, qat: Qat) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, qat: Qat) -> torch.optim.AdamW:
-    """AdamW for `Trainer(optimizers=(make_optimizer(model, qat), None))`."""
-    return torch.optim.AdamW(parameter_groups(model, qat), fused=True)
+def make_optimizer(model: nn.Module, qat: Qat | None = None) -> torch.optim.AdamW:
+    """AdamW for `Trainer(optimizers=(make_optimizer(model), None))`; by default as the model's recipe says."""
+    return torch.optim.AdamW(parameter_groups(model, qat or qat_state(model).qat), fused=True)

@@ -11,7 +11,7 @@ from llmquant.data.text import read_documents
 from llmquant.data.windows import Windows, make_windows
 from llmquant.errors import DataError
 
-HELD_OUT, MOST_HELD_OUT = 0.05, 64  # share of the windows, and how many are enough
+HELD_OUT, MOST_HELD_OUT = 0.05, 64  # share of what is trained on, and how many windows are enough
 Row = dict[str, Tensor]
 
 
@@ -34,17 +34,20 @@ class TrainingText:
         return len(self.train[0]["input_ids"])
 
 
-def load_rows(text: str, valid: str | None, tokenizer: Any, *, length: int, context: int | None) -> TrainingText:
+def load_rows(
+    text: str, valid: str | None, tokenizer: Any, *, length: int, context: int | None, wanted: int | None = None
+) -> TrainingText:
     """Cut texts (see `read_documents`) into windows as evaluation does.
 
     Without a text for validation the last windows of `text` are held out: a twentieth, at least 1 and at most 64.
-    Windows longer than the model's context are cut to it.
+    Windows longer than the model's context are cut to it. `text` is read no further than `wanted` windows need.
 
     Raises:
         DataError: if there is no such text, or it is too short.
     """
     length = min(length, context or length)
-    windows = make_windows(read_documents(text), tokenizer, source=text, length=length)
+    enough = None if wanted is None else wanted + _held_out(wanted)
+    windows = make_windows(read_documents(text), tokenizer, source=text, length=length, max_windows=enough)
     rows = _rows(windows)
     about = {"text": text, "sha256": windows.protocol.data_hash, "length": length}
     if valid is not None:
@@ -57,9 +60,13 @@ def load_rows(text: str, valid: str | None, tokenizer: Any, *, length: int, cont
             "text, a smaller length, or another text for validation"
         )
     else:
-        count = min(MOST_HELD_OUT, max(1, round(HELD_OUT * len(rows))))
+        count = _held_out(min(len(rows), wanted or len(rows)))
         rows, held_rows = rows[:-count], rows[-count:]
     return TrainingText(rows, held_rows, about | {"windows": len(rows), "valid_windows": len(held_rows)})
+
+
+def _held_out(rows: int) -> int:
+    return min(MOST_HELD_OUT, max(1, round(HELD_OUT * rows)))
 
 
 def _rows(windows: Windows) -> list[Row]:
