@@ -90,6 +90,17 @@ def text() -> str:
     return "".join(CHARACTERS[i] for i in torch.randint(len(CHARACTERS), (700,), generator=generator).tolist())
 
 
+TRAINING: dict[str, Any] = {
+    "steps": 20, "tokens": 4096, "loss_before": 0.6, "loss_after": 0.3, "best_step": 20,
+    "log": [
+        {"step": 10, "loss": 0.5, "scale_drift": 0.01, "codes_flipped": 0.02},
+        {"step": 10, "eval_loss": 0.4},
+        {"step": 20, "loss": float("nan"), "scale_drift": 0.03, "codes_flipped": 0.05},
+        {"step": 20, "eval_loss": 0.3},
+    ],
+}  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def report(baseline, perturbed, tokenizer, text, tmp_path_factory) -> EvalReport:
     """A full evaluation of the tiny pair, with every optional part."""
@@ -108,6 +119,8 @@ def report(baseline, perturbed, tokenizer, text, tmp_path_factory) -> EvalReport
         made={
             "plan": {"rows": [dict(zip(names, row, strict=True)) for row in rows]},
             "layers": {name: {"loss": loss} for name, loss in {**losses, "lm_head": 0.5}.items()},
+            "training": TRAINING,
+            "recipe": {"qat": {"freeze_after": 0.75}},
         },
         limits={"kl": 1e-6, "perplexity_ratio": 100.0, "bits_per_weight": 40.0},
         recipe_yaml="version: 1\nname: <script>alert(1)</script>\n",
