@@ -19,6 +19,7 @@ def add_lora_layers(layers: Mapping[type[nn.Module], type[nn.Module]]) -> None:
     from peft.tuners import tuners_utils
     from peft.tuners.lora.config import LoraConfig
 
+    linear = tuple(kind for kind in layers if not issubclass(kind, nn.Embedding))
     complete, name_linear = LoraConfig.__post_init__, tuners_utils._maybe_include_all_linear_layers
     if getattr(complete, _MARK, False):
         return
@@ -37,7 +38,7 @@ def add_lora_layers(layers: Mapping[type[nn.Module], type[nn.Module]]) -> None:
             config.target_modules |= {
                 name
                 for name, module in model.named_modules()
-                if isinstance(module, tuple(layers)) and module is not head and not name.endswith(".base_layer")
+                if isinstance(module, linear) and module is not head and not name.endswith(".base_layer")
             }
         return config
 

@@ -89,15 +89,18 @@ def place_fake(model: PreTrainedModel, plan: Plan, made: dict[str, Any], results
     """
     qat, ties = plan.recipe.qat, tied(model)
     assert qat is not None
+    generator = torch.Generator().manual_seed(qat.seed)
     for row in plan.quantized:
         module = model.get_submodule(row.module.name)
-        replace(model, row.module.name, _fake(row, module, results[row.name], qat))
+        replace(model, row.module.name, _fake(row, module, results[row.name], qat, generator))
     _share_tables(model)
     setattr(model, _STATE, QatState(plan, made, ties))
     select_trained(model, qat)
 
 
-def _fake(row: MatrixRow, module: nn.Module, result: LayerResult, qat: Qat) -> FakeLinear | FakeEmbedding:
+def _fake(
+    row: MatrixRow, module: nn.Module, result: LayerResult, qat: Qat, generator: torch.Generator
+) -> FakeLinear | FakeEmbedding:
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     if isinstance(module, nn.Embedding):
@@ -108,6 +111,8 @@ def _fake(row: MatrixRow, module: nn.Module, result: LayerResult, qat: Qat) -> F
         out_features, in_features = result.quantized.codes.shape
         fake = FakeLinear(in_features, out_features, bias, turned=row.matrix.turned)
     fake.hold(result.quantized.to(weight.device), row.scheme, qat.ranges, weight)
+    if qat.lora:
+        fake.adapt(qat.lora.rank, qat.lora.alpha, generator)
     if row.scheme.activations == "static" and isinstance(fake, FakeLinear):
         fake.observe_inputs()
     return fake
@@ -134,11 +139,14 @@ def _share_tables(model: nn.Module) -> None:
 
 
 def select_trained(model: PreTrainedModel, qat: Qat) -> None:
-    """Let the parameters ask for a gradient that `qat.train` names."""
-    own = {id(tensor) for layer in fake_layers(model).values() for tensor in layer.parameters(recurse=False)}
+    """Let the parameters ask for a gradient that `qat.train` names; low-rank changes in place of their weights."""
+    layers = fake_layers(model).values()
+    own = {id(tensor) for layer in layers for tensor in layer.parameters(recurse=False)}
+    changes = {id(tensor) for layer in layers for term in layer.terms() for tensor in term[:2]}
+    still = {id(layer.weight) for layer in layers if layer.terms()}
     for name, parameter in model.named_parameters():
-        if id(parameter) in own and not name.endswith(".bias"):
-            parameter.requires_grad_(True)
+        if id(parameter) in own | changes and not name.endswith(".bias"):
+            parameter.requires_grad_(id(parameter) not in still)
             continue
         wanted = qat.train == "all" or (qat.train == "norms" and parameter.ndim < 2)
         parameter.requires_grad_(wanted and parameter.dtype == torch.float32)
@@ -151,28 +159,38 @@ def convert_qat(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Pre
     transformers, vLLM and SGLang load, and `push_to_hub` publishes it with a card.
 
     Args:
-        model: as `prepare_qat` made it, trained.
+        model: as `prepare_qat` made it, trained; also in a model of peft, whose adapters are merged.
         dtype: of what is not quantized; by default that of the model. Scales were trained as `prepare_qat` was told to
             store them.
 
     Raises:
-        CheckpointError: if the model was not prepared.
+        CheckpointError: if the model was not prepared, or has adapters without being a model of peft.
         QuantizationError: if weights are not finite, naming the layer, or inputs of a static scheme were never seen.
     """
-    state = qat_state(model)
+    state, adapted = qat_state(model), model
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
     layers = fake_layers(model)
+    if model is adapted and (
+        inside := [name for name, module in model.named_modules() if hasattr(module, "base_layer")]
+    ):
+        raise CheckpointError(
+            f"{inside[0]} has an adapter that transformers has put there, whose names it would save; put adapters "
+            "around with peft.get_peft_model(model, config), or PeftModel.from_pretrained(model, folder)"
+        )
     if waiting := [name for name, layer in layers.items() if not layer.fake_quant]:
         raise CheckpointError(
             f"{waiting[0]} and {len(waiting) - 1} more have not been trained with rounding yet: training ended before "
             "fake_quant_after_n_steps; train longer, or lower it"
         )
     heads = {target.rpartition(".")[0] for target in tied(model)}
-    packed = {name: _packed(name, layer) for name, layer in layers.items() if name not in heads}
-    ends = {name for name, layer in layers.items() if name in heads}
+    packed = {layer: _packed(name, layer) for name, layer in layers.items() if name not in heads}
+    ends = {name for name in layers if name in heads}
+    model = model if model is adapted else adapted.merge_and_unload()  # pyright: ignore[reportCallIssue]
     set_not_saved(model, {key for key in not_saved(model) if key.rpartition(".")[0] not in ends})
     set_tied(model, state.ties)
-    for name, module in packed.items():
-        replace(model, name, module)
+    for name, layer in fake_layers(model).items():
+        if layer in packed:
+            replace(model, name, packed[layer])
     share_with_heads(model)
     delattr(model, _STATE)
     for hook in state.hooks:

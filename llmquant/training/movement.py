@@ -73,9 +73,7 @@ def _now(layer: FakeWeight) -> tuple[Tensor, Tensor]:
     scales = _rows(as_stored(scales, layer.scale_dtype), layer)
     if layer.weight_codes is not None:
         return _rows(layer.weight_codes, layer), scales.clone()
-    assert layer.weight is not None
-    weight = _whole(layer.weight)
-    matrix = _rows(weight.T if layer.turned else weight, layer)
+    matrix = _rows(_whole(layer.matrix()), layer)
     zeros = None if layer.weight_zero_point is None else _rows(layer.weight_zero_point, layer)
     return round_to_grid(matrix, Grid(scales, zeros), layer.scheme), scales.clone()
 

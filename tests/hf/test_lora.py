@@ -1,7 +1,8 @@
-"""Adapters of peft around packed layers: they learn, are saved alone, and never change what is packed."""
+"""Adapters of peft: beside packed layers they never change what is packed, in rounded ones they are packed too."""
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +12,18 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 import llmquant
-from llmquant.errors import QuantizationError
+from llmquant.errors import CheckpointError, QuantizationError
 from llmquant.hf import register
 from llmquant.hf.fuse import is_fused, unfuse
-from llmquant.hf.lora import PackedLoraLinear
+from llmquant.hf.lora import FakeLoraLinear, PackedLoraLinear
+from llmquant.hf.qat import qat_state, select_trained
 from llmquant.kernels.cpu import native
 from llmquant.nn.storage import PackedStorage
 from tests.engine.conftest import tiny_llama
-from tests.hf.test_qat import TOKENS, logits, train
+from tests.hf.test_qat import TOKENS, logits, recipe, train
 
 # peft still reads names of transformers' that are about to go.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing. is deprecated:FutureWarning")
@@ -156,6 +158,113 @@ def test_what_integers_cannot_do_is_refused(tmp_path: Path) -> None:
         adapted(packed(tmp_path), use_dora=True)
     with pytest.raises(QuantizationError, match="no dense parameter"):
         adapted(packed(tmp_path), target_modules=[], target_parameters=["q_proj.weight_shape"])
+
+
+ROUNDED = ["int4-g32", "int3-g32", "int3-g16-asym", "w8a8-dynamic", "w8a8-static"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scheme", ROUNDED)
+@pytest.mark.usefixtures("reference_kernels")
+def test_merged_into_rounded_weights_bit_for_bit(scheme: str, dtype: torch.dtype) -> None:
+    model: Any = tiny_llama()
+    llmquant.prepare_qat(model.to(dtype), recipe(scheme))
+    model.train()
+    logits(model)  # static inputs are seen
+    model.eval()
+    rounded = logits(model)
+    model = adapted(model)
+    assert {type(layer) for layer in model.modules() if hasattr(layer, "lora_A")} == {FakeLoraLinear}
+    assert torch.equal(logits(model), rounded)
+    losses = train(model)
+    assert losses[-1] < losses[0]
+    assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+    trained = logits(model)
+    if scheme != "w8a8-static":
+        with model.disable_adapter():
+            assert torch.equal(logits(model), rounded)
+    assert torch.equal(logits(model), trained)
+    packed = llmquant.convert_qat(model)
+    assert isinstance(packed, PreTrainedModel)
+    assert not any(hasattr(module, "lora_A") for module in packed.modules())
+    assert torch.equal(logits(packed), trained)
+
+
+@pytest.mark.usefixtures("reference_kernels")
+def test_ways_to_merge(tmp_path: Path) -> None:
+    def prepared() -> Any:
+        return llmquant.prepare_qat(tiny_llama(), recipe())
+
+    model = adapted(prepared(), r=8)
+    rounded = logits(prepared())
+    train(model)
+    trained = logits(model)
+    model.save_pretrained(tmp_path)
+    again: Any = PeftModel.from_pretrained(prepared(), tmp_path)
+    assert torch.equal(logits(again), trained)
+    again.merge_adapter()
+    assert torch.equal(logits(again), trained)
+    again.unmerge_adapter()
+    assert (logits(again) - trained).abs().max() < 0.1 * (rounded - trained).abs().max()
+    assert torch.equal(logits(copy.deepcopy(model).merge_and_unload(safe_merge=True)), trained)
+    assert torch.equal(logits(copy.deepcopy(model).unload()), rounded)
+    by_transformers = prepared()
+    by_transformers.load_adapter(str(tmp_path))
+    assert torch.equal(logits(by_transformers), trained)
+    with pytest.raises(CheckpointError, match=r"q_proj has an adapter that transformers.*get_peft_model"):
+        llmquant.convert_qat(by_transformers)
+    packed = llmquant.convert_qat(model)
+    assert torch.equal(logits(packed), trained)
+    packed.save_pretrained(tmp_path / "out")
+    found, wanted = bits(llmquant.load(tmp_path / "out")), bits(packed)
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted | found)
+
+
+@pytest.mark.usefixtures("reference_kernels")
+def test_scales_and_norms_may_learn_beside_an_adapter() -> None:
+    model = adapted(llmquant.prepare_qat(tiny_llama().float(), recipe()))
+    select_trained(model, qat_state(model).qat)
+    trained = {
+        name.rpartition(".")[0].rpartition(".")[2]: name for name, p in model.named_parameters() if p.requires_grad
+    }
+    assert any("norm" in name for name in trained)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    train(model)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert {"lora_A", "lora_B", "weight_scale_change", "norm"} <= {key for name in moved for key in name.split(".")}
+    assert not any(name.endswith("base_layer.weight") for name in moved)
+    wanted = logits(model)
+    assert torch.equal(logits(llmquant.convert_qat(model)), wanted)
+
+
+@pytest.mark.usefixtures("reference_kernels")
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_what_cannot_be_rounded_together_is_refused(tmp_path: Path) -> None:
+    def prepared(**changes: Any) -> Any:
+        return llmquant.prepare_qat(tiny_llama(), recipe(**changes))
+
+    with pytest.raises(QuantizationError, match="lora_dropout=0"):
+        adapted(prepared(), lora_dropout=0.1)
+    with pytest.raises(QuantizationError, match="codes never change"):
+        adapted(prepared(ranges="scales-only"))
+    with pytest.raises(QuantizationError, match=r"embedding.*takes no adapter"):
+        adapted(prepared(match=["linear", "embedding"]), target_modules=["embed_tokens"])
+    tiny_llama(tie_word_embeddings=True).save_pretrained(tmp_path)
+    tied = LlamaForCausalLM.from_pretrained(tmp_path)
+    llmquant.prepare_qat(tied, recipe("int8", ["linear", "embedding"]))
+    with pytest.raises(QuantizationError, match="tied to an embedding"):
+        adapted(tied, target_modules=["lm_head"])
+    model = adapted(prepared(), init_lora_weights=False).eval()
+    with pytest.raises(QuantizationError, match="cannot differ"):
+        model(TOKENS.repeat(2, 1), adapter_names=["default", "__base__"])
+    model = adapted(prepared(), init_lora_weights=False).eval()  # peft leaves its hooks after an error
+    layer = model.get_submodule("base_model.model.model.layers.1.mlp.down_proj")
+    layer.lora_A["default"].weight.data[0, 0] = torch.nan
+    with pytest.raises(QuantizationError, match=r"layers\.1\.mlp\.down_proj.*not finite"):
+        llmquant.convert_qat(model)
+    layer.lora_A["default"].weight.data[0, 0] = 0
+    wanted = logits(model)
+    assert torch.equal(logits(llmquant.convert_qat(model)), wanted)  # nothing was lost
 
 
 def test_peft_may_come_before_llmquant_or_after() -> None:

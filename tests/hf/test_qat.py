@@ -86,6 +86,62 @@ def test_tied_tables_learn_as_one(tmp_path: Path, scheme: str, ranges: str) -> N
     assert torch.equal(logits(llmquant.load(tmp_path / "out")), trained)
 
 
+LORA = {"rank": 4, "alpha": 16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("scheme", "ranges"),
+    [*((name, "lsq") for name in SCHEMES), *(("int3-g16-asym", ranges) for ranges in OTHERS[:3])],
+)
+def test_low_rank_changes_are_packed_too(scheme: str, dtype: torch.dtype, ranges: str) -> None:
+    model: Any = tiny_llama()
+    llmquant.prepare_qat(model.to(dtype), recipe(scheme, ranges=ranges, lora=LORA))
+    weights = {name: layer.base().clone() for name, layer in fake_layers(model).items()}
+    losses = train(model)
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(layer.base(), weights[name]) for name, layer in fake_layers(model).items())
+    trained = logits(model)
+    llmquant.convert_qat(model)
+    assert torch.equal(logits(model), trained)
+
+
+def test_low_rank_changes_of_tied_tables_and_conv1d(tmp_path: Path) -> None:
+    tiny_llama(tie_word_embeddings=True).save_pretrained(tmp_path / "dense")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    llmquant.prepare_qat(model, recipe("int8", ["linear", "embedding"], lora=LORA))
+    train(model)
+    assert model.lm_head.lora_b is model.model.embed_tokens.lora_b
+    assert bool(model.lm_head.lora_b.any())
+    trained = logits(model)
+    llmquant.convert_qat(model).save_pretrained(tmp_path / "out")
+    assert torch.equal(logits(llmquant.load(tmp_path / "out")), trained)
+    config = GPT2Config(n_layer=1, n_embd=64, n_head=4, vocab_size=257, n_positions=64, bos_token_id=0, eos_token_id=0)
+    turned: Any = GPT2LMHeadModel(config).eval()
+    llmquant.prepare_qat(turned, recipe(lora=LORA) | {"portable": False})
+    assert tuple(turned.transformer.h[0].attn.c_attn.lora_b.shape) == (192, 4)
+    train(turned)
+    trained = logits(turned)
+    assert torch.equal(logits(llmquant.convert_qat(turned)), trained)
+
+
+def test_low_rank_training_resumes() -> None:
+    def prepared() -> Any:
+        return llmquant.prepare_qat(tiny_llama(), recipe(lora=LORA))
+
+    model = prepared()
+    first = logits(model)
+    assert torch.equal(first, logits(llmquant.prepare_qat(tiny_llama(), recipe())))  # B is zero
+    train(model)
+    again = prepared()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(logits(again), logits(model))
+    assert not torch.equal(logits(again), first)
+    train(model)
+    train(again)
+    assert torch.equal(logits(again), logits(model))
+
+
 def test_conv1d_keeps_its_orientation_until_it_is_packed(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = GPT2Config(
@@ -160,6 +216,12 @@ def test_what_is_trained() -> None:
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         for part in ("norm", "embed_tokens", "lm_head"):
             assert any(part in name for name in trained) == (part in more)
+    for which, more in (("quantized", set()), ("norms", {"norm"})):
+        model = llmquant.prepare_qat(tiny_llama().float(), recipe(train=which, lora=LORA))
+        assert names(model) - {"weight"} == {"lora_a", "lora_b", "weight_scale_change"}
+        weights = {name for name, p in model.named_parameters() if p.requires_grad and name.endswith(".weight")}
+        assert all("norm" in name for name in weights)
+        assert bool(weights) == bool(more)
     coarse = llmquant.prepare_qat(tiny_llama(), recipe(train="all"))  # steps would be lost in 16 bits
     assert not any(p.requires_grad for p in coarse.parameters() if p.dtype != torch.float32)
 
