@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from llmquant.errors import QuantizationError
 from llmquant.kernels.ops.linear_w8a8 import OP, quantize_tokens
-from llmquant.nn.fake_weight import MOMENTUM, FakeWeight
+from llmquant.nn.fake_weight import MOMENTUM, FakeWeight, recomputing
 from llmquant.numerics.stored_scale import as_stored
 
 
@@ -55,7 +55,7 @@ class FakeLinear(FakeWeight, nn.Linear):  # pyright: ignore[reportIncompatibleVa
         scale = self.input_scale
         if scale is None:
             return None
-        if self.training and not self.ranges_frozen:
+        if self.training and not (self.ranges_frozen or recomputing()):
             now = (x.abs().amax().float() / 127.5).clamp(min=torch.finfo(torch.float32).tiny)
             scale.copy_(torch.where(scale == 0, now, torch.lerp(scale, now, MOMENTUM)))
         elif not bool(scale):

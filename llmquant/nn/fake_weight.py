@@ -166,7 +166,8 @@ class FakeWeight(nn.Module):
     @torch.no_grad()
     def follow(self) -> None:
         """In training, move the grid to where the weights are now, if the ranges are such."""
-        if self.ranges not in ("minmax", "moving-average") or not self.training or self.ranges_frozen:
+        moves = self.ranges in ("minmax", "moving-average") and not self.ranges_frozen
+        if not (moves and self.training) or recomputing():
             return
         now = choose_grid(self.matrix(), self.scheme, scale_dtype=self.scale_dtype)
         scales = now.scales.float()
@@ -184,6 +185,11 @@ class FakeWeight(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` shows of the layer."""
         return f"{super().extra_repr()}, scheme={self.scheme}, ranges={self.ranges}"
+
+
+def recomputing() -> bool:
+    """Whether a backward pass runs, which computes activations again that were thrown away, by the same grid."""
+    return torch._C._current_graph_task_id() >= 0
 
 
 class _ScaledGradient(torch.autograd.Function):

@@ -61,8 +61,6 @@ class Qat(Strict):
         loss: what is made small.
         fake_quant_after_n_steps: steps before that compute with weights that are not rounded.
         freeze_after: share of all steps after which ranges no longer move.
-        damping: share of all steps, at the end, in which a weight whose code flips is held on the code of its average
-            (oscillation, Nagel et al. 2022, arXiv 2203.11086); 0 is never.
         epochs: over the training text; with `steps`, which comes first ends it.
         steps: of the optimizer; None means whole epochs.
         batch: sequences at once on all devices together.
@@ -80,7 +78,6 @@ class Qat(Strict):
     loss: Loss = Field(default_factory=Loss)
     fake_quant_after_n_steps: int = Field(default=0, ge=0)
     freeze_after: float = Field(default=1.0, ge=0, le=1)
-    damping: float = Field(default=0.0, ge=0, lt=1)
     epochs: float = Field(default=1.0, gt=0)
     steps: int | None = Field(default=None, ge=1)
     batch: int = Field(default=8, ge=1)
@@ -94,7 +91,7 @@ class Qat(Strict):
     @model_validator(mode="after")
     def _check_together(self) -> Qat:
         if self.ranges == "scales-only":
-            for key in ("lora", "damping", "fake_quant_after_n_steps"):
+            for key in ("lora", "fake_quant_after_n_steps"):
                 if getattr(self, key):
                     raise at_key(key, f"with ranges scales-only the codes never change; remove {key}")
         if self.lora and self.damping:

@@ -134,5 +134,5 @@ class _Tell(TrainerCallback):
             self._progress.loss(more["logs"]["loss"])
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        step = f"step {state.global_step} of {state.max_steps}" if state.global_step else "before training"
+        step = f"step {state.global_step} of {state.max_steps}"
         self._progress.note(f"{step}: loss {more['metrics']['eval_loss']:.4f} on held-out text")

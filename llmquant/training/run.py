@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from llmquant.compat.loading import no_progress_bar
 from llmquant.device import resolve_device
@@ -104,8 +104,10 @@ def qat(
                 output.begin(identity, resume=resume, overwrite=overwrite)
                 remove_torn(folder)
                 output.require_space(_needed(run.model))
-        trainer = make_trainer(_prepared(run, loaded, where, told), section, args, run.text, told)
-        before = trainer.evaluate()["eval_loss"]
+        model = _prepared(run, loaded, where, told)
+        before = _loss(model, run.text.valid, args)
+        told.note(f"before training: loss {before:.4f} on held-out text")
+        trainer = make_trainer(model, section, args, run.text, told)
         state = _train(trainer, folder)
         with args.main_process_first(local=False):
             if first:
@@ -114,6 +116,8 @@ def qat(
                 with _disk(output.partial):
                     write_result(run.model, run.dtype, output.partial, identity, facts, began)
                 output.finish()
+        if not is_finished(output.out):
+            raise OutputError("the first process did not finish its work; its error says why")
         return RunResult(output.out, read_provenance(output.out))
 
 
@@ -150,6 +154,15 @@ def _see_inputs(model: PreTrainedModel, rows: list[Row]) -> None:
 
 
 _SEEN = 8
+
+
+@torch.no_grad()
+def _loss(model: PreTrainedModel, rows: list[Row], args: TrainingArguments) -> float:
+    """Mean over rows, as the trainer measures it; after its own `evaluate` processes would no longer train as one."""
+    model.to(args.device)  # pyright: ignore[reportArgumentType]
+    with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+        losses = [model(**{name: value[None].to(args.device) for name, value in row.items()}).loss for row in rows]
+    return float(torch.stack(losses).mean())
 
 
 def _needed(model: PreTrainedModel) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from llmquant.compat.training import recompute
 from llmquant.errors import CheckpointError, QuantizationError
 from llmquant.hf.qat import fake_layers
 from llmquant.training.callback import forget
@@ -129,6 +130,30 @@ def test_a_gradient_alone_is_named(tmp_path: Path) -> None:
 def test_a_model_that_was_not_prepared(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"llmquant\.prepare_qat"):
         trainer(tiny_llama(), tmp_path)
+
+
+@pytest.mark.parametrize(("scheme", "ranges"), [("int4-g32", "moving-average"), ("w8a8-static", "lsq")])
+def test_activations_that_are_computed_again_give_the_same_bits(tmp_path: Path, scheme: str, ranges: str) -> None:
+    plain, again = (prepared(scheme=scheme, ranges=ranges) for _ in range(2))
+    trainer(plain, tmp_path, max_steps=3).train()
+    trainer(again, tmp_path, max_steps=3, **recompute(wanted=True)).train()
+    wanted, found = plain.state_dict(), again.state_dict()
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_in_bfloat16_by_autocast(tmp_path: Path) -> None:
+    losses = {}
+    for coarse in (False, True):
+        model = prepared()
+        run = trainer(model, tmp_path, bf16=coarse)
+        layer, seen = model.model.layers[0].mlp.up_proj, set()
+        layer.register_forward_hook(lambda _module, _inputs, output, seen=seen: seen.add(output.dtype))
+        run.train()
+        assert seen == {torch.bfloat16 if coarse else torch.float32}
+        assert layer.weight.dtype == layer.weight_scale_change.dtype == torch.float32
+        losses[coarse] = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert losses[True] == pytest.approx(losses[False], rel=2e-3)
+    assert losses[True] != losses[False]
 
 
 def test_forget_keeps_the_count_of_steps() -> None:

@@ -139,7 +139,7 @@ def test_killed_and_resumed_gives_the_same_bytes(finished: tuple[Any, Notes], so
     whole, _ = finished
     out = whole.folder.with_name("killed")
     threads = torch.get_num_threads()
-    environment = os.environ | {"LLMQUANT_CPU_KERNELS": "0", "OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | {"LLMQUANT_CPU_KERNELS": "reference", "OMP_NUM_THREADS": str(threads)}
     code = KILLED.replace("set_num_threads(1)", f"set_num_threads({threads})")
     killed = subprocess.run([sys.executable, "-c", code, str(source), text, str(out)], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
