@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmquant.algorithms.rounding import rtn
+from llmquant.nn import low_rank
 from llmquant.nn.fake_linear import FakeLinear
 from llmquant.nn.low_rank import Term, changed, made_again
 from llmquant.numerics.fake_quant import fake_quantize
@@ -70,19 +71,19 @@ def test_gradients_are_those_of_the_sum() -> None:
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_the_sum_is_not_kept(again: bool) -> None:
+def test_the_sum_is_made_again_instead_of_being_kept(again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, two, scheme = torch.randn(6, 32), terms(2, 3), Scheme.parse("int4-g32")
     scales = torch.full((6, 1), 0.3)
-    kept: list[Tensor] = []
-
-    def see(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
     matrix = changed(weight, two)
-    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):  # noqa: SIM117 - the inner goes first
-        with made_again(matrix, weight, two if again else []):
-            rounded = fake_quantize(matrix, scales, None, scheme, torch.float32)
-    assert any(tensor.shape == weight.shape for tensor in kept) != again
+    with made_again(matrix, weight, two if again else []):
+        rounded = fake_quantize(matrix, scales, None, scheme, torch.float32)
+    made: list[Tensor] = []
+
+    def see(weight: Tensor, terms: list[Term]) -> Tensor:
+        made.append(changed(weight, terms))
+        return made[-1]
+
+    monkeypatch.setattr(low_rank, "changed", see)
     rounded.sum().backward()
+    assert [torch.equal(tensor, matrix) for tensor in made] == [True] * again
     assert two[0].b.grad is not None
