@@ -94,6 +94,4 @@ class Qat(Strict):
             for key in ("lora", "fake_quant_after_n_steps"):
                 if getattr(self, key):
                     raise at_key(key, f"with ranges scales-only the codes never change; remove {key}")
-        if self.lora and self.damping:
-            raise at_key("damping", "with lora no weight can be held on its code by itself; remove damping or lora")
         return self

@@ -186,6 +186,13 @@ def test_static_inputs_and_ranges_that_follow(source: Path, text: str, tmp_path:
     verify_folder(run(source, text, tmp_path / "out", changes).folder)
 
 
+def test_low_rank_changes_move_codes(source: Path, text: str, tmp_path: Path) -> None:
+    changes = {"lora": {"rank": 4, "alpha": 8.0}, "steps": 3, "learning_rate": 2e-2}
+    result = run(source, text, tmp_path / "out", changes)
+    assert verify_folder(result.folder).digests
+    assert [entry["codes_flipped"] for entry in result.provenance["training"]["log"] if "loss" in entry][-1] > 0.1
+
+
 def test_rounding_that_begins_later_is_measured_from_then_on(source: Path, text: str, tmp_path: Path) -> None:
     changes = {"steps": 4, "fake_quant_after_n_steps": 3, "loss": {"kl": 1.0}}
     facts = run(source, text, tmp_path / "out", changes, options=Options(save_steps=1)).provenance["training"]
