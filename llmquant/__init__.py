@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llmquant.hf.recipe import RecipeConfig
     from llmquant.hub.push import push_to_hub
     from llmquant.recipe.presets import presets
+    from llmquant.training.run import qat
 
 __all__ = [
     "RecipeConfig",
@@ -39,6 +40,7 @@ __all__ = [
     "prepare_qat",
     "presets",
     "push_to_hub",
+    "qat",
     "quantize",
 ]
 
@@ -53,6 +55,7 @@ _HOME = {
     "prepare_qat": "llmquant.hf.in_place",
     "presets": "llmquant.recipe.presets",
     "push_to_hub": "llmquant.hub.push",
+    "qat": "llmquant.training.run",
     "quantize": "llmquant.api",
 }
 

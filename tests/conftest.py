@@ -19,6 +19,7 @@ from tests import shapes
 
 shapes.install()  # before llmquant is imported
 
+LONGEST = ("test_examples.py", "test_run_processes.py")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 settings.register_profile("house", deadline=None)  # on a busy machine an example takes as long as it takes
@@ -30,7 +31,8 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu`, with the reason, on a machine without a CUDA device."""
+    """Skip tests marked `gpu`, with the reason, on a machine without a CUDA device; begin with the longest tests."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)  # which else end alone, on one core of several
     if torch.cuda.is_available():
         return
     for item in items:

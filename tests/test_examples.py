@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+QUICKEST = "own_method"
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 
 
@@ -14,7 +15,10 @@ def test_there_are_notebooks() -> None:
 
 
 @pytest.mark.filterwarnings("default")  # of Jupyter's own parts
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem != QUICKEST else []) for path in NOTEBOOKS],
+)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

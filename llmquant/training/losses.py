@@ -77,8 +77,11 @@ class _Hook:
         labels, self._labels = self._labels, None
         if labels is None:
             return None
-        if not isinstance(output, Mapping):
-            raise DataError("distillation needs outputs by name; do not call the model with return_dict=False")
+        if not isinstance(output, Mapping) or output.get("logits") is None:
+            raise DataError(
+                "distillation needs the model's logits, by name: do not call it with return_dict=False, nor in a "
+                "trainer that computes its loss without them (such as TRL's SFTTrainer, which takes cross entropy)"
+            )
         kl = self._divergence(args, kwargs, output["logits"], labels)
         own = output.get("loss")
         total = self._loss.kl * kl if own is None else self._loss.kl * kl + self._loss.cross_entropy * own

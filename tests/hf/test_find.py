@@ -145,7 +145,14 @@ def test_in_llmquant(folders: Callable[[str], tuple[Path, Path]], name: str) -> 
         assert open_classes.misplaced(*folders(name), class_name) == []
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "llama4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "qwen3_5" else [pytest.mark.slow])  # a process each
+        for name in MODELS
+        if name != "llama4"
+    ],
+)
 def test_in_plain_transformers(folders: Callable[[str], tuple[Path, Path]], name: str) -> None:
     pytest.importorskip("compressed_tensors")
     command = [sys.executable, open_classes.__file__, *map(str, folders(name)), *MODELS[name][1]]

@@ -267,6 +267,7 @@ def test_what_cannot_be_rounded_together_is_refused(tmp_path: Path) -> None:
     assert torch.equal(logits(llmquant.convert_qat(model)), wanted)  # nothing was lost
 
 
+@pytest.mark.slow
 def test_peft_may_come_before_llmquant_or_after() -> None:
     """And looking whether there is a peft, as transformers does, imports nothing and ends no wait."""
     check = "from llmquant.nn.linear import PackedLinear; assert PackedLinear in peft.LoraConfig()._custom_modules"

@@ -85,7 +85,9 @@ def test_snapshot(endpoint: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["a/b/c", "../x", "~/none", "/none", "x y", ""])
-def test_what_is_no_hub_id(source: str) -> None:
+def test_what_is_no_hub_id(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # where no folder happens to be called so
     with pytest.raises(CheckpointError, match="no such folder, and not a hub id"):
         locate(source)
 

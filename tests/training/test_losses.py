@@ -88,6 +88,15 @@ def test_both_losses_are_mixed() -> None:
     torch.testing.assert_close(model(TOKENS, labels=TOKENS).loss, wanted)
 
 
+def test_outputs_without_logits_are_refused() -> None:
+    model, _ = prepared()
+    with pytest.raises(DataError, match="needs the model's logits"):
+        model(TOKENS, labels=TOKENS, return_dict=False)
+    model.register_forward_hook(lambda *_: {"loss": None, "logits": None}, prepend=True)
+    with pytest.raises(DataError, match="needs the model's logits"):
+        model(TOKENS, labels=TOKENS)
+
+
 def test_converting_ends_it() -> None:
     model, _ = prepared()
     packed = llmquant.convert_qat(model)
