@@ -153,7 +153,7 @@ def select_trained(model: PreTrainedModel, qat: Qat) -> None:
 
 
 def convert_qat(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Turn a trained model into a packed one, in place: its logits stay, bit for bit; see `llmquant.load` for those.
+    """Turn a trained model into a packed one, in place; on the reference kernels its logits stay, bit for bit.
 
     The result is as `from_pretrained` with a `RecipeConfig` gives it: `save_pretrained` writes the checkpoint that
     transformers, vLLM and SGLang load, and `push_to_hub` publishes it with a card.
