@@ -24,7 +24,7 @@ from llmquant.hf.ties import replace, share_with_heads
 from llmquant.nn.embedding import PackedEmbedding
 from llmquant.nn.fake_embedding import FakeEmbedding
 from llmquant.nn.fake_linear import FakeLinear
-from llmquant.nn.fake_weight import NAMES, FakeWeight
+from llmquant.nn.fake_weight import FakeWeight
 from llmquant.nn.int8_linear import Int8Linear
 from llmquant.nn.linear import PackedLinear
 from llmquant.nn.storage import PackedStorage, frozen
@@ -93,7 +93,7 @@ def place_fake(model: PreTrainedModel, plan: Plan, made: dict[str, Any], results
     for row in plan.quantized:
         module = model.get_submodule(row.module.name)
         replace(model, row.module.name, _fake(row, module, results[row.name], qat, generator))
-    _share_tables(model)
+    share_with_heads(model)
     setattr(model, _STATE, QatState(plan, made, ties))
     select_trained(model, qat)
 
@@ -116,26 +116,6 @@ def _fake(
     if row.scheme.activations == "static" and isinstance(fake, FakeLinear):
         fake.observe_inputs()
     return fake
-
-
-def _share_tables(model: nn.Module) -> None:
-    """Let each head that is tied to a `FakeEmbedding` be a `FakeLinear` with the same tensors."""
-    ties, unsaved = tied(model), not_saved(model)
-    for target, source in list(ties.items()):
-        head_name, name = target.removesuffix(".weight"), source.removesuffix(".weight")
-        table = model.get_submodule(name) if source.endswith(".weight") else None
-        if not isinstance(table, FakeEmbedding):
-            continue
-        bias = getattr(model.get_submodule(head_name), "bias", None)
-        head = FakeLinear(table.embedding_dim, table.num_embeddings, bias)
-        head.share(table)
-        replace(model, head_name, head)
-        del ties[target]
-        held = [own for own in NAMES if getattr(table, own, None) is not None]
-        ties |= {f"{head_name}.{own}": f"{name}.{own}" for own in held}
-        unsaved |= {f"{head_name}.{own}" for own in held}
-    set_tied(model, ties)
-    set_not_saved(model, unsaved)
 
 
 def select_trained(model: PreTrainedModel, qat: Qat) -> None:

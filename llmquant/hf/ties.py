@@ -1,4 +1,4 @@
-"""Heads that share the packed weight of an embedding."""
+"""Heads that share the weight of a packed or trainable embedding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 from llmquant.compat.parameter_names import not_saved, set_not_saved, set_tied, tied
 from llmquant.nn.embedding import PackedEmbedding
-from llmquant.nn.linear import PackedLinear
+from llmquant.nn.fake_embedding import FakeEmbedding
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -17,26 +17,23 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def share_with_heads(model: nn.Module) -> None:
-    """Replace each head that is tied to a `PackedEmbedding` by a `PackedLinear` with the same parameters.
+    """Replace each head that is tied to a packed or trainable table by a layer with the same tensors.
 
     transformers ties these instead of the dense weight while it loads, and saves them once, under the embedding's name.
     """
-    ties = tied(model)
+    ties, unsaved = tied(model), not_saved(model)
     for target, source in list(ties.items()):
         head_name, name = target.removesuffix(".weight"), source.removesuffix(".weight")
-        if not source.endswith(".weight") or not isinstance(table := model.get_submodule(name), PackedEmbedding):
+        table = model.get_submodule(name) if source.endswith(".weight") else None
+        if not isinstance(table, PackedEmbedding | FakeEmbedding):
             continue
-        head = PackedLinear(table.in_features, table.out_features, table.scheme, device="meta")
-        table.share_with(head)
+        replace(model, head_name, table.make_head(getattr(model.get_submodule(head_name), "bias", None)))
         del ties[target]
-        for parameter, value in table.named_parameters():
-            setattr(head, parameter, value)
-            ties[f"{head_name}.{parameter}"] = f"{name}.{parameter}"
-        head.bias = getattr(model.get_submodule(head_name), "bias", None)  # pyright: ignore[reportAttributeAccessIssue]
-        replace(model, head_name, head)
-        own = {f"{head_name}.{parameter}" for parameter, _ in table.named_parameters()}
-        set_not_saved(model, not_saved(model) | own)
+        held = table.state_dict().keys()
+        ties |= {f"{head_name}.{own}": f"{name}.{own}" for own in held}
+        unsaved |= {f"{head_name}.{own}" for own in held}
     set_tied(model, ties)
+    set_not_saved(model, unsaved)
 
 
 def tied_heads(model: nn.Module) -> dict[str, str]:

@@ -55,9 +55,14 @@ class PackedEmbedding(PackedStorage):
             rows = OP(ids, *weight, weight.scale.dtype)
         return rows if self.embed_scale is None else rows * torch.tensor(self.embed_scale).to(rows.dtype)
 
-    def share_with(self, head: PackedLinear) -> None:
-        """Share the weight with a layer that has the same parameters."""
+    def make_head(self, bias: nn.Parameter | None) -> PackedLinear:
+        """The head that shares the weight."""
+        head = PackedLinear(self.in_features, self.out_features, self.scheme, device="meta")
+        for name, parameter in self.named_parameters():
+            setattr(head, name, parameter)
+        head.bias = bias
         self.__dict__["head"] = head  # an ordinary assignment would make it a submodule
+        return head
 
     def prepare(self) -> bool:
         """Prepare lm_head, if it shares the weight, and leave the weight to it; other rows are read as stored."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llmquant.nn.embedding import scale_of_rows
+from llmquant.nn.fake_linear import FakeLinear
 from llmquant.nn.fake_weight import FakeWeight
 from llmquant.numerics.fake_quant import dequantize, fake_quantize
 
@@ -24,6 +25,12 @@ class FakeEmbedding(FakeWeight, nn.Embedding):  # pyright: ignore[reportIncompat
         with torch.device("meta"):
             super().__init__(module.num_embeddings, module.embedding_dim, module.padding_idx)
         self.embed_scale, self.dense_class = scale_of_rows(module), type(module)
+
+    def make_head(self, bias: nn.Parameter | None) -> FakeLinear:
+        """The head that shares the weight."""
+        head = FakeLinear(self.embedding_dim, self.num_embeddings, bias)
+        head.share(self)
+        return head
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up rows: (*input.shape, embedding_dim)."""

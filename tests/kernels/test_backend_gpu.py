@@ -264,11 +264,11 @@ def test_accuracy(device: str) -> None:
 
 def tied() -> tuple[Any, dict[str, Tensor]]:
     """A vocabulary that is embedding and head, as a model holds it after loading."""
-    head = layer("int8-g32-asym", bias=False)
-    table = PackedEmbedding(128, COUNT, head.scheme, dtype=torch.float16)
-    for name, parameter in head.named_parameters():
+    alone = layer("int8-g32-asym", bias=False)
+    table = PackedEmbedding(128, COUNT, alone.scheme, dtype=torch.float16)
+    for name, parameter in alone.named_parameters():
         setattr(table, name, parameter)
-    table.share_with(head)
+    head = table.make_head(None)
     model = nn.ModuleDict({"table": table, "head": head})
     return model, state_of(model)
 

@@ -296,7 +296,7 @@ def test_a_vocabulary_and_its_head() -> None:
         for name, parameter in head.named_parameters():
             if name != "bias":
                 setattr(table, name, parameter)
-        table.share_with(head)
+        head = table.make_head(head.bias)
         assert table.prepare()
         assert head.lent is None
         return table, head
