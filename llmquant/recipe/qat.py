@@ -65,8 +65,9 @@ class Qat(Strict):
         steps: of the optimizer; None means whole epochs.
         batch: sequences at once on all devices together.
         length: tokens of a sequence.
-        learning_rate: of weights.
-        scale_learning_rate: of scales, relative to each scale.
+        learning_rate: of weights, in units of the mean scale of their layer: 0.01 is a hundred updates to the next
+            integer.
+        scale_learning_rate: of scales, relative to each scale, and of vectors that are trained.
         weight_decay: of matrices that are trained; never of scales.
         warmup: share of all steps in which the learning rates rise.
         seed: of the order of the text and of whatever else is random.
@@ -82,7 +83,7 @@ class Qat(Strict):
     steps: int | None = Field(default=None, ge=1)
     batch: int = Field(default=8, ge=1)
     length: int = Field(default=512, ge=2)
-    learning_rate: float = Field(default=2e-5, gt=0, le=1)
+    learning_rate: float = Field(default=4e-3, gt=0, le=1)
     scale_learning_rate: float = Field(default=1e-4, gt=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0, lt=1)
     warmup: float = Field(default=0.05, ge=0, lt=1)

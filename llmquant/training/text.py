@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ def load_rows(
     """Cut texts (see `read_documents`) into windows as evaluation does.
 
     Without a text for validation the last windows of `text` are held out: a twentieth, at least 1 and at most 64.
+    Of "builtin:python" that is the split for training, in a mixed order.
     Windows longer than the model's context are cut to it. `text` is read no further than `wanted` windows need.
 
     Raises:
@@ -47,7 +49,7 @@ def load_rows(
     """
     length = min(length, context or length)
     enough = None if wanted is None else wanted + _held_out(wanted)
-    windows = make_windows(read_documents(text), tokenizer, source=text, length=length, max_windows=enough)
+    windows = make_windows(_documents(text), tokenizer, source=text, length=length, max_windows=enough)
     rows = _rows(windows)
     about = {"text": text, "sha256": windows.protocol.data_hash, "length": length}
     if valid is not None:
@@ -63,6 +65,14 @@ def load_rows(
         count = _held_out(min(len(rows), wanted or len(rows)))
         rows, held_rows = rows[:-count], rows[-count:]
     return TrainingText(rows, held_rows, about | {"windows": len(rows), "valid_windows": len(held_rows)})
+
+
+def _documents(text: str) -> list[str]:
+    if text != "builtin:python":
+        return read_documents(text)
+    documents = read_documents(text, split="train")
+    random.Random(0).shuffle(documents)  # modules by name: those of asyncio would come first, and often alone
+    return documents
 
 
 def _held_out(rows: int) -> int:

@@ -16,7 +16,7 @@ from tests.training.conftest import recipe
 def typed(tmp_path: Path) -> list[str]:
     text, chosen = tmp_path / "text.txt", tmp_path / "mine.yaml"
     text.write_text("\n".join(f"{i} times {i + 1} makes {i * (i + 1)}; so it goes on." for i in range(60)))
-    chosen.write_text(yaml.safe_dump(recipe(length=24, batch=4, steps=9, learning_rate=2e-3)))
+    chosen.write_text(yaml.safe_dump(recipe(length=24, batch=4, steps=9, learning_rate=0.2)))
     source = save_tiny(tmp_path / "dense")
     return ["qat", str(source), "-r", str(chosen), "--train", str(text), "-o", str(tmp_path / "out"), "--device", "cpu"]
 

@@ -40,7 +40,7 @@ def test_a_script_of_ones_own_saves_what_plain_transformers_loads(
     assert len(script.strip().splitlines()) < 30
     text, chosen = tmp_path / "text.txt", tmp_path / "mine.yaml"
     text.write_text("\n".join(f"{i} times {i + 1} makes {i * (i + 1)}; so it goes on." for i in range(60)))
-    chosen.write_text(yaml.safe_dump(recipe(learning_rate=2e-3, scale_learning_rate=1e-2, loss={"kl": 1.0})))
+    chosen.write_text(yaml.safe_dump(recipe(learning_rate=0.2, scale_learning_rate=1e-2, loss={"kl": 1.0})))
     save_tiny(tmp_path / "dense")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["script.py", "dense", "mine.yaml", "text.txt", "out"])

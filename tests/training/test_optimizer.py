@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import pytest
@@ -9,23 +10,53 @@ import torch
 
 import llmquant
 from llmquant.errors import RecipeError
+from llmquant.hf.qat import fake_layers
 from llmquant.recipe.qat import Qat
 from llmquant.training.optimizer import make_optimizer, parameter_groups
 from tests.engine.conftest import tiny_llama
 from tests.hf.test_qat import recipe
 
 
-def test_scales_have_their_rate_and_do_not_decay() -> None:
-    qat = Qat(learning_rate=1e-5, scale_learning_rate=1e-3, weight_decay=0.1)
-    model: Any = llmquant.prepare_qat(tiny_llama().float(), recipe())
-    optimizer = make_optimizer(model, qat)
-    found = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
-    layer = model.model.layers[0]
-    assert found[id(layer.mlp.up_proj.weight)] == (1e-5, 0.1)
-    assert found[id(layer.mlp.up_proj.weight_scale_change)] == (1e-3, 0.0)
-    assert found[id(layer.input_layernorm.weight)] == (1e-5, 0.0)
-    assert id(model.model.embed_tokens.weight) not in found
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(found)
+def test_rates_are_in_steps_of_the_grid_and_only_matrices_decay() -> None:
+    qat = Qat(learning_rate=0.01, scale_learning_rate=1e-3, weight_decay=0.1)
+    model: Any = llmquant.prepare_qat(tiny_llama().float(), recipe(train="all"))
+    found = rates(model, qat)
+    layers = [layer for block in model.model.layers for layer in (block.mlp.up_proj, block.self_attn.q_proj)]
+    for layer in layers:
+        step = float(layer.weight_scale.abs().mean())
+        assert found[id(layer.weight)] == (pytest.approx(0.01 * step), 0.1)
+        assert found[id(layer.weight_scale_change)] == (1e-3, 0.0)
+    assert found[id(layers[0].weight)] != found[id(layers[1].weight)]
+    assert found[id(model.model.layers[0].input_layernorm.weight)] == (1e-3, 0.0)
+    usual = statistics.mean(float(layer.weight_scale.abs().mean()) for layer in fake_layers(model).values())
+    assert found[id(model.model.embed_tokens.weight)] == (pytest.approx(0.01 * usual), 0.1)
+
+
+def test_low_rank_changes_learn_as_their_weights_do() -> None:
+    model: Any = llmquant.prepare_qat(tiny_llama().float(), recipe(lora={"rank": 2}))
+    found, layer = rates(model, Qat(learning_rate=0.01)), model.model.layers[1].mlp.down_proj
+    for change in (layer.lora_a, layer.lora_b):
+        assert found[id(change)][0] == pytest.approx(0.01 * float(layer.weight_scale.abs().mean()))
+    assert id(layer.weight) not in found
+
+
+def test_a_whole_step_of_the_rate_is_one_integer() -> None:
+    model: Any = llmquant.prepare_qat(tiny_llama().float(), recipe(train="quantized", ranges="frozen"))
+    before = {name: layer.quantized().codes for name, layer in fake_layers(model).items()}
+    optimizer = make_optimizer(model, Qat(learning_rate=1.0))
+    model(torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
+    optimizer.step()
+    for name, layer in fake_layers(model).items():
+        moved = (layer.quantized().codes - before[name]).abs().float()
+        assert 0.4 < float(moved.mean()) < 1.5  # those of clipped weights do not move
+
+
+def rates(model: Any, qat: Qat) -> dict[int, tuple[float, float]]:
+    """The learning rate and decay of each parameter, by its id."""
+    groups = make_optimizer(model, qat).param_groups
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(found)
+    return found
 
 
 def test_nothing_to_train_is_said() -> None:
@@ -38,16 +69,10 @@ def test_nothing_to_train_is_said() -> None:
 
 def test_steps_of_scales_are_relative() -> None:
     model: Any = llmquant.prepare_qat(tiny_llama().float(), recipe(ranges="scales-only", train="quantized"))
-    before = {name: layer.quantized().scales for name, layer in llmquant_layers(model).items()}
+    before = {name: layer.quantized().scales for name, layer in fake_layers(model).items()}
     optimizer = make_optimizer(model, Qat(scale_learning_rate=0.01))
     model(torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
     optimizer.step()
-    for name, layer in llmquant_layers(model).items():
+    for name, layer in fake_layers(model).items():
         moved = (layer.quantized().scales / before[name]).log().abs()
         assert float(moved.max()) == pytest.approx(0.01, rel=0.01)
-
-
-def llmquant_layers(model: Any) -> dict[str, Any]:
-    from llmquant.hf.qat import fake_layers
-
-    return dict(fake_layers(model))

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("reference_kernels")
 
 def options(**changes: Any) -> dict[str, Any]:
     """Of a run of eight steps of four rows, with four checkpoints."""
-    section = {"length": 24, "batch": 4, "steps": 8, "learning_rate": 2e-3, "loss": {"cross_entropy": 1.0}}
+    section = {"length": 24, "batch": 4, "steps": 8, "learning_rate": 0.2, "loss": {"cross_entropy": 1.0}}
     return recipe(**(section | changes))
 
 
@@ -115,7 +115,7 @@ def test_a_finished_folder_that_verifies_and_says_how_it_was_trained(finished: t
 
 def test_the_best_on_held_out_text_is_kept(source: Path, text: str, tmp_path: Path) -> None:
     notes = Notes()
-    wild = {"learning_rate": 0.5, "steps": 4, "warmup": 0.0, "loss": {}}
+    wild = {"learning_rate": 1.0, "scale_learning_rate": 0.5, "steps": 4, "warmup": 0.0, "loss": {}}
     facts = run(source, text, tmp_path / "out", wild, options=Options(save_steps=1), progress=notes)
     facts = facts.provenance["training"]
     measured = {entry["step"]: entry["eval_loss"] for entry in facts["log"] if "eval_loss" in entry}
@@ -187,7 +187,7 @@ def test_static_inputs_and_ranges_that_follow(source: Path, text: str, tmp_path:
 
 
 def test_low_rank_changes_move_codes(source: Path, text: str, tmp_path: Path) -> None:
-    changes = {"lora": {"rank": 4, "alpha": 8.0}, "steps": 3, "learning_rate": 2e-2}
+    changes = {"lora": {"rank": 4, "alpha": 8.0}, "steps": 3, "learning_rate": 1.0}
     result = run(source, text, tmp_path / "out", changes)
     assert verify_folder(result.folder).digests
     assert [entry["codes_flipped"] for entry in result.provenance["training"]["log"] if "loss" in entry][-1] > 0.1
