@@ -89,6 +89,13 @@ def _steps(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.calibration:
         text = recipe.calibration
         yield "calibration", f"{text.dataset}, {text.samples} x {text.length} tokens"
+    if qat := recipe.qat:
+        what = "scales" if qat.ranges == "scales-only" else f"lora of rank {qat.lora.rank}" if qat.lora else "weights"
+        end = f"epochs {qat.epochs:g}" + (f", at most {qat.steps} steps" if qat.steps else "")
+        yield (
+            "training",
+            f"by llmquant qat: {what}, ranges {qat.ranges}, {qat.batch} x {qat.length} tokens a step, {end}",
+        )
 
 
 def _table(plan: Plan, *, full: bool, wide: bool) -> Table:

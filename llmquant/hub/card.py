@@ -159,7 +159,7 @@ def _tags(made: Mapping[str, Any]) -> list[str]:
         scheme = Scheme.parse(quantized.most_common(1)[0][0])
         tags += [f"int{scheme.bits}", f"{scheme.bits}-bit", f"w{scheme.bits}a{8 if scheme.activations else 16}"]
     methods = {row["rounding"]["method"] for row in made["plan"]["rows"] if row["rounding"]}
-    return tags + sorted(methods - {"rtn"})
+    return tags + sorted(methods - {"rtn"}) + (["qat"] if made.get("training") else [])
 
 
 def _results(report: EvalReport) -> Iterator[Any]:
@@ -271,6 +271,12 @@ def _made(made: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"Calibrated on {calibration['samples']} x {calibration['length']} tokens of "
             f"`{_plain(made['recipe']['calibration']['dataset'])}` (`sha256:{calibration['sha256'][:12]}`)."
+        )
+    if training := made.get("training"):
+        yield (
+            f"Trained on {training['tokens']:,} tokens of `{_plain(training['text'])}` (`{training['sha256'][:19]}`), "
+            f"of {training['steps']:,} steps as it was after {training['best_step']:,}: loss on held-out text "
+            f"{number(training['loss_before'])} before, {number(training['loss_after'])} after."
         )
     if made.get("changed"):
         yield f"{made['changed']} of {len(made['tensors'])} tensors were changed after quantization."

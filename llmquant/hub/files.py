@@ -107,9 +107,14 @@ def published(made: Mapping[str, Any], base: str) -> dict[str, Any]:
     `base` is what the model is called that was quantized.
     """
     paths = {str(made["source"]): base} if "/" in str(made["source"]) else {}
-    dataset = (made["recipe"].get("calibration") or {}).get("dataset", "")
-    if not dataset.startswith(("hub:", "builtin:")) and "/" in dataset:
-        paths[dataset] = Path(dataset).name
+    training = made.get("training") or {}
+    texts = (made["recipe"].get("calibration") or {}).get("dataset"), training.get("text"), training.get("valid_text")
+    for text in filter(None, texts):
+        if not text.startswith(("hub:", "builtin:")) and "/" in text:
+            paths[text] = Path(text).name
+    teacher = training.get("teacher") or ""
+    if teacher.startswith((".", "/", "~")) or teacher.count("/") > 1 or ("/" in teacher and Path(teacher).is_dir()):
+        paths[teacher] = Path(teacher).name
     paths |= {method: Path(method).name for method in _methods(made["recipe"]) if is_file(method)}
     return _renamed(dict(made), paths) | {"source": base}
 

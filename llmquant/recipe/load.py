@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,7 +14,7 @@ from llmquant.by_name import is_file
 from llmquant.errors import RecipeError
 from llmquant.files import read_plain
 from llmquant.recipe.presets import preset_names, preset_text
-from llmquant.recipe.schema import VERSION, Budget, Calibration, Recipe, Rounding, Rule, recipe_to_dict
+from llmquant.recipe.schema import VERSION, Recipe, recipe_to_dict
 from llmquant.recipe.yaml_nodes import MAX_CHARACTERS, Document, RecipeDumper, parse_yaml
 from llmquant.spec import Scheme
 from llmquant.words import did_you_mean, listed, shown
@@ -165,8 +165,10 @@ def _where(document: Document, source: str, path: tuple[str | int, ...]) -> str:
 
 
 def _model_at(path: tuple[str | int, ...]) -> type[BaseModel]:
-    models: dict[str, type[BaseModel]] = {"calibration": Calibration, "budget": Budget, "rounding": Rounding}
-    last = path[-1] if path else None
-    if last is None:
-        return Recipe
-    return Rule if isinstance(last, int) else models[last]
+    model: type[BaseModel] = Recipe
+    for key in path:
+        if isinstance(key, str):  # an index stays with the model of the list
+            annotation = model.model_fields[key].annotation
+            inside = get_args(annotation) or (annotation,)  # of `Model | None`, `tuple[Model, ...]` and `Model`
+            model = next(each for each in inside if isinstance(each, type) and issubclass(each, BaseModel))
+    return model

@@ -50,9 +50,19 @@ def processes() -> int:
 
 
 def steps_of(qat: Qat, rows: int) -> int:
-    """Steps of the optimizer, of which either number in the recipe may end it."""
+    """Steps of the optimizer, of which either number in the recipe may end it.
+
+    Raises:
+        RecipeError: if none of them would compute with rounded weights.
+    """
     whole = math.ceil(qat.epochs * math.ceil(rows / qat.batch))
-    return whole if qat.steps is None else min(qat.steps, whole)
+    steps = whole if qat.steps is None else min(qat.steps, whole)
+    if steps <= qat.fake_quant_after_n_steps:
+        raise RecipeError(
+            f"all {steps} steps would train weights that are not rounded: qat.fake_quant_after_n_steps is "
+            f"{qat.fake_quant_after_n_steps}; lower it, or train longer"
+        )
+    return steps
 
 
 def training_arguments(qat: Qat, options: Options, folder: Path, device: torch.device, steps: int) -> TrainingArguments:

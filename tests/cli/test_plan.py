@@ -57,6 +57,24 @@ def test_all_that_is_done_to_a_block_is_shown_and_a_missing_text_is_noticed(
     assert "no text file at nothere.jsonl" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        ("{}", "training by llmquant qat: weights, ranges lsq, 8 x 512 tokens a step, epochs 1"),
+        (
+            "{lora: {rank: 8}, steps: 50}",
+            "lora of rank 8, ranges lsq, 8 x 512 tokens a step, epochs 1, at most 50 steps",
+        ),
+        ("{ranges: scales-only, batch: 2, length: 64}", "scales, ranges scales-only, 2 x 64 tokens a step"),
+    ],
+)
+def test_what_is_trained_is_shown(section: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "trained.yaml"
+    recipe.write_text(f"version: 1\nrules: [{{match: linear, scheme: int4}}]\nqat: {section}\n")
+    assert main(["plan", str(save_tiny(tmp_path) / "config.json"), "-r", str(recipe)]) == 0
+    assert line in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_names_stay_in_one_piece(width: int, tmp_path: Path) -> None:
     tiny_llama().config.save_pretrained(tmp_path)

@@ -53,6 +53,19 @@ def test_without_a_report_it_says_so_and_claims_nothing(finished: Path) -> None:
     assert "vllm" not in card.text
 
 
+def test_a_trained_model_says_on_what_and_what_it_brought(finished: Path) -> None:
+    training = {
+        "text": "text.txt", "sha256": "sha256:0123456789abcdef", "tokens": 20480, "steps": 10, "best_step": 8,
+        "loss_before": 0.0625, "loss_after": 0.0573,
+    }  # fmt: skip
+    card = make_card("me/mine", read_provenance(finished) | {"training": training}, BASE, [], READERS)
+    assert (
+        "Trained on 20,480 tokens of `text.txt` (`sha256:0123456789ab`), of 10 steps as it was after 8: loss on "
+        "held-out text 0.0625 before, 0.0573 after." in card.text
+    )
+    assert "qat" in (card.data.tags or [])
+
+
 def test_ones_own_words_stand_in_front(finished: Path) -> None:
     card = make_card(
         "me/mine",

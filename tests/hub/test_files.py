@@ -83,3 +83,14 @@ def test_paths_become_names_wherever_they_stand_and_words_stay() -> None:
     assert told["source"] == "org/base"
     assert told["recipe"]["calibration"]["dataset"] == "text.txt"
     assert published(made | {"source": "model"}, "org/base")["plan"] == made["plan"]
+
+
+def test_paths_of_what_a_model_was_trained_on_become_names_and_hub_ids_stay(tmp_path: Path) -> None:
+    training = {"text": "/home/me/train.txt", "valid_text": "mine/valid.txt", "teacher": str(tmp_path / "large")}
+    made = {"source": "/home/me/model", "recipe": {}, "training": training}
+    assert published(made, "org/base")["training"] == {
+        "text": "train.txt", "valid_text": "valid.txt", "teacher": "large"
+    }  # fmt: skip
+    public = {"text": "hub:org/text", "teacher": "org/large"}
+    assert published(made | {"training": public}, "org/base")["training"] == public
+    assert published(made | {"training": {"text": "a.txt", "teacher": None}}, "org/base")["training"]["text"] == "a.txt"

@@ -220,6 +220,8 @@ def test_bad_input(source: Path, text: str, tmp_path: Path) -> None:
         run(source, text, out, options=Options(per_device=3))
     with pytest.raises(RecipeError, match="would be ignored"):
         run(source, text, out, {"loss": {"kl": 0.0, "cross_entropy": 1.0}}, teacher=source)
+    with pytest.raises(RecipeError, match="all 8 steps would train weights that are not rounded"):
+        run(source, text, out, {"fake_quant_after_n_steps": 8})
     with pytest.raises(CheckpointError, match="nowhere"):
         run(tmp_path / "nowhere", text, out)
     assert not out.exists()
