@@ -61,9 +61,9 @@ def finish(model: nn.Module) -> None:
                     module.input_scale.requires_grad_(False)
             elif hasattr(module, "weight"):
                 del module.weight
-    # transformers has tied what is tied; from now on it is by the modules themselves.
-    heads = tuple(f"{name}." for name in tied_heads(model))
-    set_tied(model, {target: source for target, source in tied(model).items() if not target.startswith(heads)})
+    # transformers has tied what is tied; from now on packed tensors are by the modules themselves, but not a bias.
+    tables = tuple(f"{name}." for name in tied_heads(model).values())
+    set_tied(model, {target: source for target, source in tied(model).items() if not source.startswith(tables)})
     # One at a time: the tensors it had are gone before the next follows, so memory holds the model and one layer more.
     for module in model.modules():
         if isinstance(module, PackedStorage):

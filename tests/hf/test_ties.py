@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import llmquant
 from llmquant.hf.place import place_empty
 from llmquant.kernels.cpu import native
 from llmquant.nn.accuracy import kernels_used
@@ -30,6 +31,27 @@ def test_a_head_keeps_its_own_bias() -> None:
     assert isinstance(model.lm_head, PackedLinear)
     assert model.lm_head.bias is bias
     assert model.lm_head.weight_packed is model.transformer.wte.weight_packed
+
+
+@pytest.mark.usefixtures("reference_kernels")
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_bias_that_is_tied_stays_so(tmp_path: Path, trained: bool) -> None:
+    """BERT's head has its bias by two names, of which files hold one."""
+    model: Any = tiny_model("bert")
+    recipe: Any = {"version": 1, "name": "mine", "rules": [{"match": ["linear", "embedding"], "scheme": "int8"}]}
+    if trained:
+        llmquant.convert_qat(llmquant.prepare_qat(model, recipe | {"qat": {}}))
+    else:
+        llmquant.quantize(model, recipe)
+    model.save_pretrained(tmp_path / "out")
+    loaded: Any = llmquant.load(tmp_path / "out")
+    assert loaded.cls.predictions.decoder.bias is loaded.cls.predictions.bias
+    assert torch.equal(logits(loaded), logits(model))
+    loaded.save_pretrained(tmp_path / "again")
+    files = [load_file(tmp_path / name / "model.safetensors") for name in ("out", "again")]
+    assert all(torch.equal(file["cls.predictions.bias"], model.cls.predictions.bias) for file in files)
+    assert files[0].keys() == files[1].keys()
+    loaded.dequantize().save_pretrained(tmp_path / "dense")
 
 
 Folder = Callable[[str], Path]
