@@ -32,11 +32,28 @@ class Options:
         per_device: rows of a batch that a device takes at once; by default the largest divisor up to 4.
         recompute: throw activations away and compute them again, for less memory (gradient checkpointing).
         save_steps: between checkpoints and validations; by default a tenth of all steps.
+
+    Raises:
+        RecipeError: if a number is below 1.
     """
 
     per_device: int | None = None
     recompute: bool = False
     save_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("per_device", "save_steps"):
+            check_count(name, getattr(self, name))
+
+
+def check_count(name: str, number: int | None) -> None:
+    """Refuse a number that counts nothing.
+
+    Raises:
+        RecipeError: if it is below 1.
+    """
+    if number is not None and number < 1:
+        raise RecipeError(f"{name} is {number}; give at least 1, or leave it out")
 
 
 def rank() -> int:
@@ -69,12 +86,17 @@ def training_arguments(qat: Qat, options: Options, folder: Path, device: torch.d
     """For a run of this process.
 
     Raises:
-        RecipeError: if the batch cannot be divided among devices.
+        RecipeError: if the batch cannot be divided among devices, or rounding would begin after the last step.
         DeviceError: if the device is not the first that is visible.
     """
     if device.index:
         raise DeviceError(
             f"training takes the first device that is visible, not {device}; set CUDA_VISIBLE_DEVICES={device.index}"
+        )
+    if qat.fake_quant_after_n_steps >= steps:
+        raise RecipeError(
+            f"fake_quant_after_n_steps is {qat.fake_quant_after_n_steps}, and the run has {steps} steps, so none would "
+            "compute with rounded weights; train longer, or lower it"
         )
     share, odd = divmod(qat.batch, processes())
     per_device = options.per_device or max(n for n in range(1, _PER_DEVICE + 1) if share % n == 0)
@@ -92,7 +114,7 @@ def training_arguments(qat: Qat, options: Options, folder: Path, device: torch.d
         max_steps=steps,
         learning_rate=qat.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(qat.warmup * steps),
+        warmup_steps=min(math.ceil(qat.warmup * steps), steps - 1),  # their first has a rate of 0
         max_grad_norm=1.0,
         seed=qat.seed % (1 << 32),  # that of numpy
         use_cpu=device.type == "cpu",

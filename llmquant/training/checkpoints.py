@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import nn
@@ -23,10 +24,18 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def remove_torn(folder: Path) -> None:
-    """Remove those that a killed run was still writing, so that none of their files is taken for a later one's."""
-    for path in folder.glob("checkpoint-*"):
-        if not _is_whole(path):
-            shutil.rmtree(path)
+    """Remove those that a killed run, or a machine that went down, left unfinished; training goes on from the others.
+
+    Those that know a better one which is not there any more go too: the result would be another.
+    """
+    if folder.is_file():
+        folder.unlink()
+    paths = list(folder.glob("checkpoint-*"))
+    whole = {path.name for path in paths if _is_whole(path)}
+    for path in paths:
+        best = read_state(path).get("best_global_step") if path.name in whole else None
+        if path.name not in whole or (best and f"checkpoint-{best}" not in whole):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -54,7 +63,11 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
+    """Files that were not written to their end have no directory there (torch's), or too few bytes (safetensors)."""
     try:
-        return "global_step" in read_state(path)
+        step = read_state(path).get("global_step")
+        Checkpoint.open(path, allow_quantized=True)
     except CheckpointError:
         return False
+    states = [path / "optimizer.pt", path / "scheduler.pt", *path.glob("rng_state*.pth")]
+    return path.name == f"checkpoint-{step}" and len(states) > 2 and all(map(is_zipfile, states))

@@ -39,7 +39,7 @@ class Watch:
         gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]
         if not gradients or _finite([gradient.sum() for gradient in gradients]):
             return
-        where = _weights(model) or self._outputs(model) or self._gradients()
+        where = spoiled(model) or self._outputs(model) or self._gradients()
         kept = f"{saved} is the last checkpoint" if saved else "there is no checkpoint yet"
         raise QuantizationError(
             f"step {step}: training has diverged, {where}; {kept}; lower learning_rate or scale_learning_rate, or warm "
@@ -78,7 +78,8 @@ class Watch:
         return "a gradient of another process is not finite"
 
 
-def _weights(model: nn.Module) -> str:
+def spoiled(model: nn.Module) -> str:
+    """What of a model is not finite, in words; "" if all is."""
     for name, layer in fake_layers(model).items():
         change = layer.weight_scale_change
         if change is not None and not _finite([_local(change).exp()]):

@@ -6,6 +6,7 @@ packed model beside it. Several processes of a launcher train together; the firs
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from llmquant.compat.loading import no_progress_bar
 from llmquant.device import resolve_device
 from llmquant.engine.output.folder import TRAINING, OutputFolder, is_finished, read_provenance
 from llmquant.engine.run import RunResult, already_finished, surroundings
-from llmquant.errors import OutputError, RecipeError
+from llmquant.errors import CheckpointError, OutputError, QuantizationError, RecipeError
 from llmquant.hf.in_place import prepare_qat
 from llmquant.hf.qat import fake_layers
 from llmquant.notebook import default_progress
@@ -31,6 +32,7 @@ from llmquant.recipe.qat import Qat
 from llmquant.recipe.schema import Recipe
 from llmquant.training.arguments import (
     Options,
+    check_count,
     make_trainer,
     processes,
     rank,
@@ -38,6 +40,7 @@ from llmquant.training.arguments import (
     training_arguments,
 )  # fmt: skip
 from llmquant.training.checkpoints import last_checkpoint, load_weights, read_state, remove_torn
+from llmquant.training.divergence import spoiled
 from llmquant.training.inputs import Inputs, open_inputs
 from llmquant.training.losses import distill
 from llmquant.training.result import write_result
@@ -82,7 +85,7 @@ def qat(
 
     Raises:
         LlmquantError: RecipeError, CheckpointError, DataError, DeviceError or OutputError; QuantizationError if
-            training diverges, naming the layer.
+            training diverges, naming the layer, or the loss is no number from the start.
     """
     began, first = time.monotonic(), rank() == 0
     told = (progress or default_progress()) if first else Progress()
@@ -106,6 +109,7 @@ def qat(
                 output.require_space(_needed(run.model))
         model = _prepared(run, loaded, where, told)
         before = _loss(model, run.text.valid, args)
+        _require_number(before, model, run)
         told.note(f"before training: loss {before:.4f} on held-out text")
         trainer = make_trainer(model, section, args, run.text, told)
         state = _train(trainer, folder)
@@ -126,6 +130,7 @@ def _with_steps(recipe: Recipe, steps: int | None) -> tuple[Recipe, Qat]:
         raise RecipeError(
             f"recipe {recipe.name!r} does not train: give it a section `qat: {{ranges: lsq}}`, or use llmquant quantize"
         )
+    check_count("steps", steps)
     if steps is not None:
         section = recipe.qat.model_copy(update={"steps": steps})
         recipe = recipe.model_copy(update={"qat": section})
@@ -163,6 +168,17 @@ def _loss(model: PreTrainedModel, rows: list[Row], args: TrainingArguments) -> f
     with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
         losses = [model(**{name: value[None].to(args.device) for name, value in row.items()}).loss for row in rows]
     return float(torch.stack(losses).mean())
+
+
+def _require_number(before: float, model: PreTrainedModel, run: Inputs) -> None:
+    if math.isfinite(before):
+        return
+    for whose, each in (("model", model), ("teacher", run.teacher)):
+        if each is not None and (what := spoiled(each)):
+            raise CheckpointError(
+                f"the loss before training is {before}: of the {whose}, {what}; repair its checkpoint"
+            )
+    raise QuantizationError(f"the loss before training is {before}, and there is no way down from it; see qat.loss")
 
 
 def _needed(model: PreTrainedModel) -> int:

@@ -18,14 +18,14 @@ from tests.hf.test_qat import TOKENS, recipe
 
 def exact(logits: torch.Tensor, wanted: torch.Tensor, temperature: float, top_k: int | None) -> torch.Tensor:
     q, p = ((each.double() / temperature).softmax(-1) for each in (logits, wanted))
-    if top_k is not None:
+    if top_k is not None and top_k < p.shape[-1]:
         best, which = p.topk(top_k, -1)
         mine = q.gather(-1, which)
         p, q = (torch.cat([each, 1 - each.sum(-1, keepdim=True)], -1) for each in (best, mine))
     return (p * (p.log() - q.log())).sum() * temperature**2
 
 
-@pytest.mark.parametrize("top_k", [None, 1, 7])
+@pytest.mark.parametrize("top_k", [None, 1, 7, 50, 60])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_divergence_in_float64(monkeypatch: pytest.MonkeyPatch, temperature: float, top_k: int | None) -> None:
     monkeypatch.setattr(losses, "_AT_ONCE", 200)  # four positions
@@ -33,7 +33,12 @@ def test_divergence_in_float64(monkeypatch: pytest.MonkeyPatch, temperature: flo
     logits, wanted = 3 * torch.randn(11, 50), 3 * torch.randn(11, 50)
     doubles = logits.double().requires_grad_()
     rows = torch.tensor([0, 1, 2, 4, 5, 6, 7, 9, 10])
+    sizes: list[int] = []
+    for name in ("_whole", "_top"):
+        compare = getattr(losses, name)
+        monkeypatch.setattr(losses, name, lambda mine, *more, do=compare: (sizes.append(len(mine)), do(mine, *more))[1])
     found = divergence(logits.requires_grad_(), wanted, rows, temperature, top_k)
+    assert sizes == [4, 4, 1]
     expected = exact(doubles[rows], wanted[rows], temperature, top_k)
     (0.3 * found).backward()
     (0.3 * expected).backward()
@@ -66,8 +71,9 @@ def by_hand(model: Any, teacher: Any, labels: torch.Tensor) -> torch.Tensor:
     return exact(mine, theirs, 1.0, None).float() / rows.sum()
 
 
-def test_the_loss_of_a_model_is_replaced() -> None:
+def test_the_loss_of_a_model_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     model, teacher = prepared()
+    monkeypatch.setattr(type(model), "loss_function", None)  # its own is not computed
     labels = TOKENS.clone()
     labels[:, 5:9] = -100
     output = model(input_ids=TOKENS, labels=labels)
@@ -79,6 +85,19 @@ def test_the_loss_of_a_model_is_replaced() -> None:
     output.loss.backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert model.model.layers[0].mlp.up_proj.weight.grad.abs().max() > 0
+
+
+def test_positions_count_by_the_token_that_follows() -> None:
+    model, teacher = prepared()
+    labels = TOKENS.clone()
+    labels[:, 1:20] = -100
+    torch.testing.assert_close(model(TOKENS, labels=labels).loss, by_hand(model, teacher, labels))
+
+
+def test_a_teacher_does_not_drop_out() -> None:
+    model, teacher = llmquant.prepare_qat(tiny_llama(), recipe()), tiny_llama().train()
+    distill(model, teacher, Loss())
+    assert not teacher.training
 
 
 def test_both_losses_are_mixed() -> None:

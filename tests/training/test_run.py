@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import llmquant
@@ -145,8 +145,12 @@ def test_killed_and_resumed_gives_the_same_bytes(finished: tuple[Any, Notes], so
     assert killed.returncode == -signal.SIGKILL
     training = out.with_name("killed.partial") / "training"
     assert (training / "checkpoint-4").is_dir()
-    (training / "checkpoint-6").mkdir()  # of which only a part was written
-    (training / "checkpoint-6/model.safetensors").write_bytes(b"")
+    torn = shutil.copytree(
+        training / "checkpoint-4", training / "checkpoint-6"
+    )  # as a machine that went down leaves it
+    state = torn / "trainer_state.json"
+    state.write_text(state.read_text().replace('"global_step": 4', '"global_step": 6'))
+    (torn / "optimizer.pt").write_bytes((torn / "optimizer.pt").read_bytes()[:1000])
     with pytest.raises(OutputError, match="--resume"):
         run(source, text, out)
     with pytest.raises(OutputError, match="begun by a different run"):
@@ -224,8 +228,37 @@ def test_bad_input(source: Path, text: str, tmp_path: Path) -> None:
         run(source, text, out, {"fake_quant_after_n_steps": 8})
     with pytest.raises(CheckpointError, match="nowhere"):
         run(tmp_path / "nowhere", text, out)
+    for steps in (0, -1):
+        with pytest.raises(RecipeError, match=f"steps is {steps}; give at least 1"):
+            run(source, text, out, steps=steps)
+    with pytest.raises(RecipeError, match="per_device is -2; give at least 1"):
+        Options(per_device=-2)
+    with pytest.raises(RecipeError, match="save_steps is 0"):
+        Options(save_steps=0)
+    with pytest.raises(RecipeError, match="fake_quant_after_n_steps is 8, and the run has 8 steps"):
+        run(source, text, out, {"fake_quant_after_n_steps": 8})
     assert not out.exists()
     assert not out.with_name("out.partial").exists()
+
+
+@pytest.mark.parametrize("whose", ["model", "teacher"])
+def test_numbers_that_are_none_from_the_start_are_no_divergence(
+    source: Path, text: str, tmp_path: Path, whose: str
+) -> None:
+    damaged = shutil.copytree(source, tmp_path / "damaged")
+    tensors = load_file(damaged / "model.safetensors")
+    tensors["model.norm.weight"][3] = torch.nan
+    save_file(tensors, damaged / "model.safetensors", {"format": "pt"})
+    model, teacher = (damaged, None) if whose == "model" else (source, damaged)
+    with pytest.raises(CheckpointError, match=rf"of the {whose}, model\.norm\.weight is not finite; repair"):
+        run(model, text, tmp_path / "out", teacher=teacher)
+    with pytest.raises(QuantizationError, match=r"before training is inf.*qat\.loss"):
+        run(source, text, tmp_path / "other", {"loss": {"cross_entropy": 1e300}})
+
+
+def test_one_step_is_a_step(source: Path, text: str, tmp_path: Path) -> None:
+    facts = run(source, text, tmp_path / "out", {"steps": 1, "learning_rate": 1.0}).provenance["training"]
+    assert facts["log"][0]["codes_flipped"] > 0
 
 
 def test_a_teacher_of_other_tokens(source: Path, text: str, tmp_path: Path) -> None:
