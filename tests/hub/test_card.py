@@ -63,7 +63,7 @@ def test_a_trained_model_says_on_what_and_what_it_brought(finished: Path) -> Non
         "Trained on 20,480 tokens of `text.txt` (`sha256:0123456789ab`), of 10 steps as it was after 8: loss on "
         "held-out text 0.0625 before, 0.0573 after." in card.text
     )
-    assert "qat" in (card.data.tags or [])
+    assert "qat" in card.data.to_dict()["tags"]
 
 
 def test_ones_own_words_stand_in_front(finished: Path) -> None:
