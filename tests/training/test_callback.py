@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
 
 from llmquant.compat.training import recompute
 from llmquant.errors import CheckpointError, QuantizationError
 from llmquant.hf.qat import fake_layers
-from llmquant.training.callback import forget
+from llmquant.training.callback import QatCallback, forget
+from llmquant.training.optimizer import make_optimizer
 from tests.engine.conftest import tiny_llama
 from tests.training.conftest import prepared, trainer
 
@@ -164,3 +167,25 @@ def test_forget_keeps_the_count_of_steps() -> None:
     forget(optimizer, [weight])
     assert optimizer.state[weight]["step"] == 1
     assert not optimizer.state[weight]["exp_avg"].any()
+
+
+def test_a_resumed_run_counts_flips_from_its_checkpoint_and_fp16_is_left_to_its_scaler() -> None:
+    model, callback, control = prepared().train(), QatCallback(), TrainerControl()
+    args: Any = SimpleNamespace(fp16=True)
+    callback.on_init_end(args, TrainerState(), control, model=model)
+    layer = model.model.layers[0].mlp.up_proj
+    with torch.no_grad():
+        layer.weight.neg_()  # what the checkpoint holds
+    state = TrainerState(global_step=3, max_steps=8, log_history=[{}])
+    callback.on_train_begin(args, state, control, model=model, optimizer=make_optimizer(model))
+    logs: dict[str, float] = {"loss": 1.0}
+    callback.on_log(args, state, control, model=model, logs=logs)
+    assert logs["codes_flipped"] > 0.01
+    assert logs["codes_flipped_since_log"] == 0
+    model(input_ids=torch.arange(8)[None])
+    layer.weight.grad = torch.full_like(layer.weight, torch.nan)
+    callback.on_pre_optimizer_step(args, state, control, model=model)
+    args.fp16 = False
+    with pytest.raises(QuantizationError, match="step 4"):
+        callback.on_pre_optimizer_step(args, state, control, model=model)
+    callback.on_train_end(args, state, control)

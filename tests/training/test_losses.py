@@ -71,16 +71,20 @@ def by_hand(model: Any, teacher: Any, labels: torch.Tensor) -> torch.Tensor:
     return exact(mine, theirs, 1.0, None).float() / rows.sum()
 
 
+def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=0)  # divergences of 0.001, of which 1e-5 is a token
+
+
 def test_the_loss_of_a_model_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     model, teacher = prepared()
     monkeypatch.setattr(type(model), "loss_function", None)  # its own is not computed
     labels = TOKENS.clone()
     labels[:, 5:9] = -100
     output = model(input_ids=TOKENS, labels=labels)
-    torch.testing.assert_close(output.loss, by_hand(model, teacher, labels))
+    close(output.loss, by_hand(model, teacher, labels))
     assert output[0] is output.loss
     with_items = model(input_ids=TOKENS, labels=labels, num_items_in_batch=torch.tensor(70))
-    torch.testing.assert_close(with_items.loss * 70, output.loss * (labels[:, 1:] != -100).sum())
+    close(with_items.loss * 70, output.loss * (labels[:, 1:] != -100).sum())
     assert model(input_ids=TOKENS).loss is None
     output.loss.backward()
     assert all(p.grad is None for p in teacher.parameters())
@@ -91,7 +95,7 @@ def test_positions_count_by_the_token_that_follows() -> None:
     model, teacher = prepared()
     labels = TOKENS.clone()
     labels[:, 1:20] = -100
-    torch.testing.assert_close(model(TOKENS, labels=labels).loss, by_hand(model, teacher, labels))
+    close(model(TOKENS, labels=labels).loss, by_hand(model, teacher, labels))
 
 
 def test_a_teacher_does_not_drop_out() -> None:
@@ -104,7 +108,7 @@ def test_both_losses_are_mixed() -> None:
     model, teacher = prepared(kl=0.25, cross_entropy=0.75)
     plain = llmquant.prepare_qat(tiny_llama().float(), recipe("int3-g32"))
     wanted = 0.25 * by_hand(model, teacher, TOKENS) + 0.75 * plain(TOKENS, labels=TOKENS).loss
-    torch.testing.assert_close(model(TOKENS, labels=TOKENS).loss, wanted)
+    close(model(TOKENS, labels=TOKENS).loss, wanted)
 
 
 def test_outputs_without_logits_are_refused() -> None:
