@@ -59,6 +59,7 @@ def test_bars_show_stages_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "note: look" in shown.out
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_bars_unasked(tmp_path: Path) -> None:
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")

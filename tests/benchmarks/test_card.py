@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 
+@pytest.mark.slow
 def test_dry_run(repository: Path, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'llmquant[gpu]'")
     path = tmp_path / "new" / "card.json"

@@ -28,13 +28,14 @@ def script(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_triton
-def test_kernels_pass(tmp_path: Path) -> None:
-    """What CI runs: the most important cases. About a minute on two cores."""
+@pytest.mark.parametrize("archs", [("sm_90",), pytest.param(QUICK_ARCHS, marks=pytest.mark.slow)], ids="+".join)
+def test_kernels_pass(tmp_path: Path, archs: tuple[str, ...]) -> None:
+    """The most important cases; about a minute on two cores for all three."""
     file = tmp_path / "gates.json"
-    done = script("-m", "llmquant.kernels.bench.gates", "--quick", "--json", str(file))
+    done = script("-m", "llmquant.kernels.bench.gates", "--quick", "--arch", *archs, "--json", str(file))
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     rows = json.loads(file.read_text())["rows"]
-    assert {row["arch"] for row in rows} == set(QUICK_ARCHS)
+    assert {row["arch"] for row in rows} == set(archs)
     kernels = {"linear_a16", "linear_w4a8", "linear_w8a8", "quantize_blocks", "quantize_rows", "dequantize_tile"}
     assert {row["kernel"] for row in rows} == kernels
     on_hopper = [row for row in rows if row["arch"] == "sm_90" and row["kernel"] in ("linear_a16", "linear_w4a8")]
