@@ -13,8 +13,7 @@ from llmquant.engine.run import RunResult, run
 from llmquant.errors import DataError, OutputError, RecipeError
 from llmquant.eval import EvalOptions, EvalReport
 from llmquant.progress import Progress
-from llmquant.recipe.load import load_recipe
-from llmquant.recipe.schema import recipe_to_dict
+from llmquant.recipe.load import load_recipe, with_calibration
 from llmquant.words import did_you_mean, listed
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def quantize(  # pyright: ignore[reportInconsistentOverload]  # **more stands fo
     """
     loaded = load_recipe(recipe)
     if calibration is not None:
-        loaded = _with_calibration(loaded, calibration)
+        loaded = with_calibration(loaded, calibration)
     if not isinstance(source, (str, Path)):
         if revision is not None or trust_remote_code:
             raise RecipeError(
@@ -125,14 +124,6 @@ def _quantize_object(
         return quantize_in_place(model, recipe, tokenizer=tokenizer, device=device, progress=progress)
     with prepared_model(model, recipe, out, tokenizer=tokenizer, resume=resume, overwrite=overwrite) as prepared:
         return run(prepared, out, resume=resume, overwrite=overwrite, device=device, progress=progress)
-
-
-def _with_calibration(recipe: Recipe, dataset: str) -> Recipe:
-    """The recipe with another calibration text, checked like a file's."""
-    data = recipe_to_dict(recipe)
-    if "calibration" not in data:
-        raise RecipeError(f"recipe {recipe.name!r} uses no calibration text, so {dataset!r} would be ignored; drop it")
-    return load_recipe({**data, "calibration": {**data["calibration"], "dataset": dataset}})
 
 
 @overload

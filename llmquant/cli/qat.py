@@ -24,6 +24,7 @@ def add(commands: arguments.Commands) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the new folder")
     parser.add_argument("--valid", metavar="TEXT", help="what is best on this is kept (the end of --train is held out)")
     parser.add_argument("--teacher", metavar="MODEL", help="whose outputs are aimed at (MODEL before quantization)")
+    parser.add_argument("--calibration", metavar="TEXT", help="calibrate on this file or hub:NAME instead")
     parser.add_argument("--steps", type=arguments.count, metavar="N", help="in place of the recipe's")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished result or drop an interrupted run")
@@ -48,8 +49,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     with RunDisplay(console, quiet=args.quiet or rank() > 0) as display:
         result = qat(
             args.model, args.recipe, args.train, args.out,
-            valid=args.valid, teacher=args.teacher, steps=args.steps, options=options, resume=args.resume,
-            overwrite=args.overwrite, device=args.device, trust_remote_code=args.trust_remote_code, progress=display,
+            valid=args.valid, teacher=args.teacher, calibration=args.calibration, steps=args.steps, options=options,
+            resume=args.resume, overwrite=args.overwrite, device=args.device,
+            trust_remote_code=args.trust_remote_code, progress=display,
         )  # fmt: skip
     if rank() == 0:
         print_result(console, result)

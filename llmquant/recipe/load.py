@@ -59,6 +59,18 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     return _named(_validate(document, str(path)), path.stem)
 
 
+def with_calibration(recipe: Recipe, dataset: str) -> Recipe:
+    """The recipe with another calibration text, checked like a file's.
+
+    Raises:
+        RecipeError: if it calibrates on none, or there is no such text.
+    """
+    data = recipe_to_dict(recipe)
+    if "calibration" not in data:
+        raise RecipeError(f"recipe {recipe.name!r} uses no calibration text, so {dataset!r} would be ignored; drop it")
+    return load_recipe({**data, "calibration": {**data["calibration"], "dataset": dataset}})
+
+
 def recipe_of_result(recipe: Mapping[str, Any]) -> Recipe:
     """What the recipe in llmquant.json says of sizes: its schemes, rules and format, without its methods.
 

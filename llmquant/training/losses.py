@@ -98,7 +98,7 @@ class _Hook:
         items = kwargs.get("num_items_in_batch")
         mine, theirs = logits.flatten(0, 1), wanted.flatten(0, 1)
         total = divergence(mine, theirs, counted, self._loss.temperature, self._loss.top_k)
-        return total / (max(1, len(counted)) if items is None else items)
+        return total / max(1, len(counted) if items is None else items)  # labels may all be -100
 
 
 def divergence(

@@ -27,7 +27,7 @@ from llmquant.hf.in_place import prepare_qat
 from llmquant.hf.qat import fake_layers
 from llmquant.notebook import default_progress
 from llmquant.progress import Progress
-from llmquant.recipe.load import load_recipe
+from llmquant.recipe.load import load_recipe, with_calibration
 from llmquant.recipe.qat import Qat
 from llmquant.recipe.schema import Recipe
 from llmquant.training.arguments import (
@@ -55,6 +55,7 @@ def qat(
     *,
     valid: str | None = None,
     teacher: str | Path | None = None,
+    calibration: str | None = None,
     steps: int | None = None,
     options: Options | None = None,
     resume: bool = False,
@@ -75,6 +76,7 @@ def qat(
         out: the new folder.
         valid: text for validation; by default the end of `text` is held out.
         teacher: folder or hub id of the model whose outputs are aimed at; by default `source`.
+        calibration: text to calibrate on in place of the recipe's.
         steps: in place of the recipe's.
         options: how much at once; see `Options`.
         resume: continue an interrupted run.
@@ -90,7 +92,7 @@ def qat(
     began, first = time.monotonic(), rank() == 0
     told = (progress or default_progress()) if first else Progress()
     options, where = options or Options(), resolve_device(device)
-    loaded, section = _with_steps(load_recipe(recipe), steps)
+    loaded, section = _as_asked(load_recipe(recipe), steps, calibration)
     with OutputFolder(Path(out)) as output, no_progress_bar():
         if first:
             output.check(resume=resume, overwrite=overwrite)
@@ -125,7 +127,7 @@ def qat(
         return RunResult(output.out, read_provenance(output.out))
 
 
-def _with_steps(recipe: Recipe, steps: int | None) -> tuple[Recipe, Qat]:
+def _as_asked(recipe: Recipe, steps: int | None, calibration: str | None) -> tuple[Recipe, Qat]:
     if recipe.qat is None:
         raise RecipeError(
             f"recipe {recipe.name!r} does not train: give it a section `qat: {{ranges: lsq}}`, or use llmquant quantize"
@@ -134,6 +136,8 @@ def _with_steps(recipe: Recipe, steps: int | None) -> tuple[Recipe, Qat]:
     if steps is not None:
         section = recipe.qat.model_copy(update={"steps": steps})
         recipe = recipe.model_copy(update={"qat": section})
+    if calibration is not None:
+        recipe = with_calibration(recipe, calibration)
     assert recipe.qat is not None
     return recipe, recipe.qat
 

@@ -45,7 +45,9 @@ def test_scaled_rows() -> None:
 
 
 def test_only_rows_that_are_looked_up_learn() -> None:
-    table = made("int4-g32", "lsq", torch.float32)
+    dense = nn.Embedding(20, 64)
+    dense.padding_idx = 0  # its row is no zero, as after another's training
+    table = made("int4-g32", "lsq", torch.float32, dense)
     table(IDS).square().sum().backward()
     assert table.weight is not None
     assert table.weight.grad is not None
@@ -55,6 +57,15 @@ def test_only_rows_that_are_looked_up_learn() -> None:
     assert change is not None
     assert change.grad is not None
     assert set(change.grad.abs().sum(-1).nonzero().flatten().tolist()) >= {1, 3, 7, 19}
+
+
+def test_ranges_follow_the_whole_table() -> None:
+    table = made("int4-g32", "minmax", torch.float32)
+    assert table.weight is not None
+    before = table.weight_scale.clone()
+    table.weight.data.mul_(3)
+    table(IDS)
+    torch.testing.assert_close(table.weight_scale[1:], 3 * before[1:])
 
 
 def test_before_rounding_rows_are_dense() -> None:

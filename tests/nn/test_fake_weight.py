@@ -108,6 +108,37 @@ def test_followed_ranges_are_those_of_the_weights() -> None:
         torch.testing.assert_close(layer.weight_scale, torch.lerp(start, wanted, share))
 
 
+def test_a_moving_average_is_of_magnitudes_and_zero_points_follow() -> None:
+    layer = fake(ranges="moving-average")
+    assert layer.weight is not None
+    start = layer.weight_scale.clone()
+    layer.weight.data.mul_(-3)  # the longer end is on the other side
+    layer(torch.randn(2, 64))
+    wanted = choose_grid(layer.weight.detach(), layer.scheme, scale_dtype=torch.float32).scales
+    assert (start * wanted < 0).any()
+    torch.testing.assert_close(layer.weight_scale, wanted.sign() * torch.lerp(start.abs(), wanted.abs(), MOMENTUM))
+    layer = fake("int4-g32-asym", "minmax")
+    assert layer.weight is not None
+    layer.weight.data.add_(1)
+    layer(torch.randn(2, 64))
+    grid = choose_grid(layer.weight.detach(), layer.scheme, scale_dtype=torch.float32)
+    assert grid.zeros is not None
+    assert layer.weight_zero_point is not None
+    assert torch.equal(layer.weight_zero_point, grid.zeros)
+
+
+def test_ranges_follow_low_rank_changes_that_start_small() -> None:
+    layer = fake(ranges="minmax")
+    layer.adapt(4, 8.0, torch.Generator().manual_seed(1))
+    assert layer.lora_a is not None
+    assert layer.lora_b is not None
+    assert 0.9 / 8 < float(layer.lora_a.detach().abs().max()) <= 1 / 8  # 1/sqrt(64): uniform, as peft's
+    layer.lora_b.data.normal_()
+    layer(torch.randn(2, 64))
+    wanted = choose_grid(layer.matrix().detach(), layer.scheme, scale_dtype=torch.float32).scales
+    assert torch.equal(layer.weight_scale, wanted)
+
+
 def test_the_gradient_of_scales_is_scaled_as_in_lsq() -> None:
     layer = fake("int4-g32")
     reads = layer.fake_weight(torch.float32)

@@ -197,6 +197,14 @@ def test_low_rank_changes_move_codes(source: Path, text: str, tmp_path: Path) ->
     assert [entry["codes_flipped"] for entry in result.provenance["training"]["log"] if "loss" in entry][-1] > 0.1
 
 
+def test_another_text_for_calibration(source: Path, text: str, tmp_path: Path) -> None:
+    mine = options(steps=1) | {"rounding": {"method": "gptq"}, "calibration": {"samples": 2, "length": 24}}
+    facts = qat(source, mine, text, tmp_path / "out", device="cpu", calibration=text).provenance
+    assert facts["recipe"]["calibration"]["dataset"] == text
+    with pytest.raises(RecipeError, match="uses no calibration text"):
+        run(source, text, tmp_path / "none", calibration=text)
+
+
 def test_rounding_that_begins_later_is_measured_from_then_on(source: Path, text: str, tmp_path: Path) -> None:
     changes = {"steps": 4, "fake_quant_after_n_steps": 3, "loss": {"kl": 1.0}}
     facts = run(source, text, tmp_path / "out", changes, options=Options(save_steps=1)).provenance["training"]
