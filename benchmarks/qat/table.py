@@ -4,10 +4,10 @@
     python benchmarks/qat/table.py MODEL ... --schemes int3-g32 --ways scales-only lora --tokens 300000
 
 For each scheme: GPTQ as `qat-SCHEME` starts from it (calibrated on the training text), then trained: scales alone,
-weights and scales by the learning rates of that recipe, a low-rank change and scales. All are evaluated on the same
-windows of a text that nothing was trained on, against the model as it was (KL) and against the model of 16 bits that
-was tuned on the same tokens by cross entropy (ln of the ratio of perplexities). Finished folders in --work are used
-again.
+weights and scales by the learning rates of that recipe, these with the cross entropy of the text in the loss too, a
+low-rank change and scales. All are evaluated on the same windows of a text that nothing was trained on, against the
+model as it was (KL) and against the model of 16 bits that was tuned on the same tokens by cross entropy (ln of the
+ratio of perplexities). Finished folders in --work are used again.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from llmquant.training.text import load_rows
 WAYS: dict[str, dict[str, Any]] = {
     "scales-only": {"ranges": "scales-only", "scale_learning_rate": 1e-3},
     "qat": {"ranges": "lsq"},
+    "qat-mixed": {"ranges": "lsq", "loss": {"kl": 0.6, "cross_entropy": 0.4}},
     "lora": {"ranges": "lsq", "lora": {"rank": 16, "alpha": 32.0}, "learning_rate": 0.03},
 }
 
