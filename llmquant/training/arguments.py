@@ -86,17 +86,12 @@ def training_arguments(qat: Qat, options: Options, folder: Path, device: torch.d
     """For a run of this process.
 
     Raises:
-        RecipeError: if the batch cannot be divided among devices, or rounding would begin after the last step.
+        RecipeError: if the batch cannot be divided among devices.
         DeviceError: if the device is not the first that is visible.
     """
     if device.index:
         raise DeviceError(
             f"training takes the first device that is visible, not {device}; set CUDA_VISIBLE_DEVICES={device.index}"
-        )
-    if qat.fake_quant_after_n_steps >= steps:
-        raise RecipeError(
-            f"fake_quant_after_n_steps is {qat.fake_quant_after_n_steps}, and the run has {steps} steps, so none would "
-            "compute with rounded weights; train longer, or lower it"
         )
     share, odd = divmod(qat.batch, processes())
     per_device = options.per_device or max(n for n in range(1, _PER_DEVICE + 1) if share % n == 0)
