@@ -68,7 +68,8 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# What is never imported need not be compiled. Two stamps: whoever only wants the demo does not wait for the developers' tools.
+# What is never imported need not be compiled.
+# Two stamps: whoever only wants the demo does not wait for the developers' tools.
 $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	$(PIP) install --no-compile -c constraints.txt -e .
 	touch $@

@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what the imports made out of garbage collections, which took a seventh of the suite's time."""
+    """Leave what the imports made out of garbage collections, which took a seventh of the processor time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)

@@ -1,8 +1,8 @@
 """The parameters of a prepared model in groups, each with its own learning rate and weight decay.
 
 Adam moves every weight by about its rate, whatever the gradient's size. So what a rate means for a rounded weight is
-how many updates it takes to the next integer, and rates are in units of the layer's own grid: one number then fits 2
-and 8 bits, and models whose weights differ tenfold.
+how many updates it takes to the next integer, and rates are in units of the layer's own grid: a number then says the
+same of 2 and 8 bits, and of models whose weights differ.
 """
 
 from __future__ import annotations

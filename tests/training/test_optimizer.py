@@ -43,12 +43,16 @@ def test_low_rank_changes_learn_as_their_weights_do() -> None:
 def test_a_whole_step_of_the_rate_is_one_integer() -> None:
     model: Any = llmquant.prepare_qat(tiny_llama().float(), recipe(train="quantized", ranges="frozen"))
     before = {name: layer.quantized().codes for name, layer in fake_layers(model).items()}
-    optimizer = make_optimizer(model, Qat(learning_rate=1.0))
-    model(torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
-    optimizer.step()
+    one_step(model, Qat(learning_rate=1.0))
     for name, layer in fake_layers(model).items():
         moved = (layer.quantized().codes - before[name]).abs().float()
         assert 0.4 < float(moved.mean()) < 1.5  # those of clipped weights do not move
+
+
+def one_step(model: Any, qat: Qat) -> None:
+    optimizer = make_optimizer(model, qat)
+    model(torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
+    optimizer.step()
 
 
 def rates(model: Any, qat: Qat) -> dict[int, tuple[float, float]]:
@@ -70,9 +74,7 @@ def test_nothing_to_train_is_said() -> None:
 def test_steps_of_scales_are_relative() -> None:
     model: Any = llmquant.prepare_qat(tiny_llama().float(), recipe(ranges="scales-only", train="quantized"))
     before = {name: layer.quantized().scales for name, layer in fake_layers(model).items()}
-    optimizer = make_optimizer(model, Qat(scale_learning_rate=0.01))
-    model(torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
-    optimizer.step()
+    one_step(model, Qat(scale_learning_rate=0.01))
     for name, layer in fake_layers(model).items():
         moved = (layer.quantized().scales / before[name]).log().abs()
         assert float(moved.max()) == pytest.approx(0.01, rel=0.01)
