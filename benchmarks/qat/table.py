@@ -58,12 +58,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="to train on; by default all of the text once")
     parser.add_argument("--samples", type=int, default=64, help="windows of the calibration")
     parser.add_argument("--windows", type=int, default=64, help="of the evaluation")
+    parser.add_argument("--untuned", action="store_true", help="without the 16-bit model tuned on the same tokens")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the section qat, for all ways")
     args = parser.parse_args()
     disable_progress_bar()
     rows: list[dict[str, Any]] = []
-    tuned = dense_tuned(args)
-    rows.append({"way": "16 bits, tuned"} | measured(args, tuned, tuned))
+    tuned = None if args.untuned else dense_tuned(args)
+    if tuned:
+        rows.append({"way": "16 bits, tuned"} | measured(args, tuned, tuned))
     for scheme in args.schemes:
         for way, folder in results(args, scheme):
             rows.append({"scheme": scheme, "way": way} | cost(folder) | measured(args, folder, tuned))
@@ -129,8 +131,8 @@ def _tuned(args: argparse.Namespace, rate: float) -> tuple[float, Any]:
     return trainer.evaluate()["eval_loss"], model
 
 
-def measured(args: argparse.Namespace, folder: Path, tuned: Path) -> dict[str, Any]:
-    """Against the model as it was, and against the tuned one; intervals of 95 %."""
+def measured(args: argparse.Namespace, folder: Path, tuned: Path | None) -> dict[str, Any]:
+    """Against the model as it was, and against the tuned one if there is one; intervals of 95 %."""
     asked: dict[str, Any] = {
         "text": args.text, "length": args.length, "max_windows": args.windows, "speed": 0, "device": "cpu",
     }  # fmt: skip
@@ -142,7 +144,7 @@ def measured(args: argparse.Namespace, folder: Path, tuned: Path) -> dict[str, A
         "perplexity": perplexity.quantized.value,
         "perplexity_before": perplexity.baseline.value if perplexity.baseline else None,
     }
-    if folder == tuned:
+    if tuned is None or folder == tuned:
         return found
     difference = llmquant.evaluate(folder, tuned, **asked)[Perplexity].log_difference
     assert difference is not None
