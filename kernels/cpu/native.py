@@ -33,7 +33,7 @@ from llmquant.errors import LlmquantError, OutOfMemoryError
 
 _log = logging.getLogger(__name__)
 
-ABI = 4  # LLMQUANT_ABI in cpu/src/api.cpp
+ABI = 5  # LLMQUANT_ABI in cpu/src/api.cpp
 ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "neon")  # Isa in cpu/src/isa.h
 FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # Float in cpu/src/types.h
 ISA_VARIABLE = "LLMQUANT_CPU_ISA"
@@ -74,6 +74,7 @@ def _load(path: Path) -> ctypes.CDLL:
         "unpack_selected": (number, [pointer] * 2 + [size] + [pointer] * 3),
         "linear": (number, [pointer]),
         "linear_one": (number, [pointer] * 4 + [size] * 3 + [number] * 4 + [ctypes.c_float]),
+        "round_block": (number, [pointer]),
         "advise_huge": (None, [pointer, size]),
         "stream_read": (ctypes.c_uint64, [pointer, size]),
     }

@@ -74,6 +74,8 @@ VARIANTS = (
     Variant("w8a8", _MANY, quick=(1, 256), elsewhere=(256,)),
     Variant("w8a8 static tail", tail=96, static=True),
 )
+#: Schemes of weights that GPTQ rounds.
+_ROUNDED = ("int4-g128", "int4-g128-asym")
 
 
 def cases(archs: Iterable[str], quick: bool = False) -> list[Case]:
@@ -90,6 +92,11 @@ def cases(archs: Iterable[str], quick: bool = False) -> list[Case]:
                             _launch(variant, rows, n, k - variant.tail)
                         for case in recorded:
                             found.setdefault(_key(case), replace(case, name=f"{variant.name} m={rows}"))
+            for name in _ROUNDED[:1] if quick else _ROUNDED:
+                with recording(arch) as recorded:
+                    _round(name)
+                for case in recorded:
+                    found.setdefault(_key(case), replace(case, name=f"{name} rounded"))
     return list(found.values())
 
 
@@ -111,6 +118,18 @@ def _launch(variant: Variant, rows: int, n: int, k: int) -> None:
     residual = _meta(rows, sizes[0], dtype=variant.dtype) if variant.extras else None
     asked = {"residual": residual, "silu": variant.silu, "form": form.numbers()}
     launch.linear_fused(x, Product(weights, biases, sizes, kind != "w4a8", **asked), config=variant.config)
+
+
+def _round(name: str) -> None:
+    from llmquant.kernels.gpu import rounding
+    from llmquant.kernels.ops.round_block import Columns
+
+    scheme, (n, k) = Scheme.parse(name), _SHAPES[0]
+    block, scales = _meta(128, n, dtype=torch.float32), _meta(k // 128, n, dtype=torch.float32)
+    zeros = None if scheme.symmetric else scales
+    columns = Columns(scales, zeros, scheme.code_min, scheme.code_max, torch.bfloat16)
+    square, codes = _meta(128, 128, dtype=torch.float32), _meta(128, n, dtype=torch.int8)
+    rounding.round_block(block, block, square, _meta(128, dtype=torch.int64), columns, codes)
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> Tensor:

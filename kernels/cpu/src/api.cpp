@@ -2,12 +2,14 @@
 // Callers have checked all shapes. Status: 0 done; 1 this machine cannot run the instruction set; 2 the thread pool
 // failed; 3 not a weight in kernel layout, or weights that cannot share their inputs; 4 no memory; 5 something else was
 // thrown. No exception leaves a function: to C that would be the end of the process.
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <new>
 
 #include "isa.h"
 #include "linear.h"
+#include "rounding.h"
 #include "threads.h"
 #include "unpack.h"
 
@@ -15,7 +17,7 @@
 #include <sys/mman.h>
 #endif
 
-#define LLMQUANT_ABI 4
+#define LLMQUANT_ABI 5
 #if defined(_WIN32)
 #define EXPORT extern "C" __declspec(dllexport)
 #else
@@ -33,6 +35,15 @@ UnpackRows unpack_variant(Isa isa) {
     if (isa == Isa::avx2) return unpack_rows_avx2;
 #endif
     return unpack_rows_scalar;
+}
+
+RoundOutputs round_variant(Isa isa) {
+    if (!supported(isa)) return nullptr;
+#if defined(LLMQUANT_X86)
+    if (isa == Isa::avx512 || isa == Isa::avx512vnni) return round_outputs_avx512;
+    if (isa == Isa::avx2) return round_outputs_avx2;
+#endif
+    return round_outputs_scalar;
 }
 
 const LinearKernel* linear_variant(Isa isa) {
@@ -203,6 +214,17 @@ EXPORT int32_t llmquant_linear_one(const void* x, void* weight, const void* bias
     return status_of([&] {
         linear(*kernel, {x, rows, cols, Float(type), planes == 2, per_token != 0, nullptr, 0, input_scale},
                {&part, 1, Float(type), nullptr, false});
+        return 0;
+    });
+}
+
+EXPORT int32_t llmquant_round_block(const RoundJob* job) {
+    const RoundOutputs work = round_variant(static_cast<Isa>(job->isa));
+    if (!work) return 1;
+    constexpr int64_t unit = 64;  // outputs: four of the widest vectors
+    return status_of([&] {
+        parallel((job->outputs + unit - 1) / unit, 1, thread_count(),
+                 [&](int64_t begin, int64_t end) { work(*job, begin * unit, std::min(end * unit, job->outputs)); });
         return 0;
     });
 }

@@ -7,8 +7,9 @@ theorem 6) show that the same result needs only H = L D L^T instead of the facto
 
 with L unit lower triangular in the reversed order of rounding. Here the buffer that starts as the permuted W turns
 into the errors E = W - Q row by row, so besides the weight and the Hessian the work takes one matrix for L, one for E
-and the codes. Inside a block of 128 inputs the sum is a matrix-vector product per input; what earlier blocks
-contribute is one GEMM per block.
+and the codes. A block of 128 inputs is one call of a kernel; what earlier blocks contribute is one GEMM per block.
+What rounding misses of its target, the term in brackets minus q_j, is column j of E L, so the loss E H E^T comes with
+it.
 
 Grids are fixed beforehand from the original weight, whatever the order, and errors are those of the value that a
 reader dequantizes in the dtype of the scales.
@@ -23,17 +24,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int8, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int8, Int64
 from torch import Tensor
 
 from llmquant.algorithms.rounding.base import LayerResult
-from llmquant.algorithms.rounding.shared.ldl import unit_lower
+from llmquant.algorithms.rounding.shared.ldl import Factor, factorise
 from llmquant.algorithms.rounding.shared.loss import relative_loss
 from llmquant.errors import QuantizationError, RecipeError
+from llmquant.kernels.ops.round_block import Columns
+from llmquant.kernels.rounding import round_block
 from llmquant.numerics.checks import require_finite
 from llmquant.numerics.grid import Grid, choose_grid
 from llmquant.numerics.quantized import QuantizedTensor
-from llmquant.numerics.threads import one_thread
 from llmquant.spec import Scheme
 from llmquant.statistics.base import LayerStatistics
 
@@ -94,12 +96,12 @@ def quantize(
     )
     # L D L^T runs from the last row to the first.
     order = processing_order(diagonal, grid.scales.shape[1], options.order).flip(0)
-    lower, raised = unit_lower(hessian, order, dead, options.damp)
-    codes = _round_in_order(weight, lower, order, grid, scheme)
-    del lower
+    factor = factorise(hessian, order, dead, options.damp)
+    codes, lost = _round_in_order(weight, factor, order, _columns(grid, scheme, weight.shape[0]))
     quantized = QuantizedTensor(codes, grid.scales, grid.zeros)
-    counters = {"zero_groups": grid.zero_groups, "dead_columns": int(dead.sum()), "damping_raised": raised}
-    loss = relative_loss(weight, quantized, hessian)
+    counters = {"zero_groups": grid.zero_groups, "dead_columns": int(dead.sum()), "damping_raised": factor.raised}
+    del factor
+    loss = relative_loss(weight, quantized, hessian, lost)
     return LayerResult(quantized, loss, {key: count for key, count in counters.items() if count})
 
 
@@ -159,54 +161,34 @@ def _without_dead(
 
 
 def _round_in_order(
-    weight: Float[Tensor, "out in"],
-    lower: Float32[Tensor, "in in"],
-    order: Int64[Tensor, " in"],
-    grid: Grid,
-    scheme: Scheme,
-) -> Int8[Tensor, "out in"]:
-    """Codes of the weight, rounded from the last entry of `order` to the first."""
-    out_features, in_features = weight.shape
-    errors = weight.t()[order].float().contiguous()
-    codes = torch.empty(in_features, out_features, dtype=torch.int8, device=weight.device)
-    columns = _Columns(grid, scheme)
-    groups = (order // (in_features // grid.scales.shape[1])).tolist()
+    weight: Float[Tensor, "out in"], factor: Factor, order: Int64[Tensor, " in"], columns: Columns
+) -> tuple[Int8[Tensor, "out in"], float | None]:
+    """Codes of the weight, rounded from the last entry of `order` to the first, and `Factor.loss` of their errors."""
+    in_features = weight.shape[1]
+    errors = weight.float().t().contiguous()[order]
+    codes = torch.empty_like(errors, dtype=torch.int8)
+    groups = order // (in_features // columns.scales.shape[0])
+    missed = torch.empty(in_features, dtype=torch.float64, device=weight.device)
     for end in range(in_features, 0, -BLOCK):
-        begin = max(0, end - BLOCK)
-        block = slice(begin, end)
+        block = slice(max(0, end - BLOCK), end)
         # What is already rounded pushes on this block.
-        targets = torch.addmm(errors[block], lower[end:, block].t(), errors[end:])
-        inner = lower[block, block].t().contiguous()
-        with one_thread():
-            for column in range(end - 1, begin - 1, -1):
-                at = column - begin
-                target = targets[at].addmv_(errors[column + 1 : end].t(), inner[at, at + 1 :])
-                errors[column] -= columns.round(target, groups[column], codes[column])
+        targets = torch.addmm(errors[block], factor.lower[end:, block].t(), errors[end:])
+        inner = factor.lower[block, block].t().contiguous()
+        round_block(targets, errors[block], inner, groups[block], columns, codes[block])
+        missed[block] = _squares(targets)
     restored = torch.empty_like(codes)
     restored[order] = codes
-    return restored.t().contiguous()
+    return restored.t().contiguous(), factor.loss(missed, _squares(errors))
 
 
-class _Columns:
-    """Rounds one input of all outputs to the grid of its group."""
+def _columns(grid: Grid, scheme: Scheme, out_features: int) -> Columns:
+    scales, zeros = (
+        None if values is None else values.float().t().expand(-1, out_features).contiguous()
+        for values in (grid.scales, grid.zeros)
+    )
+    assert scales is not None
+    return Columns(scales, zeros, scheme.code_min, scheme.code_max, grid.scales.dtype)
 
-    def __init__(self, grid: Grid, scheme: Scheme) -> None:
-        self._dtype = grid.scales.dtype
-        self._scales = grid.scales.float().t().contiguous()
-        self._zeros = None if grid.zeros is None else grid.zeros.float().t().contiguous()
-        self._scheme = scheme
 
-    def round(self, target: Tensor, group: int, codes: Tensor) -> Tensor:
-        """Write the codes (O,) of `target` (O,); return the values that they dequantize to."""
-        scale = self._scales[group]
-        steps = (target / scale).round_()
-        if self._zeros is None:
-            steps.clamp_(self._scheme.code_min, self._scheme.code_max)
-            codes.copy_(steps)
-        else:
-            zero = self._zeros[group]
-            steps.add_(zero).clamp_(self._scheme.code_min, self._scheme.code_max)
-            codes.copy_(steps)
-            steps.sub_(zero)
-        steps.mul_(scale)
-        return steps if self._dtype == torch.float32 else steps.to(self._dtype).float()
+def _squares(rows: Float32[Tensor, "in out"]) -> Float64[Tensor, " in"]:
+    return rows.square().sum(1).double()

@@ -124,6 +124,31 @@ def test_dead_columns_are_rounded_and_disturb_nothing(weight: Tensor, statistics
     assert 0 < result.loss < 0.01
 
 
+@pytest.mark.parametrize("tokens", [4000, 40, 3])
+@pytest.mark.parametrize("dead", [[], [0, 50, 51]])
+@pytest.mark.parametrize("damp", [0.0, 0.01, 1.0])
+def test_the_loss_that_comes_with_rounding_is_that_of_the_errors(
+    weight: Tensor, tokens: int, dead: list[int], damp: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = torch.randn(tokens, 160) @ torch.randn(160, 160)
+    inputs[:, dead] = 0
+    hessian = inputs.T @ inputs / tokens
+    known = []
+    monkeypatch.setattr(gptq, "relative_loss", lambda *a: known.append(a[3]) or loss_of_errors(*a[:3]))
+    wanted = run(weight, LayerStatistics({"hessian": hessian}, tokens), damp=damp).loss
+    if known[0] is None:  # what a difference of two large numbers cannot say is measured
+        assert tokens < 160
+    else:
+        power = (weight.double() @ hessian.double() * weight.double()).sum().item()
+        assert known[0] / power == pytest.approx(wanted, rel=1e-4)
+
+
+def loss_of_errors(weight: Tensor, quantized: Any, hessian: Tensor) -> float:
+    """As `base.LayerResult` has it, in float64."""
+    error, exact = quantized.dequantize().double() - weight.double(), hessian.double()
+    return ((error @ exact * error).sum() / (weight.double() @ exact * weight.double()).sum()).item()
+
+
 def kill(statistics: LayerStatistics, inputs: list[int]) -> Tensor:
     """Make inputs that calibration never saw differ from 0; their mask."""
     hessian = hessian_of(statistics)

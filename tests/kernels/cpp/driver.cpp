@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "case.h"
+#include "round_case.h"
 
 using namespace check;
 
@@ -41,6 +42,7 @@ int32_t llmquant_linear(const LinearCall*);
 int32_t llmquant_linear_one(const void* x, void* weight, const void* bias, void* out, int64_t rows, int64_t cols,
                             int64_t out_features, int32_t type, int32_t planes, int32_t per_token, int32_t isa,
                             float input_scale);
+int32_t llmquant_round_block(const llmquant::RoundJob*);
 void llmquant_advise_huge(void*, int64_t);
 uint64_t llmquant_stream_read(const uint64_t*, int64_t);
 }
@@ -299,6 +301,24 @@ void check_callers(const Call& call) {
     require(agree == 15, "callers do not disturb each other");
 }
 
+void check_rounding(Random& random) {
+    const RoundCase made(random);
+    Buffer targets(made.targets.size), errors(made.errors.size), codes(made.codes.size);
+    RoundCase::loop(made, made.on(targets, errors, codes));
+    for (int isa = 0; isa < 5; ++isa) {
+        if (!llmquant_isa_supported(isa)) continue;
+        for (uint32_t count : {1, 3}) {
+            threads = count;
+            Buffer missed(targets.size), taken(errors.size), found(codes.size);
+            llmquant::RoundJob job = made.on(missed, taken, found);
+            job.isa = isa;
+            require(llmquant_round_block(&job) == 0, "round_block");
+            require(missed == targets && taken == errors && found == codes,
+                    std::string("a block rounded on ") + names[isa] + ", threads " + std::to_string(count));
+        }
+    }
+}
+
 void check_stream() {
     const int64_t words = 16 * 8192;
     Buffer memory(words * 8);
@@ -314,7 +334,7 @@ void check_stream() {
 int main(int count, char** arguments) {
     const int64_t calls = count > 1 ? std::atoll(arguments[1]) : 300;
     const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
-    require(llmquant_abi() == 4, "LinearCall of this file is that of the library");
+    require(llmquant_abi() == 5, "LinearCall of this file is that of the library");
     llmquant_use_threads(reinterpret_cast<void*>(parallel_for), reinterpret_cast<void*>(get_num_threads));
     for (int64_t i = 0; i < calls; ++i) {
         Random random(seed * 1000003 + static_cast<uint64_t>(i));
@@ -327,6 +347,7 @@ int main(int count, char** arguments) {
         }
         call.check_all();
         if (i % 8 == 0) check_callers(call);
+        check_rounding(random);
     }
     at_work = "the stream";
     check_stream();

@@ -15,11 +15,14 @@ _CHUNK = 1 << 21
 
 
 def relative_loss(
-    weight: Float[Tensor, "out in"], quantized: QuantizedTensor, hessian: Float32[Tensor, "in in"] | None
+    weight: Float[Tensor, "out in"],
+    quantized: QuantizedTensor,
+    hessian: Float32[Tensor, "in in"] | None,
+    known: float | None = None,
 ) -> float:
     """tr(D H D^T) / tr(W H W^T), or |D|^2 / |W|^2 without a Hessian, of the weight as it dequantizes.
 
-    0 for an exact result, also where the layer puts out nothing at all.
+    0 for an exact result, also where the layer puts out nothing at all. `known` is the numerator, if that is known.
     """
     step = max(1, _CHUNK // weight.shape[1])
     lost = torch.zeros((), dtype=torch.float64, device=weight.device)
@@ -27,13 +30,17 @@ def relative_loss(
     for begin in range(0, weight.shape[0], step):
         rows = slice(begin, begin + step)
         values = weight[rows].float()
+        power += _power(values, hessian)
+        if known is not None:
+            continue
         part = QuantizedTensor(
             quantized.codes[rows],
             quantized.scales if quantized.scales.shape[0] == 1 else quantized.scales[rows],
             quantized.zeros if quantized.zeros is None or quantized.zeros.shape[0] == 1 else quantized.zeros[rows],
         )
         lost += _power(part.dequantize().float() - values, hessian)
-        power += _power(values, hessian)
+    if known is not None:
+        lost += known
     if lost <= 0:
         return 0.0
     return (lost / power).item() if power > 0 else float("inf")
