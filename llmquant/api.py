@@ -12,6 +12,7 @@ from llmquant.engine.prepare import plan_only, prepare
 from llmquant.engine.run import RunResult, run
 from llmquant.errors import DataError, OutputError, RecipeError
 from llmquant.eval import EvalOptions, EvalReport
+from llmquant.models.hub import locate
 from llmquant.progress import Progress
 from llmquant.recipe.load import load_recipe, with_calibration
 from llmquant.words import did_you_mean, listed
@@ -71,6 +72,7 @@ def quantize(  # pyright: ignore[reportInconsistentOverload]  # **more stands fo
     The folder appears when it is complete and verified. Until then the work is in OUT.partial, and a run that was
     killed goes on with `resume=True`, to the same bytes. A model object is in evaluation mode, whole and on one device;
     in memory its result is that of `from_pretrained` with a `RecipeConfig`, and an error leaves the model as it was.
+    A recipe whose section `qat` names its text is trained on it, which takes the whole model in memory.
 
     Args:
         source: model folder or hub id, with 16- or 32-bit safetensors; or a transformers model.
@@ -110,6 +112,14 @@ def quantize(  # pyright: ignore[reportInconsistentOverload]  # **more stands fo
         )
     if tokenizer is not None:
         raise RecipeError(f"tokenizer is for a model that is loaded; {source} has its own")
+    if loaded.training_text is not None:
+        from llmquant.training.run import qat
+
+        folder = source if revision is None else locate(source, revision=revision, code=trust_remote_code)
+        return qat(
+            folder, loaded, None, out,
+            resume=resume, overwrite=overwrite, device=device, trust_remote_code=trust_remote_code, progress=progress,
+        )  # fmt: skip
     prepared = prepare(source, loaded, revision=revision, trust_remote_code=trust_remote_code)
     return run(prepared, Path(out), resume=resume, overwrite=overwrite, device=device, progress=progress)
 

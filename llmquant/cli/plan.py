@@ -92,10 +92,8 @@ def _steps(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if qat := recipe.qat:
         what = "scales" if qat.ranges == "scales-only" else f"lora of rank {qat.lora.rank}" if qat.lora else "weights"
         end = f"epochs {qat.epochs:g}" + (f", at most {qat.steps} steps" if qat.steps else "")
-        yield (
-            "training",
-            f"by llmquant qat: {what}, ranges {qat.ranges}, {qat.batch} x {qat.length} tokens a step, {end}",
-        )
+        by = "by llmquant qat" if recipe.training_text is None else f"on {recipe.training_text}"
+        yield "training", f"{by}: {what}, ranges {qat.ranges}, {qat.batch} x {qat.length} tokens a step, {end}"
 
 
 def _table(plan: Plan, *, full: bool, wide: bool) -> Table:

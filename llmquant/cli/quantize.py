@@ -51,7 +51,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
             calibration=args.calibration, revision=args.revision, resume=args.resume, overwrite=args.overwrite,
             device=args.device, trust_remote_code=args.trust_remote_code, progress=display,
         )  # fmt: skip
-    print_result(console, result)
+    if "training" in result.provenance:
+        from llmquant.cli.qat import print_result as print_trained
+
+        print_trained(console, result)
+    else:
+        print_result(console, result)
     if args.push:
         _push(args, console, result.folder)
     return 0

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llmquant.recipe.strict import Strict, at_key
+from llmquant.recipe.text_name import check_text
 
+CALIBRATION = "calibration"
 Ranges = Literal["frozen", "minmax", "moving-average", "lsq", "scales-only"]
 
 
@@ -59,6 +61,8 @@ class Qat(Strict):
             are not quantized can only be trained in a model of 32 bits.
         lora: train a low-rank change in place of whole weights.
         loss: what is made small.
+        text: to train on where the call names none: "calibration", which is the text of that section, or what
+            `Calibration.dataset` takes. With a text, `llmquant quantize` trains.
         fake_quant_after_n_steps: steps before that compute with weights that are not rounded.
         freeze_after: share of all steps after which ranges no longer move.
         epochs: over the training text; with `steps`, which comes first ends it.
@@ -77,6 +81,7 @@ class Qat(Strict):
     train: Literal["quantized", "norms", "all"] = "norms"
     lora: Lora | None = None
     loss: Loss = Field(default_factory=Loss)
+    text: str | None = None
     fake_quant_after_n_steps: int = Field(default=0, ge=0)
     freeze_after: float = Field(default=1.0, ge=0, le=1)
     epochs: float = Field(default=1.0, gt=0)
@@ -88,6 +93,11 @@ class Qat(Strict):
     weight_decay: float = Field(default=0.0, ge=0, lt=1)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+
+    @field_validator("text")
+    @classmethod
+    def _check_text(cls, name: str | None) -> str | None:
+        return name if name in (None, CALIBRATION) else check_text(name)
 
     @model_validator(mode="after")
     def _check_together(self) -> Qat:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections import Counter
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
@@ -25,14 +24,13 @@ from pydantic import (
 from llmquant.formats import DEFAULT, names
 from llmquant.limits import limits
 from llmquant.recipe.match import Pattern
-from llmquant.recipe.qat import Qat
+from llmquant.recipe.qat import CALIBRATION, Qat
 from llmquant.recipe.strict import Strict, at_key
+from llmquant.recipe.text_name import check_text
 from llmquant.spec import BITS, EXAMPLES, KEEP, Scheme
 from llmquant.words import did_you_mean, listed, shortened, shown
 
 VERSION = 1
-_TEXTS = (".txt", ".jsonl", ".json", ".json.gz", ".jsonl.gz", ".parquet")  # as `llmquant.data.text` reads them
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*(/[\w-]+)?")
 
 
 def _as_tuple(value: object) -> object:
@@ -194,17 +192,7 @@ class Calibration(Strict):
     @field_validator("dataset")
     @classmethod
     def _check_dataset(cls, name: str) -> str:
-        prefix, _, rest = name.partition(":")
-        if prefix == "builtin" and rest not in ("mixed", "python"):
-            raise ValueError(f"unknown built-in data set {name!r}; there are 'builtin:mixed' and 'builtin:python'")
-        if prefix == "hub" and not rest:
-            raise ValueError("'hub:' lacks the data set's name, as in 'hub:org/name'")
-        if prefix not in ("builtin", "hub") and not name.endswith(_TEXTS):
-            on_hub = name if _HUB_NAME.fullmatch(name) else "NAME"  # not a path, nor a file of another kind
-            raise ValueError(
-                f"cannot tell what {name!r} is; write 'builtin:mixed', a .txt, .jsonl or .json file, or 'hub:{on_hub}'"
-            )
-        return name
+        return check_text(name)
 
 
 class Budget(Strict):
@@ -272,6 +260,12 @@ class Recipe(Strict):
         looking = [step.method for step in self.transforms if step.algorithm.NEEDS]
         return (*looking, *(step.method for step in self.tuning))
 
+    @property
+    def training_text(self) -> str | None:
+        """What `qat` trains on where nothing else is said; None if the recipe does not say."""
+        named = self.qat.text if self.qat else None
+        return self.calibration.dataset if named == CALIBRATION and self.calibration else named
+
     @field_validator("rules")
     @classmethod
     def _check_rules(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
@@ -294,6 +288,8 @@ class Recipe(Strict):
                 "calibration",
                 f"{listed(self.calibrated)} needs calibration text; add `calibration: {{dataset: builtin:mixed}}`",
             )
+        if self.qat is not None and self.qat.text == CALIBRATION and self.calibration is None:
+            raise at_key("qat", "text is that of the calibration, and there is none; add `calibration:` or name one")
         return self
 
 

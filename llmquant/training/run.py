@@ -50,7 +50,7 @@ from llmquant.training.text import Row
 def qat(
     source: str | Path,
     recipe: str | Path | Mapping[str, Any] | Recipe,
-    text: str,
+    text: str | None,
     out: str | Path,
     *,
     valid: str | None = None,
@@ -72,7 +72,7 @@ def qat(
     Args:
         source: model folder or hub id, with 16- or 32-bit safetensors.
         recipe: with a section `qat`: preset name, file, mapping, or `Recipe`.
-        text: to train on: a file, "builtin:..." or "hub:..." (see `Calibration.dataset`).
+        text: to train on: a file, "builtin:..." or "hub:..." (see `Calibration.dataset`); None takes the recipe's.
         out: the new folder.
         valid: text for validation; by default the end of `text` is held out.
         teacher: folder or hub id of the model whose outputs are aimed at; by default `source`.
@@ -93,6 +93,7 @@ def qat(
     told = (progress or default_progress()) if first else Progress()
     options, where = options or Options(), resolve_device(device)
     loaded, section = _as_asked(load_recipe(recipe), steps, calibration)
+    text = text or _own_text(loaded)
     with OutputFolder(Path(out)) as output, no_progress_bar():
         if first:
             output.check(resume=resume, overwrite=overwrite)
@@ -140,6 +141,14 @@ def _as_asked(recipe: Recipe, steps: int | None, calibration: str | None) -> tup
         recipe = with_calibration(recipe, calibration)
     assert recipe.qat is not None
     return recipe, recipe.qat
+
+
+def _own_text(recipe: Recipe) -> str:
+    if recipe.training_text is None:
+        raise RecipeError(
+            f"recipe {recipe.name!r} names no text to train on: give one (--train), or add `text: calibration` to qat"
+        )
+    return recipe.training_text
 
 
 def _prepared(run: Inputs, recipe: Recipe, device: torch.device, progress: Progress) -> PreTrainedModel:

@@ -60,6 +60,7 @@ def test_all_that_is_done_to_a_block_is_shown_and_a_missing_text_is_noticed(
 @pytest.mark.parametrize(
     ("section", "line"),
     [
+        ("{text: 'builtin:mixed'}", "training on builtin:mixed: weights, ranges lsq, 8 x 512 tokens a step, epochs 1"),
         ("{}", "training by llmquant qat: weights, ranges lsq, 8 x 512 tokens a step, epochs 1"),
         (
             "{lora: {rank: 8}, steps: 50}",

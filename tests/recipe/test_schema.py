@@ -58,10 +58,12 @@ def test_transforms_and_tuning_are_read_and_written(tmp_path: Path) -> None:
         ({"tuning": [{"method": "rtn"}]}, "unknown tuning method 'rtn'"),
         ({"transforms": [{"method": "smoothquant"}]}, "smoothquant needs calibration text"),
         ({"tuning": [{"method": "scale_refit"}]}, "scale_refit needs calibration text"),
+        ({"qat": {"text": "novel"}}, "cannot tell what 'novel' is"),
+        ({"qat": {"text": "calibration"}}, "text is that of the calibration, and there is none"),
     ],
 )
 def test_mistakes_are_named(keys: dict[str, Any], message: str) -> None:
-    with_text = {} if "needs calibration" in message else {"calibration": MIXED}
+    with_text = {} if re.search("needs calibration|there is none", message) else {"calibration": MIXED}
     with pytest.raises(RecipeError) as caught:
         recipe_with(**keys, **with_text)
     assert re.search(message, str(caught.value))

@@ -205,6 +205,26 @@ def test_another_text_for_calibration(source: Path, text: str, tmp_path: Path) -
         run(source, text, tmp_path / "none", calibration=text)
 
 
+def test_quantize_trains_what_names_its_text(source: Path, text: str, tmp_path: Path) -> None:
+    mine = options(steps=2, text="calibration") | {"calibration": {"dataset": text, "samples": 2, "length": 24}}
+    mine["rounding"] = {"method": "gptq"}
+    trained = llmquant.quantize(source, mine, tmp_path / "out", device="cpu")
+    facts = trained.provenance["training"]
+    assert facts["text"] == text
+    assert facts["steps"] == 2
+    by_name = qat(source, mine, text, tmp_path / "named", device="cpu")
+    assert (trained.folder / "model.safetensors").read_bytes() == (by_name.folder / "model.safetensors").read_bytes()
+    other = tmp_path / "other.txt"
+    other.write_text(Path(text).read_text()[::-1])
+    both = llmquant.quantize(source, mine, tmp_path / "both", device="cpu", calibration=str(other)).provenance
+    assert both["training"]["text"] == both["recipe"]["calibration"]["dataset"] == str(other)
+
+
+def test_a_text_has_to_be_named_somewhere(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'mine' names no text to train on: give one \(--train\)"):
+        qat(source, options(), None, tmp_path / "out", device="cpu")
+
+
 def test_rounding_that_begins_later_is_measured_from_then_on(source: Path, text: str, tmp_path: Path) -> None:
     changes = {"steps": 4, "fake_quant_after_n_steps": 3, "loss": {"kl": 1.0}}
     facts = run(source, text, tmp_path / "out", changes, options=Options(save_steps=1)).provenance["training"]

@@ -41,7 +41,7 @@ def case(inputs: int, outputs: int, dtype: torch.dtype, bits: int, *, asymmetric
 
 def rounded(run: Callable[..., None], arguments: list[Any], **options: Any) -> tuple[torch.Tensor, ...]:
     """What `run` makes of targets, errors and codes."""
-    changed = [value if isinstance(value, Columns) else value.clone() for value in arguments]
+    changed: list[Any] = [value if isinstance(value, Columns) else value.clone() for value in arguments]
     run(*changed, **options)
     return changed[0], changed[1], changed[5]
 
