@@ -39,7 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "scales-only": {"ranges": "scales-only", "scale_learning_rate": 1e-3},
     "qat": {"ranges": "lsq"},
     "qat-mixed": {"ranges": "lsq", "loss": {"kl": 0.6, "cross_entropy": 0.4}},
-    "lora": {"ranges": "lsq", "lora": {"rank": 16, "alpha": 32.0}, "learning_rate": 0.03},
+    "lora": {"ranges": "lsq", "lora": {"rank": 16, "alpha": 32.0}, "learning_rate": 0.01},
 }
 
 

@@ -7,6 +7,7 @@ same of 2 and 8 bits, and of models whose weights differ.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -23,8 +24,11 @@ SCALES = "weight_scale_change"
 def parameter_groups(model: nn.Module, qat: Qat) -> list[dict[str, Any]]:
     """For an optimizer of torch.
 
-    A weight and its low-rank changes learn by `learning_rate` times the mean scale of their layer, matrices that are
-    not rounded by `learning_rate` times the mean of those; scales and vectors by `scale_learning_rate`, without decay.
+    A weight learns by `learning_rate` times the mean scale of its layer, matrices that are not rounded by that times
+    the mean of those; scales and vectors by `scale_learning_rate`, without decay. Of a low-rank change `b @ a` the rate
+    of `b` is such that an update moves their product about as far as it would move the weight, and that of `a` is
+    relative to its own size: one rate for both would scramble `a` where grids are coarse (LoRA+, arXiv 2402.12354, has
+    more on why they differ).
 
     Raises:
         RecipeError: if nothing is trained.
@@ -49,12 +53,16 @@ def parameter_groups(model: nn.Module, qat: Qat) -> list[dict[str, Any]]:
 
 
 def _steps(model: nn.Module) -> dict[int, float]:
-    """The mean scale of the layer of each matrix that is rounded, or changes one that is, by the matrix's id."""
+    """What a rate is in units of, of each matrix that is rounded or changes one that is, by the matrix's id."""
     found = {}
     for layer in fake_layers(model).values():
         step = layer.weight_scale.abs().mean().item()
         found[id(layer.weight)] = step
-        found |= {id(tensor): step for term in layer.terms() for tensor in term[:2]}
+        for b, a, scale in layer.terms():
+            size = a.detach().float().square().mean().sqrt().item()
+            found[id(a)] = size
+            # Signs of an update of `b` and of a row of `a` are independent: `rank` products add up as a random walk.
+            found[id(b)] = step / (abs(scale) * size * math.sqrt(a.shape[0])) if size and scale else step
     return found
 
 

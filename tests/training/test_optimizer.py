@@ -32,12 +32,16 @@ def test_rates_are_in_steps_of_the_grid_and_only_matrices_decay() -> None:
     assert found[id(model.model.embed_tokens.weight)] == (pytest.approx(0.01 * usual), 0.1)
 
 
-def test_low_rank_changes_learn_as_their_weights_do() -> None:
-    model: Any = llmquant.prepare_qat(tiny_llama().float(), recipe(lora={"rank": 2}))
-    found, layer = rates(model, Qat(learning_rate=0.01)), model.model.layers[1].mlp.down_proj
-    for change in (layer.lora_a, layer.lora_b):
-        assert found[id(change)][0] == pytest.approx(0.01 * float(layer.weight_scale.abs().mean()))
+def test_low_rank_changes_move_as_far_as_their_weights_would() -> None:
+    model: Any = llmquant.prepare_qat(tiny_llama().float(), recipe(lora={"rank": 16, "alpha": 5.0}))
+    layer = model.model.layers[1].mlp.down_proj
+    size = float(layer.lora_a.detach().square().mean().sqrt())
+    found = rates(model, Qat(learning_rate=0.01))
+    assert found[id(layer.lora_a)][0] == pytest.approx(0.01 * size)
     assert id(layer.weight) not in found
+    one_step(model, Qat(learning_rate=0.01))
+    moved = (layer.lora_b @ layer.lora_a).detach() * 5 / 16
+    assert float(moved.square().mean().sqrt()) == pytest.approx(0.01 * float(layer.weight_scale.abs().mean()), rel=0.2)
 
 
 def test_a_whole_step_of_the_rate_is_one_integer() -> None:
