@@ -20,7 +20,7 @@ def add(commands: arguments.Commands) -> None:
     """Describe the arguments."""
     parser = commands.add_parser("qat", help="train a checkpoint as it will be read, into a quantized folder")
     arguments.model_and_recipe(parser, "model folder or hub id")
-    parser.add_argument("--train", metavar="TEXT", help="a text file, builtin:NAME or hub:NAME (the recipe's)")
+    parser.add_argument("--train", metavar="TEXT", help="a text file, builtin:NAME or hub:NAME (what the recipe names)")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the new folder")
     parser.add_argument("--valid", metavar="TEXT", help="what is best on this is kept (the end of --train is held out)")
     parser.add_argument("--teacher", metavar="MODEL", help="whose outputs are aimed at (MODEL before quantization)")

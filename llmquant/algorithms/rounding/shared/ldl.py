@@ -17,9 +17,7 @@ from llmquant.errors import QuantizationError
 FLOAT64_UP_TO = 4096
 FIRST_RAISE = 0.01
 GIVE_UP_ABOVE = 100.0
-
-
-LEAST_SHARE = 0.01
+LEAST_SHARE = 0.01  # below which the difference of two sums in float32 may be wrong by more than 1e-4
 
 
 @dataclass(frozen=True, slots=True)
