@@ -91,13 +91,15 @@ class BlockInputs:
     def advancing(self, index: int, block: nn.Module) -> Iterator[Tensor]:
         """As `advance`, batch by batch; gives the hidden states that the block returned for each.
 
+        They are the caller's: what the model then does to its own is not seen in them.
+
         Raises:
             QuantizationError: as `advance`.
         """
         last = index + 1 == len(self._blocks)
         for forward in self._forwards:
             output = _require_call(forward, index).run(block)
-            hidden = _first_tensor(output)
+            hidden = _first_tensor(output).clone()
             if last:
                 self._outputs.append(output)
                 forward.abandon()

@@ -2,14 +2,16 @@
 
 What needs no statistics is rounded tensor by tensor, behind transforms that need none either. For the others, one
 forward of a block with its original weights gives the statistics of its layers; a second one, with the quantized
-weights, gives the inputs of the next block. So each layer is calibrated on what it will really see. Only one block has
-weights at any time.
+weights, gives the inputs of the next block. So each layer is calibrated on what it will really see. Tuning aims at what
+the block puts out in the original model, which runs along for that: it makes up for errors of the blocks in front, too.
+Only one block has weights at any time.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Protocol
@@ -141,30 +143,35 @@ class _ByBlock:
         """Go as far as block `last`, on calibration data."""
         work, ranks = self._work, self._setting.ranks
         self._weights.load_outside()
-        self._put([row for row in work.rows.get(None, []) if row.matrix.table], self._sink.written(None))
         self._weights.load(0)
         windows = windows[ranks.rank :: ranks.size].to(self._setting.device)
-        with capture(work.model.base_model, work.blocks, windows) as inputs:
+        with ExitStack() as stack:
+            originals = stack.enter_context(self._begin(windows)) if work.plan.recipe.tuning else None
+            self._put([row for row in work.rows.get(None, []) if row.matrix.table], self._sink.written(None))
+            inputs = stack.enter_context(self._begin(windows))
             self._weights.release_outside(inputs.between)
             for index in range(last + 1):
                 if index:
                     self._weights.load(index)
-                rows, dense = work.rows.get(index, []), self._sink.written(index)
+                block, rows, dense = work.blocks[index], work.rows.get(index, []), self._sink.written(index)
+                targets = list(originals.advancing(index, block)) if originals else []
                 if dense is None:
-                    self._quantize(index, rows, inputs)
+                    self._quantize(index, rows, inputs, targets)
                 else:
                     self._put(rows, dense)
-                work.blocks[index].to(self._setting.dtype)
+                block.to(self._setting.dtype)
                 if index < last:
-                    inputs.advance(index, work.blocks[index])
+                    inputs.advance(index, block)
                 self._weights.release(index)
                 return_free_memory()
 
-    def _quantize(self, index: int, rows: Sequence[MatrixRow], inputs: BlockInputs) -> None:
+    def _begin(self, windows: Tensor) -> BlockInputs:
+        return capture(self._work.model.base_model, self._work.blocks, windows)
+
+    def _quantize(self, index: int, rows: Sequence[MatrixRow], inputs: BlockInputs, targets: Sequence[Tensor]) -> None:
+        """Quantize one block. `targets` are what it puts out in the original model, for tuning."""
         work, block = self._work, self._work.blocks[index]
         edits = self._transform(index, inputs) if rows else []
-        calls = inputs.calls(index) if work.plan.recipe.tuning and rows else []
-        targets = [call(block) for call in calls]
         collector = self._collect(index, {row.matrix.module: row.needs for row in rows if row.needs}, inputs)
         results, before = {}, {}
         for row in rows:
@@ -175,7 +182,7 @@ class _ByBlock:
             self._put([row], partial(_dense, results))
         for step in work.plan.recipe.tuning if rows else ():
             block.to(self._setting.dtype)
-            results = self._tune(step, index, before, rows, results, calls, targets)
+            results = self._tune(step, index, before, rows, results, inputs.calls(index), targets)
             self._put(rows, partial(_dense, results))
         self._sink.emit(index, results, edits)
 

@@ -91,17 +91,21 @@ def behind_each_block(base, blocks, batches) -> list[list[Tensor]]:
 def assert_same_as_the_forward(base, blocks, windows, monkeypatch, size=2) -> None:
     monkeypatch.setattr(capture_module, "TOKENS_PER_BATCH", size * windows.shape[1])
     real = behind_each_block(base, blocks, windows.split(size))
+    behind = []
     with capture(base, blocks, windows) as inputs:
         for index, block in enumerate(blocks):
             inputs.run(index, block)  # for the statistics; it must leave nothing behind
             before = [hidden.clone() for hidden in inputs.hidden]
-            inputs.advance(index, block)
+            behind.append(list(inputs.advancing(index, block)))
             if index + 1 == len(blocks):
                 assert all(torch.equal(a, b) for a, b in zip(inputs.hidden, real[index], strict=True))
                 assert not waiting_threads()  # they hold what came from the embeddings
             if index and states_pass_unchanged(base):
                 assert all(torch.equal(a, b) for a, b in zip(before, real[index - 1], strict=True))
     assert not waiting_threads()
+    # What was given stays as it was, whatever blocks behind it write into their inputs.
+    for given, meant in zip(behind, real, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(given, meant, strict=True))
 
 
 def states_pass_unchanged(base) -> bool:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from llmquant.algorithms import transforms
 from llmquant.algorithms.transforms.base import Block
+from llmquant.algorithms.tuning import scale_refit
 from llmquant.data.calibration import load_calibration
 from llmquant.engine import drive as drive_module
 from llmquant.engine.capture import BlockInputs
@@ -74,6 +75,50 @@ def test_statistics_come_from_behind_the_quantized_blocks(checkpoint, gptq_recip
                 assert (seen[name] - original[name]).norm() > 0.05 * original[name].norm()
         for name in names:
             twin.get_submodule(name).weight.data = results[name].quantized.dequantize().float()
+
+
+@torch.no_grad()
+def behind_blocks(model, windows: Tensor) -> list[Tensor]:
+    """What each block returns in a forward of the whole model."""
+    seen: list[Tensor] = []
+    handles = [block.register_forward_hook(lambda *a: seen.append(a[2])) for block in decoder_blocks(model)[1]]
+    model.base_model(input_ids=windows, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("stopped_after", [0, 2])
+def test_tuning_aims_at_the_original_model(
+    checkpoint, gptq_recipe, tmp_path, stopped_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind rounded blocks and rounded embeddings, and in a run that goes on, too."""
+    rules = [{"match": "linear", "scheme": "int2-g32"}, {"match": "embedding", "scheme": "int2-g32", **RTN}]
+    recipe = load_recipe({**gptq_recipe, "rules": rules, "tuning": [{"method": "scale_refit", "steps": 1}]})
+    assert recipe.calibration is not None
+    windows = load_calibration(recipe.calibration, load_tokenizer(checkpoint)).windows
+    seen, tune = [], scale_refit.tune
+
+    def spy(block, calls, targets, layers, options):
+        nonlocal stopped_after
+        if len(seen) == stopped_after:
+            stopped_after = -1
+            raise KeyError("stopped")
+        seen.append((torch.cat([call(block) for call in calls]), torch.cat(list(targets))))
+        return tune(block, calls, targets, layers, options)
+
+    monkeypatch.setattr(scale_refit, "tune", spy)
+    with pytest.raises(KeyError, match="stopped"):
+        run(prepare(checkpoint, recipe), tmp_path / "out")
+    run(prepare(checkpoint, recipe), tmp_path / "out", resume=True)
+    wanted = behind_blocks(tiny_llama().float(), windows)
+    assert len(seen) == len(wanted) == 3
+    for (output, target), original in zip(seen, wanted, strict=True):
+        torch.testing.assert_close(target, original, rtol=1e-3, atol=1e-5)
+        assert (output - original).norm() > 0.1 * original.norm()  # 2 bits leave little of it
+
+
+RTN = {"rounding": {"method": "rtn"}}
 
 
 def written(folder: Path) -> dict[str, bytes]:

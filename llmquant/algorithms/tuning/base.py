@@ -1,7 +1,8 @@
 """What tuning is: a module with `Options` and `tune`.
 
 Tuning sees a whole decoder block with its rounded weights, what it is called with and what it should return, and
-changes the rounded weights so that it does, with gradients.
+changes the rounded weights so that it does, with gradients. What it should return is what it does in the model before
+rounding, so that errors do not add up from block to block.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class TuningResult:
 
     Attributes:
         layers: the weight of every layer that was given, changed or not.
-        before: squared error of the block's outputs on batches that were not tuned on, relative to their power.
+        before: squared error of the block's output for a token, relative to the power of its target; the mean over
+            the tokens of batches that were not tuned on.
         after: the same with `layers`; never larger.
     """
 
@@ -74,8 +76,9 @@ class Tuning(Protocol):
 
         Args:
             block: with float32 weights, those of `layers` as they dequantize; left as it is.
-            calls: one for each batch.
-            targets: what the block returned with its weights before rounding, for each of `calls`.
+            calls: one for each batch, with what the block gets behind rounded blocks.
+            targets: what the block returns in the model before rounding, for each of `calls`. They differ from its
+                outputs by the errors of the blocks in front too.
             layers: by the names of modules inside the block.
             options: an instance of this module's `Options`.
         """

@@ -3,7 +3,7 @@
 Block-AP is the first stage of EfficientQAT (Chen et al. 2024, arXiv 2407.11062, section 3.1), which trains whole blocks
 with the straight-through estimator, one after another: quantization-aware training for models that do not fit. Theirs
 starts from round to nearest with zero points that learn; ours starts from whatever rounding gave its codes, with the
-dense weights beside them, so that a weight near a boundary can cross it. Every other batch is held out; the block
+dense weights beside them, so that a weight near a boundary can cross it. Every eighth batch is held out; the block
 changes only if the error on those falls.
 """
 
@@ -35,9 +35,9 @@ class Options:
         scale_rate: of the first step of a scale, relative to it.
     """
 
-    steps: int = 200
+    steps: int = 100
     rate: float = 0.01
-    scale_rate: float = 1e-3
+    scale_rate: float = 2e-3
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -2,7 +2,7 @@
 
 Rounding chooses the scales of each layer for that layer alone. Here Adam takes steps on the relative change of every
 scale of the block, to lessen the squared error of its outputs. The weights are those that readers will see: scales
-rounded to the dtype they are stored in. Every other batch is held out; the scales change only if the error on those
+rounded to the dtype they are stored in. Every eighth batch is held out; the scales change only if the error on those
 falls.
 """
 

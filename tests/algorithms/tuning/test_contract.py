@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from llmquant.algorithms import tuning
 from llmquant.algorithms.rounding import rtn
 from llmquant.algorithms.tuning.base import BlockCall, TunedLayer, TuningResult
+from llmquant.algorithms.tuning.shared.descend import split
 from llmquant.errors import RecipeError
 from llmquant.numerics.quantized import QuantizedTensor
 from llmquant.spec import Scheme
@@ -76,16 +77,16 @@ def tune(name: str, case: Case, **options: Any) -> TuningResult:
     return method.tune(case.block, case.calls, case.targets, case.layers, method.Options(**options))
 
 
-def error(case: Case, layers: dict[str, QuantizedTensor], begin: int) -> float:
-    """Of every other batch, with the weights that readers of `layers` see."""
+def error(case: Case, layers: dict[str, QuantizedTensor]) -> float:
+    """Of the batches held out, with the weights that readers of `layers` see."""
     block = Block()
     block.load_state_dict(case.block.state_dict())
     for name, quantized in layers.items():
         dense = quantized.dequantize()
         block.get_parameter(f"{name}.weight").data.copy_(dense.T if case.layers[name].turned else dense)
-    pairs = list(zip(case.calls, case.targets, strict=True))[begin::2]
-    lost = sum((call(block) - target).square().sum().item() for call, target in pairs)
-    return lost / sum(target.square().sum().item() for _, target in pairs)
+    _, pairs = split(list(zip(case.calls, case.targets, strict=True)))
+    tokens = [((call(block) - target).square().sum(-1) / target.square().sum(-1)).flatten() for call, target in pairs]
+    return torch.cat(tokens).mean().item()
 
 
 @pytest.fixture(params=tuning.names())
@@ -117,8 +118,8 @@ def test_what_it_says_is_what_readers_get(name: str, scheme: str, dtype: torch.d
         assert (quantized.zeros is None) == (start.zeros is None)
     assert result.after <= result.before
     before = {layer: tuned.quantized for layer, tuned in case.layers.items()}
-    assert result.before == pytest.approx(error(case, before, 1), rel=1e-4)
-    assert result.after == pytest.approx(error(case, dict(result.layers), 1), rel=1e-4)
+    assert result.before == pytest.approx(error(case, before), rel=1e-4)
+    assert result.after == pytest.approx(error(case, dict(result.layers)), rel=1e-4)
     assert all(torch.equal(value, state[key]) for key, value in case.block.state_dict().items())
     assert all(parameter.grad is None for parameter in case.block.parameters())
 

@@ -38,8 +38,8 @@ def test_scales_that_were_off_are_found_again() -> None:
 
 def test_a_fit_to_noise_is_dropped() -> None:
     case = make_case()
-    # The batches that it is fitted on want something else than those that are held out.
-    case.targets[::2] = [torch.zeros_like(target) for target in case.targets[::2]]
+    # The batches that it is fitted on want something else than the last, which is held out.
+    case.targets[:-1] = [torch.zeros_like(target) for target in case.targets[:-1]]
     result = tune("scale_refit", case)
     assert result.after == result.before
     assert all(result.layers[name] is layer.quantized for name, layer in case.layers.items())
@@ -48,7 +48,7 @@ def test_a_fit_to_noise_is_dropped() -> None:
 def test_what_is_held_out_is_not_fitted() -> None:
     """Batches held out decide whether the fit is taken, and not what it is."""
     case, other = make_case(), make_case()
-    other.targets[1::2] = [target * 0.99 for target in other.targets[1::2]]
+    other.targets[-1] = other.targets[-1] * 0.99
     one, two = tune("scale_refit", case), tune("scale_refit", other)
     assert one.before != two.before
     for name, quantized in one.layers.items():

@@ -1,12 +1,12 @@
-"""Descending on the error of a block's outputs, with weights that are made anew for every step.
+"""Descending on the error of a block's outputs, token by token, with weights that are made anew for every step.
 
-Every other batch is held out, and decides whether the result is taken.
+Every eighth batch is held out, and decides whether the result is taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float32
@@ -17,6 +17,8 @@ from llmquant.algorithms.tuning.base import BlockCall, Hidden, TunedLayer, Tunin
 from llmquant.numerics.quantized import QuantizedTensor
 
 Batches = Sequence[tuple[BlockCall, Hidden]]
+_T = TypeVar("_T")
+HELD_OUT = 8  # one of so many batches; at least the last
 
 
 @runtime_checkable
@@ -54,7 +56,7 @@ def improve(
     out, and nothing changes.
     """
     batches = list(zip(calls, targets, strict=True))
-    fitted, held_out = batches[::2], batches[1::2]
+    fitted, held_out = split(batches)
     kept = {name: layer.quantized for name, layer in layers.items()}
     if not held_out or not layers:
         return TuningResult(kept, 0.0, 0.0)
@@ -70,6 +72,13 @@ def improve(
     return TuningResult(dict(learner.quantized()), before, after)
 
 
+def split(batches: Sequence[_T]) -> tuple[list[_T], list[_T]]:
+    """Those to fit to, and those held out: none of one batch."""
+    last = len(batches) - 1
+    out = {*range(HELD_OUT - 1, len(batches), HELD_OUT)} or {last} - {0}
+    return [b for i, b in enumerate(batches) if i not in out], [b for i, b in enumerate(batches) if i in out]
+
+
 def _dense(layer: TunedLayer) -> Tensor:
     weight = layer.quantized.dequantize().float()
     return weight.T if layer.turned else weight
@@ -83,27 +92,27 @@ def _descend(block: nn.Module, learner: Learner, batches: Batches, steps: int) -
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 - step / steps)
         call, target = batches[step % len(batches)]
-        lost, power = _lost(block, learner.weights(), call, target)
         optimizer.zero_grad()
-        (lost / power.clamp(min=torch.finfo(torch.float32).tiny)).backward(inputs=learned)
+        _lost(block, learner.weights(), call, target).mean().backward(inputs=learned)
         optimizer.step()
         with torch.no_grad():
             learner.keep_within()
 
 
 def _error(block: nn.Module, weights: Mapping[str, Tensor], batches: Batches) -> float:
-    sums = [torch.stack(_lost(block, weights, call, target)).double() for call, target in batches]
-    lost, power = torch.stack(sums).sum(0).tolist()
-    return lost / power if power else 0.0
+    return torch.cat([_lost(block, weights, call, target) for call, target in batches]).double().mean().item()
 
 
 def _lost(
     block: nn.Module, weights: Mapping[str, Tensor], call: BlockCall, target: Hidden
-) -> tuple[Float32[Tensor, ""], Float32[Tensor, ""]]:
-    """Squared error and power of the outputs of one batch."""
+) -> Float32[Tensor, " tokens"]:
+    """Squared error of the output for each token, relative to the power of its target (0 where that is 0).
+
+    What reads the output normalizes each token, and a few (the first, often) have a thousand times the power of others.
+    """
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return functional_call(block, dict(weights), args, kwargs)
 
-    output = call(run)
-    return (output - target).float().square().sum(), target.float().square().sum()
+    error, power = ((call(run) - target).float().square().sum(-1), target.float().square().sum(-1))
+    return torch.where(power > 0, error / power.clamp(min=torch.finfo(torch.float32).tiny), 0.0).flatten()
