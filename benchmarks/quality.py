@@ -6,14 +6,18 @@
         --text text/wiki.test.hfjoin.txt builtin:python --json benchmarks/results/calibration_text.json
 
 DATA holds models/ and text/ (see docs/benchmarks.md). By default calibrated recipes see a text that the evaluation text
-has no part in: training stories for the TinyStories models, web text for the others.
+has no part in: training stories for the TinyStories models, web text for the others. Rows that the JSON has are not
+measured again. SCHEME-absmax, which no preset is, is what others call round to nearest: scales from the largest weight.
+A closure is the share of what that loses (in ln of perplexity) which a recipe wins back.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +29,44 @@ from llmquant.eval.metrics.memory import Section as Memory
 from llmquant.eval.metrics.perplexity import Section as Perplexity
 from llmquant.kernels.bench.common.facts import facts, write_json
 from llmquant.recipe.load import load_recipe
+from llmquant.recipe.schema import Recipe, recipe_to_dict
 
+Rows = Iterable[Mapping[str, Any]]
 STORIES = ("text/tinystories.train1000.json", "text/tinystories.valid.txt")
 BOOKS = ("text/c4.sample.txt", "text/gutenberg.valid.txt")
 MODELS = {"stories260K": STORIES, "babyllama-361": STORIES, "llama2xs": STORIES, "gutenberg-llama-4m": BOOKS}
 RECIPES = (
-    "int8", "mixed-int4-int8", "int4-g32", "int4-g32-gptq", "int4-g128", "int4-g128-gptq", "int3-g32", "int3-g32-gptq",
+    "int8", "mixed-int4-int8",
+    *(f"{scheme}-{how}" for scheme in ("int4-g32", "int4-g128", "int3-g32", "int2-g32")
+      for how in ("absmax", "fast", "gptq", "balanced", "high")),
 )  # fmt: skip
 
 
-def measure(args: argparse.Namespace, model: str, name: str, work: Path) -> Iterator[dict[str, Any]]:
+def recipe_called(name: str) -> Recipe:
+    """A preset, a file, or for comparison a scheme with `-absmax` or `-gptq` behind it."""
+    scheme, _, how = name.rpartition("-")
+    if how == "absmax":
+        recipe = recipe_to_dict(load_recipe(f"{scheme}-fast"))
+        return load_recipe({**recipe, "name": name, "rounding": {"method": "rtn", "grid": "absmax"}})
+    if how == "gptq":
+        recipe = recipe_to_dict(load_recipe(f"{scheme}-balanced"))
+        return load_recipe({**{key: value for key, value in recipe.items() if key != "tuning"}, "name": name})
+    return load_recipe(name)
+
+
+def measure(args: argparse.Namespace, model: str, name: str, work: Path, done: Rows) -> Iterator[dict[str, Any]]:
     """Quantize with each calibration text, and evaluate on each text."""
     seen, read = MODELS.get(model, BOOKS)
-    source, recipe = args.data / "models" / model, load_recipe(name)
+    source, recipe = args.data / "models" / model, recipe_called(name)
     for calibration in (args.calibration or [seen]) if recipe.calibration else [None]:
         if recipe.calibration and calibration:
             changes = {"dataset": place(args.data, calibration), "samples": args.samples or recipe.calibration.samples}
             recipe = recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update=changes)})
+        texts = [text for text in args.text or [read] if not has(done, model, name, calibration, text)]
+        if not texts:
+            continue
         run = llmquant.quantize(source, recipe, work / "out", overwrite=True)
-        for text in args.text or [read]:
+        for text in texts:
             report = llmquant.evaluate(
                 run.folder, source, text=place(args.data, text), length=args.length, max_windows=args.windows, speed=0
             )
@@ -65,7 +88,25 @@ def measure(args: argparse.Namespace, model: str, name: str, work: Path) -> Iter
                 "data_hash": report.protocol.data_hash,
                 "calibration_hash": run.provenance["calibration"] and run.provenance["calibration"]["sha256"],
                 "seconds": run.provenance["seconds"],
+                "peak_memory_bytes": run.provenance["peak_memory_bytes"],
+                "closure": closure(done, model, name, text, perplexity.quantized.value / perplexity.baseline.value),
             }
+
+
+def has(done: Rows, *key: str | None) -> bool:
+    """Whether there is a row of this model, recipe, calibration and evaluation text."""
+    return any(key == tuple(row[name] for name in ("model", "recipe", "calibration", "text")) for row in done)
+
+
+def closure(done: Rows, model: str, recipe: str, text: str, ratio: float) -> float | None:
+    """1 - ln(perplexity ratio) / that of SCHEME-absmax, if that was measured."""
+    plain = f"{recipe.rpartition('-')[0]}-absmax"
+    lost = [
+        math.log(row["perplexity"] / row["perplexity_baseline"])
+        for row in done
+        if (row["model"], row["recipe"], row["text"]) == (model, plain, text)
+    ]
+    return 1 - math.log(ratio) / lost[0] if lost else None
 
 
 def place(data: Path, text: str) -> str:
@@ -76,10 +117,11 @@ def place(data: Path, text: str) -> str:
 def line(row: dict[str, Any]) -> str:
     """A row for people; too few windows have no interval."""
     interval = "" if row["kl_low"] is None else f" [{row['kl_low']:.5f}, {row['kl_high']:.5f}]"
+    share = "" if row["closure"] is None else f"  closure {row['closure']:.3f}"
     texts = f"{row['text']}, calibrated on {row['calibration']}" if row["calibration"] else row["text"]
     return (
-        f"{row['model']:20} {row['recipe']:16} {row['bits_per_weight']:6.2f} bits  ppl {row['perplexity']:8.3f}  "
-        f"KL {row['kl']:.5f}{interval}  {row['seconds']:.1f} s  {texts}"
+        f"{row['model']:20} {row['recipe']:18} {row['bits_per_weight']:6.2f} bits  ppl {row['perplexity']:8.3f}  "
+        f"KL {row['kl']:.5f}{interval}{share}  {row['seconds']:.1f} s  {texts}"
     )
 
 
@@ -97,12 +139,13 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens of a window")
     args = parser.parse_args()
     disable_progress_bar()
-    result = facts("cpu") | {"windows": args.windows, "length": args.length, "rows": []}
+    rows = json.loads(args.json.read_text())["rows"] if args.json and args.json.exists() else []
+    result = facts("cpu") | {"windows": args.windows, "length": args.length, "rows": rows}
     with tempfile.TemporaryDirectory() as work:
         for model in args.models:
             for recipe in args.recipes:
-                for row in measure(args, model, recipe, Path(work)):
-                    result["rows"].append(row)
+                for row in measure(args, model, recipe, Path(work), rows):
+                    rows.append(row)
                     if args.json:
                         write_json(args.json, result)
                     print(line(row), flush=True)

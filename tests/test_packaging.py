@@ -15,7 +15,8 @@ import pytest
 
 import llmquant
 from llmquant.kernels.cpu import native
-from llmquant.recipe.load import preset_names
+from llmquant.recipe.presets import file_names, preset_names
+from llmquant.recipe.quality import QUALITIES
 
 LINKS = {"kernels": "../kernels", "eval": "../eval", "recipes": "../recipes", "demo_model": "../examples/demo_model"}
 
@@ -64,11 +65,10 @@ def _has_hub_kernels() -> bool:
 
 def test_every_preset_ships(repository: Path) -> None:
     """In the package as it is imported, in git, and by name."""
-    in_git = {Path(name).stem for name in tracked(repository, "recipes/*.yaml")}
-    in_package = {
-        Path(entry.name).stem for entry in files("llmquant.recipes").iterdir() if entry.name.endswith(".yaml")
-    }
-    assert in_git == in_package == set(preset_names())
+    for folder, names in (("", file_names()), ("quality", QUALITIES)):
+        in_git = {Path(name).stem for name in tracked(repository, f":(glob)recipes/{folder and folder + '/'}*.yaml")}
+        in_package = files("llmquant.recipes").joinpath(folder).iterdir()
+        assert in_git == {Path(entry.name).stem for entry in in_package if entry.name.endswith(".yaml")} == set(names)
 
 
 def test_library_and_loader_agree(repository: Path) -> None:

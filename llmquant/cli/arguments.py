@@ -11,16 +11,35 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmquant.errors import OutputError
+from llmquant.errors import OutputError, RecipeError
+from llmquant.recipe.quality import DEFAULT_QUALITY, EXAMPLE, OF_BITS, QUALITIES, recipe_name
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def model_and_recipe(parser: argparse.ArgumentParser, model: str) -> None:
-    """MODEL, with what it may be, and --recipe."""
+    """MODEL, with what it may be, and --recipe, or --bits and --quality in its place; see `chosen_recipe`."""
     parser.add_argument("model", metavar="MODEL", help=model)
-    parser.add_argument("-r", "--recipe", required=True, help="preset name or YAML file")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("-r", "--recipe", help="preset name or YAML file")
+    which.add_argument("--bits", type=int, choices=tuple(OF_BITS), help="take the recipe for so many bits")
+    parser.add_argument("--quality", choices=QUALITIES, help=f"with --bits: how much work ({DEFAULT_QUALITY})")
+
+
+def chosen_recipe(args: argparse.Namespace) -> str:
+    """The recipe that `model_and_recipe` was given.
+
+    Raises:
+        RecipeError: if a quality is named beside a recipe, which has its own.
+    """
+    if args.bits is not None:
+        return recipe_name(args.bits, args.quality or DEFAULT_QUALITY)
+    if args.quality is not None:
+        raise RecipeError(
+            f"--quality goes with --bits, not with a recipe; for a scheme it is its name's end: {EXAMPLE}"
+        )
+    return args.recipe
 
 
 def remote_code(parser: argparse.ArgumentParser) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "plan": (
+        "MODEL --bits 4 --quality high",
         "MODEL -r int4-g128",
         "org/model -r my-recipe.yaml --full",
         "MODEL -r int8 --json - | jq .bits_per_weight",
     ),
     "quantize": (
-        "MODEL -r int4-g128 -o OUT",
+        "MODEL --bits 4 -o OUT",
+        "MODEL -r int4-g32-high -o OUT",
         "org/model -r int4-g128-gptq -o OUT --calibration my-text.jsonl",
         "MODEL -r int4-g64 -o OUT --resume",
         "MODEL -r int8 -o OUT --push USER/NAME --private",

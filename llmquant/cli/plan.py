@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     arguments.check_targets(args.json)
     from llmquant.api import plan
 
-    result = plan(args.model, args.recipe, trust_remote_code=args.trust_remote_code)
+    result = plan(args.model, arguments.chosen_recipe(args), trust_remote_code=args.trust_remote_code)
     arguments.write_json(args.json, json.dumps(result.to_dict(), indent=2) + "\n")
     print_plan(console, result, full=args.full)
     return 0

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     options = Options(args.batch_size_per_device, args.recompute, args.save_steps)
     with RunDisplay(console, quiet=args.quiet or rank() > 0) as display:
         result = qat(
-            args.model, args.recipe, args.train, args.out,
+            args.model, arguments.chosen_recipe(args), args.train, args.out,
             valid=args.valid, teacher=args.teacher, calibration=args.calibration, steps=args.steps, options=options,
             resume=args.resume, overwrite=args.overwrite, device=args.device,
             trust_remote_code=args.trust_remote_code, progress=display,

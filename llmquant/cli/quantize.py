@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         check_access(args.push)
     with RunDisplay(console, quiet=args.quiet) as display:
         result = quantize(
-            args.model, args.recipe, args.out,
+            args.model, arguments.chosen_recipe(args), args.out,
             calibration=args.calibration, revision=args.revision, resume=args.resume, overwrite=args.overwrite,
             device=args.device, trust_remote_code=args.trust_remote_code, progress=display,
         )  # fmt: skip

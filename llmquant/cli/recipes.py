@@ -26,7 +26,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import yaml
 
     from llmquant.cli.tables import plain_table
-    from llmquant.recipe.presets import preset_text, presets
+    from llmquant.recipe.presets import file_names, preset_text, presets
+    from llmquant.recipe.quality import EXAMPLE, QUALITIES, SCHEMES, description
     from llmquant.words import escaped
 
     if args.name:
@@ -36,7 +37,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
         return 0
     arguments.write_json(args.json, json.dumps(presets(), indent=2) + "\n")
     table = plain_table("recipe", "what it does", fold="what it does")
-    for name, description in presets().items():
-        table.add_row(f"[bold]{escaped(name)}[/]", escaped(description))
+    for quality in QUALITIES:
+        table.add_row(f"[bold]SCHEME-{quality}[/]", escaped(description("SCHEME", quality)))
+    known = presets()
+    for name in file_names():
+        table.add_row(f"[bold]{escaped(name)}[/]", escaped(known[name]))
     console.print(table)
+    console.print(
+        f"SCHEME is {', '.join(SCHEMES)} or any other scheme of weights, as in {EXAMPLE}; "
+        "a scheme alone is a recipe too",
+        soft_wrap=not console.is_terminal,
+    )
     return 0

@@ -112,6 +112,11 @@ def refuse_qat(recipe: Recipe) -> Recipe:
     Raises:
         RecipeError: if it does; says what to call instead.
     """
+    if recipe.training_text is not None:
+        raise RecipeError(
+            f"recipe {recipe.name!r} trains on a text of its own, which llmquant.quantize(source, recipe, out) does "
+            "for a folder or a hub id; save the model, or take a recipe without a section qat"
+        )
     if recipe.qat is not None:
         raise RecipeError(
             f"recipe {recipe.name!r} trains (section qat): `llmquant qat MODEL -r RECIPE --train TEXT -o OUT` does "

@@ -32,7 +32,7 @@ from llmquant.engine.layer import check_statistics, needs_calibration, quantize_
 from llmquant.engine.output.finalize import describe
 from llmquant.engine.output.units import check_alone
 from llmquant.engine.prepare import load_tokenizer
-from llmquant.errors import CheckpointError, LlmquantError, PlanError
+from llmquant.errors import CheckpointError, LlmquantError, PlanError, RecipeError
 from llmquant.formats import DEFAULT
 from llmquant.formats.compressed_tensors.codec import encode
 from llmquant.formats.compressed_tensors.config import model_quantization_config
@@ -169,6 +169,7 @@ class RecipeQuantizer(OnLoadQuantizer):
         return encode(row.module.name, result.quantized, row.scheme)
 
     def prepare(self, model: PreTrainedModel, device_map: Any, files: Sequence[str]) -> None:
+        _refuse_own_text(self.quantization_config.recipe)
         with weights_tied(model):
             inventory = take_inventory(model)
         plan = make_plan(self.quantization_config.recipe, inventory)
@@ -342,6 +343,14 @@ def _check_source(model: PreTrainedModel, plan: Plan, tensors: Mapping[str, Tens
     for key, parameter in map_keys(model, tensors).parameter.items():
         if parameter in rows:
             check_alone(key, plan.format.names(key, rows[parameter].scheme), tensors)
+
+
+def _refuse_own_text(recipe: Recipe) -> None:
+    if recipe.training_text is not None:
+        raise RecipeError(
+            f"recipe {recipe.name!r} trains on its own text, which loading does not do: llmquant.quantize(source, "
+            "recipe, out) does; or drop `text:` from its section qat for a model that your Trainer trains"
+        )
 
 
 def _require_one_device(device_map: Any) -> None:

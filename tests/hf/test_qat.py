@@ -243,6 +243,8 @@ def test_refusals() -> None:
         llmquant.prepare_qat(tiny_llama(), "int4-g32")
     with pytest.raises(RecipeError, match="llmquant qat MODEL"):
         llmquant.quantize(tiny_llama(), recipe())
+    with pytest.raises(RecipeError, match=r"for a folder or a hub id; save the model"):
+        llmquant.quantize(tiny_llama(), "int4-g32-high")
     with pytest.raises(CheckpointError, match="not prepared"):
         llmquant.convert_qat(tiny_llama())
     model = llmquant.prepare_qat(tiny_llama(), recipe())

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from llmquant.engine.prepare import prepare
 from llmquant.engine.run import run
-from llmquant.errors import CheckpointError, DataError, PlanError, QuantizationError
+from llmquant.errors import CheckpointError, DataError, PlanError, QuantizationError, RecipeError
 from llmquant.hf.packed import PackedQuantizer
 from llmquant.hf.recipe import RecipeConfig
 from llmquant.nn.linear import PackedLinear
@@ -27,6 +27,11 @@ from tests.hf.conftest import logits, schemes_in_blocks, write_packed
 pytestmark = pytest.mark.usefixtures("reference_kernels")
 
 Folder = Callable[[str], Path]
+
+
+def test_a_recipe_that_trains_on_its_own_text_is_refused(dense_folder: Folder) -> None:
+    with pytest.raises(RecipeError, match=r"'int4-g32-high' trains on its own text.*llmquant\.quantize\(source"):
+        load(dense_folder("llama"), RecipeConfig("int4-g32-high"))
 
 
 def rules(scheme: str, **more: Any) -> dict[str, object]:

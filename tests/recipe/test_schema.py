@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llmquant.errors import RecipeError
-from llmquant.recipe.load import dump_recipe, load_recipe, preset_names
+from llmquant.recipe.load import dump_recipe, load_recipe
+from llmquant.recipe.presets import file_names
 from llmquant.recipe.schema import Recipe, canonical_json, recipe_to_dict
 
 MIXED = {"dataset": "builtin:mixed"}
@@ -26,7 +27,7 @@ def test_a_recipe_without_them_is_what_it_was() -> None:
         '"rules":[{"match":"linear","scheme":"int8"}],"version":1}'
     )
     assert canonical_json(recipe) == canonical_json(recipe_with(transforms=[], tuning=[]))
-    for name in preset_names():
+    for name in file_names():
         assert not {"transforms", "tuning"} & recipe_to_dict(load_recipe(name)).keys()
 
 
