@@ -88,6 +88,7 @@ def prepare_qat(
     device: str = "auto",
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    kept: Path | None = None,
 ) -> PreTrainedModel:
     """Make the layers of a dense model trainable as they will be read once they are rounded, in place.
 
@@ -101,6 +102,9 @@ def prepare_qat(
         tokenizer: for recipes that need calibration data; by default the one beside the model's source.
         device: that does the rounding.
         dtype: in which scales will be stored; by default the model's.
+        progress: is told what happens.
+        kept: a folder for what rounding makes of each block, for this model and recipe only: blocks that are there
+            already are not rounded again. By default nothing is kept.
 
     Raises:
         RecipeError: if the recipe is malformed, or has no section `qat`.
@@ -109,7 +113,7 @@ def prepare_qat(
     config = RecipeConfig(recipe, tokenizer=tokenizer, device=device)
     if config.recipe.qat is None:
         raise RecipeError(f"recipe {config.recipe.name!r} does not train: give it a section `qat: {{ranges: lsq}}`")
-    RecipeQuantizer(config, pre_quantized=False).quantize_loaded(check_model(model), progress, dtype)
+    RecipeQuantizer(config, pre_quantized=False).quantize_loaded(check_model(model), progress, dtype, kept)
     return model
 
 

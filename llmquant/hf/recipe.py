@@ -202,11 +202,16 @@ class RecipeQuantizer(OnLoadQuantizer):
         self._complete(model, self.plan)
 
     def quantize_loaded(
-        self, model: PreTrainedModel, progress: Progress | None = None, dtype: torch.dtype | None = None
+        self,
+        model: PreTrainedModel,
+        progress: Progress | None = None,
+        dtype: torch.dtype | None = None,
+        kept: Path | None = None,
     ) -> None:
         """Quantize a dense model that is complete already, in place; if it fails, the model is as it was.
 
-        `dtype` is that in which the result will be stored, by default the model's.
+        `dtype` is that in which the result will be stored, by default the model's; `kept` a folder for finished blocks,
+        see `engine.in_memory`.
         """
         inventory = take_inventory(model)
         inventory = replace_field(inventory, dtype=dtype) if dtype else inventory
@@ -214,7 +219,7 @@ class RecipeQuantizer(OnLoadQuantizer):
         _check_plan(plan)
         if needs_calibration(plan.recipe, plan.quantized):
             self._calibration = self._load_calibration(model, plan)
-        self._quantize_blocks(model, plan, progress)
+        self._quantize_blocks(model, plan, progress, kept)
         self._complete(model, plan)
 
     def _complete(self, model: PreTrainedModel, plan: Plan) -> None:
@@ -245,9 +250,11 @@ class RecipeQuantizer(OnLoadQuantizer):
             log.warning("calibration: %s", data.note)
         return data
 
-    def _quantize_blocks(self, model: PreTrainedModel, plan: Plan, progress: Progress | None = None) -> None:
+    def _quantize_blocks(
+        self, model: PreTrainedModel, plan: Plan, progress: Progress | None = None, kept: Path | None = None
+    ) -> None:
         windows = self._calibration.windows if self._calibration else None
-        done = quantize_loaded(model, plan, windows, self.quantization_config.device, progress)
+        done = quantize_loaded(model, plan, windows, self.quantization_config.device, progress, kept)
         if self.trains:
             apply_edits(model, done.edits)
             self._results = done.results

@@ -46,6 +46,8 @@ from llmquant.training.losses import distill
 from llmquant.training.result import write_result
 from llmquant.training.text import Row
 
+ROUNDED = "rounded"  # in the folder of checkpoints: what each block was before training
+
 
 def qat(
     source: str | Path,
@@ -110,7 +112,7 @@ def qat(
                 output.begin(identity, resume=resume, overwrite=overwrite)
                 remove_torn(folder)
                 output.require_space(_needed(run.model))
-        model = _prepared(run, loaded, where, told)
+        model = _prepared(run, loaded, where, told, folder / ROUNDED)
         before = _loss(model, run.text.valid, args)
         _require_number(before, model, run)
         told.note(f"before training: loss {before:.4f} on held-out text")
@@ -151,9 +153,11 @@ def _own_text(recipe: Recipe) -> str:
     return recipe.training_text
 
 
-def _prepared(run: Inputs, recipe: Recipe, device: torch.device, progress: Progress) -> PreTrainedModel:
+def _prepared(run: Inputs, recipe: Recipe, device: torch.device, progress: Progress, kept: Path) -> PreTrainedModel:
     model = run.model.float()
-    prepare_qat(model, recipe, tokenizer=run.tokenizer, device=str(device), dtype=run.dtype, progress=progress)
+    prepare_qat(
+        model, recipe, tokenizer=run.tokenizer, device=str(device), dtype=run.dtype, progress=progress, kept=kept
+    )
     model.config.use_cache = False  # which only takes memory here
     if run.teacher is not None:
         distill(model, run.teacher, run.qat.loss)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import llmquant
+from llmquant.engine import drive
 from llmquant.engine.output.check_folder import verify_folder
 from llmquant.errors import CheckpointError, DataError, OutputError, PlanError, QuantizationError, RecipeError
 from llmquant.hub.model import origin_of
@@ -79,6 +80,27 @@ def run(source: Path, text: str, out: Path, changes: dict[str, Any] | None = Non
 def finished(source: Path, text: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Notes]:
     notes, out = Notes(), tmp_path_factory.mktemp("finished") / "out"
     return run(source, text, out, options=Options(save_steps=2), progress=notes), notes
+
+
+def test_rounding_that_was_killed_goes_on(
+    finished: tuple[Any, Notes], source: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded, quantize_layer = [], drive.quantize_layer
+
+    def count(row: Any, *more: Any) -> Any:
+        if len(rounded) == 16:  # of three blocks of seven
+            raise KeyboardInterrupt
+        rounded.append(row.name)
+        return quantize_layer(row, *more)
+
+    monkeypatch.setattr(drive, "quantize_layer", count)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, text, tmp_path / "out", options=Options(save_steps=2))
+    rounded.clear()
+    result = run(source, text, tmp_path / "out", options=Options(save_steps=2), resume=True)
+    assert len(rounded) == 7
+    one, other = ((folder / "model.safetensors").read_bytes() for folder in (result.folder, finished[0].folder))
+    assert one == other
 
 
 def test_a_finished_folder_that_verifies_and_says_how_it_was_trained(finished: tuple[Any, Notes], text: str) -> None:
