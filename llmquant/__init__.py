@@ -1,7 +1,7 @@
 """llmquant: weight quantization for Hugging Face causal language models.
 
     import llmquant                                              # compressed-tensors weights now stay packed
-    llmquant.quantize("org/model", "int4-g128-gptq", "model-int4")
+    llmquant.quantize("org/model", "int4-g128-balanced", "model-int4")
     model = llmquant.load("model-int4")
     report = llmquant.evaluate("model-int4", baseline="org/model")
 

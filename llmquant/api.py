@@ -66,7 +66,7 @@ def quantize(  # pyright: ignore[reportInconsistentOverload]  # **more stands fo
 
         llmquant.quantize("org/model", "int4-g128", "out")         # a folder; a finished run is returned
         llmquant.quantize(model, "int4-g128")                      # the same object, packed in place
-        llmquant.quantize(model, "int4-g128-gptq", tokenizer=tok)  # a recipe with calibration
+        llmquant.quantize(model, "int4-g128-balanced", tokenizer=tok)  # a recipe with calibration
         llmquant.quantize(model, "int4-g128", "out")               # a folder; the model stays as it is
 
     The folder appears when it is complete and verified. Until then the work is in OUT.partial, and a run that was

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from llmquant.eval.result import EvalReport
 
-RECIPES = ("int8", "int4-g32", "int4-g32-gptq", "int4-g128", "int4-g128-gptq")
+RECIPES = ("int8", "int4-g32", "int4-g32-balanced", "int4-g128", "int4-g128-balanced")
 _WINDOWS, _SPEED_SECONDS = 128, 5.0
 
 

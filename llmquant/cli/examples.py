@@ -15,7 +15,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "quantize": (
         "MODEL --bits 4 -o OUT",
         "MODEL -r int4-g32-high -o OUT",
-        "org/model -r int4-g128-gptq -o OUT --calibration my-text.jsonl",
+        "org/model -r int4-g128-balanced -o OUT --calibration my-text.jsonl",
         "MODEL -r int4-g64 -o OUT --resume",
         "MODEL -r int8 -o OUT --push USER/NAME --private",
     ),
@@ -37,7 +37,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "bench": ("MODEL", "OUT --baseline MODEL", "MODEL --schemes int8,int4-g128 --json bench.json"),
     "demo": ("", "--out demo --report demo.html"),
     "doctor": ("", "--json - | jq .advice"),
-    "recipes": ("", "int4-g128-gptq > my-recipe.yaml"),
+    "recipes": ("", "int4-g32-balanced > my-recipe.yaml"),
     "completion": ("bash >> ~/.bashrc", "zsh >> ~/.zshrc", "fish > ~/.config/fish/completions/llmquant.fish"),
 }
 

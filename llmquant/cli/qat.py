@@ -36,7 +36,7 @@ def add(commands: arguments.Commands) -> None:
     arguments.device(parser)
     arguments.remote_code(parser)
     arguments.quiet(parser)
-    parser.set_defaults(run=run, if_interrupted="; finished blocks and checkpoints are kept, and --resume goes on from there")
+    parser.set_defaults(run=run, if_interrupted="; blocks and checkpoints are kept, and --resume goes on from there")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:

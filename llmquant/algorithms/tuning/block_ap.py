@@ -32,12 +32,12 @@ class Options:
     Attributes:
         steps: of Adam, each on one batch.
         rate: of the first step of a weight, in units of the mean scale of its layer; it falls to 0 in a straight line.
-        scale_rate: of the first step of a scale, relative to it.
+        scale_rate: of the first step of a scale, in the same units: how far it moves the weight of the largest code.
     """
 
     steps: int = 100
     rate: float = 0.01
-    scale_rate: float = 2e-3
+    scale_rate: float = 0.003
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -75,8 +75,9 @@ class _Weights:
             name: self._options.rate * layer.quantized.scales.float().abs().mean().item()
             for name, layer in self._layers.items()
         }
-        weights = [{"params": [self._dense[name]], "lr": rate} for name, rate in rates.items()]
-        return [*weights, {"params": list(self._changes.values()), "lr": self._options.scale_rate}]
+        scale_rates = {name: self._options.scale_rate / -layer.scheme.code_min for name, layer in self._layers.items()}
+        pairs = ((self._dense, rates), (self._changes, scale_rates))
+        return [{"params": [tensors[name]], "lr": of[name]} for tensors, of in pairs for name in self._layers]
 
     def weights(self) -> dict[str, Float32[Tensor, "_ _"]]:
         found = {}

@@ -9,6 +9,7 @@ import torch
 
 from llmquant.algorithms.tuning import block_ap
 from llmquant.errors import RecipeError
+from llmquant.numerics.quantized import QuantizedTensor
 from tests.algorithms.tuning.test_contract import Block, Case, make_case, tune
 
 
@@ -44,6 +45,19 @@ def test_scales_stay_with_a_rate_of_0() -> None:
     assert result.after < result.before
     for name, quantized in result.layers.items():
         assert torch.equal(quantized.scales, case.layers[name].quantized.scales)
+
+
+@pytest.mark.parametrize(("scheme", "largest_code"), [("int2-g16", 2), ("int3-g16", 4), ("int4-g16", 8)])
+def test_a_scale_moves_its_outermost_weight_by_the_rate(scheme: str, largest_code: int) -> None:
+    case = with_dense(make_case(scheme, dtype=torch.float32))
+    for name, layer in case.layers.items():  # too large, so that a step helps
+        right = layer.quantized
+        case.layers[name] = replace(layer, quantized=QuantizedTensor(right.codes, right.scales * 1.3, right.zeros))
+    result = tune("block_ap", case, steps=1, rate=0.0, scale_rate=0.008)
+    assert result.after < result.before
+    for name, quantized in result.layers.items():
+        changes = (quantized.scales / case.layers[name].quantized.scales).log().abs()
+        assert changes.median().item() == pytest.approx(0.008 / largest_code, rel=1e-2)
 
 
 def test_options() -> None:
