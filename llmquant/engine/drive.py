@@ -27,6 +27,7 @@ from llmquant.engine.capture import BlockInputs, capture
 from llmquant.engine.layer import dense_weight, needs_calibration, quantize_layer
 from llmquant.engine.ranks import Ranks
 from llmquant.engine.weights import BlockWeights, Work
+from llmquant.errors import QuantizationError
 from llmquant.memory import return_free_memory
 from llmquant.models.edits import Edit
 from llmquant.recipe.plan import MatrixRow
@@ -142,6 +143,11 @@ class _ByBlock:
     def run(self, windows: Tensor, last: int) -> None:
         """Go as far as block `last`, on calibration data."""
         work, ranks = self._work, self._setting.ranks
+        if ranks.size > 1 and work.plan.recipe.tuning:
+            raise QuantizationError(
+                f"{work.plan.recipe.tuning[0].method} sees the windows of one process, so {ranks.size} would get "
+                "weights of their own; tune in one process, or drop `tuning:` from the recipe"
+            )
         self._weights.load_outside()
         self._weights.load(0)
         windows = windows[ranks.rank :: ranks.size].to(self._setting.device)

@@ -14,6 +14,7 @@ from llmquant.engine.drive import Setting, drive
 from llmquant.engine.in_memory import QuantizedInMemory
 from llmquant.engine.prepare import prepare
 from llmquant.engine.ranks import Distributed, Ranks
+from llmquant.errors import QuantizationError
 from llmquant.recipe.load import load_recipe
 
 
@@ -35,6 +36,17 @@ def one_rank(rank: int, size: int, checkpoint: Path, recipe: dict[str, Any], fol
         {name: (r.quantized.codes, r.quantized.scales, r.loss) for name, r in results.items()}, folder / str(rank)
     )
     distributed.destroy_process_group()
+
+
+class Two(Ranks):
+    size = 2
+
+
+def test_tuning_in_several_processes_is_refused(checkpoint: Path, gptq_recipe: dict[str, Any]) -> None:
+    """Each would tune on its own windows, to weights of its own."""
+    recipe = {**gptq_recipe, "tuning": [{"method": "scale_refit", "steps": 1}]}
+    with pytest.raises(QuantizationError, match="scale_refit sees the windows of one process"):
+        quantized(checkpoint, recipe, Two())
 
 
 @pytest.mark.slow
