@@ -7,7 +7,8 @@
 
 DATA holds models/ and text/ (see docs/benchmarks.md). By default calibrated recipes see a text that the evaluation text
 has no part in: training stories for the TinyStories models, web text for the others. Rows that the JSON has are not
-measured again. SCHEME-absmax, which no preset is, is what others call round to nearest: scales from the largest weight.
+measured again. SCHEME-absmax, which no preset is, is what others call round to nearest: scales from the largest weight;
+SCHEME-gptq is SCHEME-balanced without its training, on as many windows (not the preset of that name, which has 128).
 A closure is the share of what that loses (in ln of perplexity) which a recipe wins back.
 """
 

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     from llmquant.cli.tables import plain_table
     from llmquant.recipe.presets import file_names, preset_text, presets
-    from llmquant.recipe.quality import EXAMPLE, QUALITIES, SCHEMES, description
+    from llmquant.recipe.quality import EXAMPLE, QUALITIES, SCHEMES
     from llmquant.words import escaped
 
     if args.name:
@@ -37,9 +37,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         return 0
     arguments.write_json(args.json, json.dumps(presets(), indent=2) + "\n")
     table = plain_table("recipe", "what it does", fold="what it does")
-    for quality in QUALITIES:
-        table.add_row(f"[bold]SCHEME-{quality}[/]", escaped(description("SCHEME", quality)))
     known = presets()
+    for quality in QUALITIES:
+        text = known[f"{SCHEMES[0]}-{quality}"].replace(SCHEMES[0], "SCHEME")
+        table.add_row(f"[bold]SCHEME-{quality}[/]", escaped(text))
     for name in file_names():
         table.add_row(f"[bold]{escaped(name)}[/]", escaped(known[name]))
     console.print(table)

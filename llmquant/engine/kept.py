@@ -18,10 +18,12 @@ from torch import Tensor
 from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.engine.drive import Results
 from llmquant.engine.layer import digest
+from llmquant.engine.output.edits import write_edits
+from llmquant.engine.output.folder import EDITS
 from llmquant.errors import OutputError
 from llmquant.files import read_plain
-from llmquant.formats.safetensors_file import write_bytes_atomic, write_shard
-from llmquant.models.edits import Edit, edits_from_bytes, edits_to_bytes
+from llmquant.formats.safetensors_file import write_shard
+from llmquant.models.edits import Edit, edits_from_bytes
 from llmquant.numerics.quantized import QuantizedTensor
 
 
@@ -50,9 +52,7 @@ class KeptResults:
             if quantized.zeros is not None:
                 tensors[f"{name}.zeros"] = quantized.zeros
             facts[name] = [result.loss, result.counters, seconds, digest(quantized)]
-        written = edits_to_bytes(edits)
-        write_bytes_atomic(self._edits(block), written)
-        about = {"results": facts, "edits": hashlib.sha256(written).hexdigest()}
+        about = {"results": facts, "edits": write_edits(self._folder, _unit(block), edits)}
         write_shard(self._file(block), tensors, {"about": json.dumps(about)})
 
     def read(self, block: int | None) -> tuple[Results, list[Edit]] | None:
@@ -61,20 +61,20 @@ class KeptResults:
             with safe_open(self._file(block), "pt") as file:
                 about = json.loads(file.metadata()["about"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-            edits = read_plain(self._edits(block), OutputError)
+            edits = read_plain(self._folder / EDITS / _unit(block), OutputError)
             if hashlib.sha256(edits).hexdigest() != about["edits"]:
                 return None
-            return {name: _result(name, tensors, *known) for name, known in about["results"].items()}, edits_from_bytes(
-                edits
-            )
+            results = {name: _result(name, tensors, *known) for name, known in about["results"].items()}
+            return results, edits_from_bytes(edits)
         except (OSError, OutputError, SafetensorError, LookupError, TypeError, ValueError):
             return None
 
     def _file(self, block: int | None) -> Path:
-        return self._folder / f"{'outside' if block is None else block}.safetensors"
+        return self._folder / f"{_unit(block)}.safetensors"
 
-    def _edits(self, block: int | None) -> Path:
-        return self._file(block).with_suffix(".edits")
+
+def _unit(block: int | None) -> str:
+    return "outside" if block is None else str(block)
 
 
 def _result(

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-import yaml
-
 from llmquant.spec import Scheme
 
 QUALITIES = ("fast", "balanced", "high")
@@ -20,7 +18,7 @@ _SMALLER_GROUPS = (64, 32)
 
 
 def recipe_name(bits: int, quality: str) -> str:
-    """The recipe for one of `OF_BITS`: the scheme that most readers are fast at, in groups as small as it needs."""
+    """The recipe for one of `OF_BITS`: the fewer bits, the smaller the groups."""
     return f"{OF_BITS[bits]}-{quality}"
 
 
@@ -38,18 +36,8 @@ def quality_text(name: str) -> str | None:
         return None
     if quality not in QUALITIES or scheme.is_keep or scheme.activations:
         return None
-    text = template(quality).replace("SCHEME", scheme.name)
-    return text.replace("FALLBACKS", f"[{', '.join(_fallbacks(scheme))}]")
-
-
-def description(scheme: str, quality: str) -> str:
-    """What a quality says about itself."""
-    return yaml.safe_load(template(quality).replace("FALLBACKS", "[]"))["description"].replace("SCHEME", scheme)
-
-
-def template(quality: str) -> str:
-    """The text of a quality, with SCHEME and FALLBACKS in it."""
-    return (files("llmquant.recipes") / "quality" / f"{quality}.yaml").read_text(encoding="utf-8")
+    text = (files("llmquant.recipes") / "quality" / f"{quality}.yaml").read_text(encoding="utf-8")
+    return text.replace("SCHEME", scheme.name).replace("FALLBACKS", f"[{', '.join(_fallbacks(scheme))}]")
 
 
 def _fallbacks(scheme: Scheme) -> list[str]:

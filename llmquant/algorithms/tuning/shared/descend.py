@@ -108,7 +108,8 @@ def _lost(
 ) -> Float32[Tensor, " tokens"]:
     """Squared error of the output for each token, relative to the power of its target (0 where that is 0).
 
-    What reads the output normalizes each token, and a few (the first, often) have a thousand times the power of others.
+    What reads the output normalizes each token, and some have thousands of times the power of others (in SmolLM2 the
+    first of a window), so that they would decide alone.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
