@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, distributed
 
 from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.engine.drive import Results
@@ -36,11 +36,13 @@ class KeptResults:
         self._folder = folder / hashlib.sha256(ids).hexdigest()[:16]
 
     def write(self, block: int | None, results: Results, edits: Sequence[Edit]) -> None:
-        """Keep what one block became (None: what lies outside the blocks).
+        """Keep what one block became (None: what lies outside the blocks). Of several processes the first does.
 
         Raises:
             OutputError: if it cannot be written.
         """
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_rank():
+            return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -69,5 +69,7 @@ def _is_whole(path: Path) -> bool:
         Checkpoint.open(path, allow_quantized=True)
     except CheckpointError:
         return False
-    states = [path / "optimizer.pt", path / "scheduler.pt", *path.glob("rng_state*.pth")]
+    sharded = path / "optimizer.bin"  # as FSDP leaves it
+    states = [sharded if sharded.exists() else path / "optimizer.pt", path / "scheduler.pt"]
+    states += [*path.glob("rng_state*.pth"), *path.glob("pytorch_model*.bin")]
     return path.name == f"checkpoint-{step}" and len(states) > 2 and all(map(is_zipfile, states))

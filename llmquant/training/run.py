@@ -33,7 +33,6 @@ from llmquant.recipe.schema import Recipe
 from llmquant.training.arguments import (
     Options,
     check_count,
-    make_trainer,
     processes,
     rank,
     steps_of,
@@ -44,7 +43,9 @@ from llmquant.training.divergence import spoiled
 from llmquant.training.inputs import Inputs, open_inputs
 from llmquant.training.losses import distill
 from llmquant.training.result import write_result
+from llmquant.training.sharded import check_sharding, make_whole
 from llmquant.training.text import Row
+from llmquant.training.trainer import make_trainer
 
 ROUNDED = "rounded"  # in the folder of checkpoints: what each block was before training
 
@@ -94,6 +95,7 @@ def qat(
     began, first = time.monotonic(), rank() == 0
     told = (progress or default_progress()) if first else Progress()
     options, where = options or Options(), resolve_device(device)
+    check_sharding()
     loaded, section = _as_asked(load_recipe(recipe), steps, calibration)
     text = text or _own_text(loaded)
     with OutputFolder(Path(out)) as output, no_progress_bar():
@@ -223,6 +225,7 @@ def _load_best(
             f"training did not help: on held-out text the loss was {before:.4f} before it, {state['best_metric']:.4f} "
             "at best; lower learning_rate and scale_learning_rate, or give more text"
         )
+    make_whole(model)
     load_weights(model, folder / f"checkpoint-{best or state['global_step']}")
 
 

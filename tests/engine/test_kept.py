@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from llmquant.algorithms.rounding.base import LayerResult
 from llmquant.data.calibration import load_calibration
@@ -69,6 +69,16 @@ def test_what_is_damaged_is_not_there(tmp_path: Path) -> None:
         assert kept.read(0) is None
         file.write_bytes(whole)
         assert kept.read(0) is not None
+
+
+def test_of_several_processes_the_first_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = {"a.b": (layer(zeros=True), 1.5)}
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    for rank in (1, 0):
+        monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
+        KeptResults(tmp_path, WINDOWS).write(3, results, [])
+        assert (KeptResults(tmp_path, WINDOWS).read(3) is None) == bool(rank)
+        assert any(tmp_path.iterdir()) == (not rank)
 
 
 def test_no_place(tmp_path: Path) -> None:

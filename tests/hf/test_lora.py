@@ -24,6 +24,7 @@ from llmquant.kernels.cpu import native
 from llmquant.nn.storage import PackedStorage
 from tests.engine.conftest import tiny_llama
 from tests.hf.test_qat import TOKENS, logits, recipe, train
+from tests.training.conftest import prepared
 
 # peft still reads names of transformers' that are about to go.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing. is deprecated:FutureWarning")
@@ -141,6 +142,54 @@ def test_tables_stay_and_a_tied_head_may_be_named(tmp_path: Path) -> None:
         assert torch.equal(logits(model), wanted)
     with pytest.raises(ValueError, match=r"PackedEmbedding.*not supported"):
         adapted(packed(tmp_path), target_modules=["embed_tokens"])
+
+
+def start(kind: str, folder: Path) -> Any:
+    return packed(folder, dtype=torch.float32) if kind == "packed" else prepared()
+
+
+@pytest.mark.parametrize("kind", ["packed", "rounded"])
+def test_several_adapters_side_by_side(kind: str, tmp_path: Path) -> None:
+    base = start(kind, tmp_path)
+    unfuse(base)
+    untouched = logits(base)
+    model = adapted(base)
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    trained = {}
+    for name in ("default", "second"):
+        model.set_adapter(name)
+        train(model)
+        trained[name] = logits(model)
+    model.base_model.set_adapter(["default", "second"])
+    both = logits(model)
+    assert not any(torch.equal(both, one) for one in (*trained.values(), untouched))
+    with model.disable_adapter():
+        torch.testing.assert_close(logits(model), untouched, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path / "adapters")
+    again: Any = PeftModel.from_pretrained(start(kind, tmp_path), tmp_path / "adapters")
+    again.load_adapter(tmp_path / "adapters" / "second", "second")
+    for name, wanted in trained.items():
+        again.set_adapter(name)
+        assert torch.equal(logits(again.eval()), wanted)
+    again.delete_adapter("default")
+    assert torch.equal(logits(again), trained["second"])
+
+
+@pytest.mark.parametrize("whole", ["norm", "lm_head", "embed_tokens"])
+@pytest.mark.parametrize("kind", ["packed", "rounded"])
+def test_modules_trained_whole_beside_an_adapter(kind: str, whole: str, tmp_path: Path) -> None:
+    model = adapted(start(kind, tmp_path), target_modules=["v_proj", "up_proj"], modules_to_save=[whole])
+    before = logits(model)
+    train(model)
+    trained = logits(model.eval())
+    assert not torch.equal(trained, before)
+    model.save_pretrained(tmp_path / "adapter")
+    again: Any = PeftModel.from_pretrained(start(kind, tmp_path), tmp_path / "adapter")
+    assert torch.equal(logits(again.eval()), trained)
+    if kind == "rounded":
+        whole_model: Any = llmquant.convert_qat(model)
+        unfuse(whole_model)
+        torch.testing.assert_close(logits(whole_model), trained, rtol=2e-2, atol=2e-2)
 
 
 def test_what_integers_cannot_do_is_refused(tmp_path: Path) -> None:

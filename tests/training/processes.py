@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import state
+from accelerate.utils import DistributedType
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from llmquant.training import run
 from llmquant.training.run import qat
 from tests.training.conftest import prepared, rows
 from tests.training.test_run import Options, options
 
 STEPS = 3
+LOW_RANK = {"lora": {"rank": 4, "alpha": 8.0}, "learning_rate": 0.05}
 
 
 def losses_of(model: Any, ids: list[torch.Tensor]) -> list[float]:
@@ -55,8 +59,32 @@ def shard(out: Path) -> None:
     distributed.destroy_process_group()
 
 
+def let_accelerate_shard() -> None:
+    """On the CPU: accelerate asks for a GPU first, torch's FSDP2 does not."""
+    begin = state.AcceleratorState.__init__
+
+    def __init__(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        begin(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        self.fsdp_plugin = fsdp_plugin or self.fsdp_plugin
+        if self.fsdp_plugin is not None:
+            self.distributed_type = DistributedType.FSDP
+
+    def make_whole(model: Any) -> None:
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+        make_whole_again(model)
+
+    make_whole_again, run.make_whole = run.make_whole, make_whole
+    state.AcceleratorState.__init__ = __init__
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    source, text, folder = sys.argv[1:]
-    qat(source, options(), text, Path(folder, "two"), device="cpu", options=Options(per_device=2, save_steps=4))
-    shard(Path(folder, "two.pt"))
+    source, text, folder, *sharded = sys.argv[1:]
+    more: dict[str, Any] = {"device": "cpu", "options": Options(per_device=2, save_steps=4)}
+    if sharded:
+        let_accelerate_shard()
+        qat(source, options(**LOW_RANK), text, Path(folder, "sharded"), **more)
+    else:
+        qat(source, options(), text, Path(folder, "two"), **more)
+        qat(source, options(**LOW_RANK), text, Path(folder, "two-low-rank"), **more)
+        shard(Path(folder, "two.pt"))
