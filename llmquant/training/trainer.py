@@ -20,7 +20,8 @@ class QatTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with the groups of `make_optimizer`, by the recipe that the model was prepared with."""
         if self.optimizer is None:
-            self.optimizer = make_optimizer(model or self.model)
+            trained: Any = model or self.model
+            self.optimizer = make_optimizer(trained)
         return self.optimizer
 
 

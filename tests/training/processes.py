@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import torch
 from accelerate import state
 from accelerate.utils import DistributedType
+from peft import LoraConfig, get_peft_model
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from llmquant import load
 from llmquant.training import run
 from llmquant.training.run import qat
-from tests.training.conftest import prepared, rows
+from tests.training.conftest import prepared, rows, trainer
 from tests.training.test_run import Options, options
 
 STEPS = 3
@@ -59,6 +62,15 @@ def shard(out: Path) -> None:
     distributed.destroy_process_group()
 
 
+def adapter_losses(folder: Path, out: Path, world: int = 1) -> list[float]:
+    """Of an adapter of peft on a packed model."""
+    torch.manual_seed(0)
+    model: Any = get_peft_model(load(folder, dtype=torch.float32), LoraConfig(r=4, target_modules="all-linear"))
+    made = trainer(model, out, callbacks=[], per_device_train_batch_size=4 // world, learning_rate=1e-2)
+    made.train()
+    return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+
 def let_accelerate_shard() -> None:
     """On the CPU: accelerate asks for a GPU first, torch's FSDP2 does not."""
     begin = state.AcceleratorState.__init__
@@ -84,7 +96,9 @@ if __name__ == "__main__":
     if sharded:
         let_accelerate_shard()
         qat(source, options(**LOW_RANK), text, Path(folder, "sharded"), **more)
+        print(json.dumps(adapter_losses(Path(folder, "two"), Path(folder, "adapter"), world=2)))
     else:
         qat(source, options(), text, Path(folder, "two"), **more)
         qat(source, options(**LOW_RANK), text, Path(folder, "two-low-rank"), **more)
+        print(json.dumps(adapter_losses(Path(folder, "two"), Path(folder, "adapter"), world=2)))
         shard(Path(folder, "two.pt"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from llmquant.hf.qat import convert_qat
 from llmquant.training.sharded import check_sharding
 from tests.engine.conftest import save_tiny
 from tests.training.conftest import prepared
-from tests.training.processes import LOW_RANK, Options, batches, losses_of, options, qat
+from tests.training.processes import LOW_RANK, Options, adapter_losses, batches, losses_of, options, qat
 
 pytestmark = pytest.mark.usefixtures("reference_kernels")
 
@@ -56,7 +57,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     for launcher, said in launchers.items():
         command = [sys.executable, "-m", launcher, *said, str(file), str(source), str(text), str(made)]
         sharded = ["sharded"] if launcher.startswith("accelerate") else []
-        subprocess.run([*command, *sharded], env=environment, check=True, timeout=240)
+        done = subprocess.run([*command, *sharded], env=environment, check=True, timeout=240, stdout=subprocess.PIPE)
+        name = "sharded.txt" if sharded else "two.txt"
+        (made / name).write_bytes(done.stdout)
     return made
 
 
@@ -78,6 +81,16 @@ def test_ddp_gives_what_one_process_gives_with_the_same_batch(folder: Path) -> N
 def test_low_rank_changes_of_ddp_and_of_fsdp2_by_accelerate(made: str, folder: Path, low_rank: Path) -> None:
     assert_alike(low_rank, folder / made)
     assert not list((folder / made).parent.glob(f"{made}.partial"))
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing. is deprecated:FutureWarning")  # peft reads it
+def test_adapters_of_peft_on_packed_layers(folder: Path, tmp_path: Path) -> None:
+    wanted = adapter_losses(folder / "two", tmp_path)
+    assert len(wanted) == 8
+    for said in ("two.txt", "sharded.txt"):
+        found = [json.loads(line) for line in (folder / said).read_text().splitlines() if line.startswith("[")]
+        assert found
+        assert all(losses == pytest.approx(wanted, rel=1e-4) for losses in found)
 
 
 @pytest.mark.parametrize(
