@@ -71,6 +71,12 @@ def adapter_losses(folder: Path, out: Path, world: int = 1) -> list[float]:
     return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
 
 
+def note(losses: list[float], out: Path) -> None:
+    """By the first process."""
+    if distributed.get_rank() == 0:
+        out.write_text(json.dumps(losses))
+
+
 def let_accelerate_shard() -> None:
     """On the CPU: accelerate asks for a GPU first, torch's FSDP2 does not."""
     begin = state.AcceleratorState.__init__
@@ -96,9 +102,9 @@ if __name__ == "__main__":
     if sharded:
         let_accelerate_shard()
         qat(source, options(**LOW_RANK), text, Path(folder, "sharded"), **more)
-        print(json.dumps(adapter_losses(Path(folder, "two"), Path(folder, "adapter"), world=2)))
+        note(adapter_losses(Path(folder, "two"), Path(folder, "adapter"), world=2), Path(folder, "sharded.json"))
     else:
         qat(source, options(), text, Path(folder, "two"), **more)
         qat(source, options(**LOW_RANK), text, Path(folder, "two-low-rank"), **more)
-        print(json.dumps(adapter_losses(Path(folder, "two"), Path(folder, "adapter"), world=2)))
+        note(adapter_losses(Path(folder, "two"), Path(folder, "adapter"), world=2), Path(folder, "two.json"))
         shard(Path(folder, "two.pt"))
