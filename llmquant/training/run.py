@@ -118,7 +118,7 @@ def qat(
         before = _loss(model, run.text.valid, args)
         _require_number(before, model, run)
         told.note(f"before training: loss {before:.4f} on held-out text")
-        trainer = make_trainer(model, section, args, run.text, told)
+        trainer = make_trainer(model, args, run.text, told)
         state = _train(trainer, folder)
         with args.main_process_first(local=False):
             if first:

@@ -45,7 +45,7 @@ def check_sharding(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def make_whole(model: nn.Module) -> None:
-    """Undo sharding in this process alone: plain modules, and in the place of each shard an empty parameter to load.
+    """Undo sharding in this process alone: plain modules, and in the place of each shard NaN, for values to be loaded.
 
     What FSDP hooked to the forward pass stays, so the model is good to be packed, not to be called.
     """
@@ -55,6 +55,6 @@ def make_whole(model: nn.Module) -> None:
             module.__class__ = type(module).__bases__[1]  # it derived one of both
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(parameter, DTensor):
-                empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-                whole = made.setdefault(id(parameter), nn.Parameter(empty, parameter.requires_grad))
+                nothing = torch.full(parameter.shape, torch.nan, dtype=parameter.dtype)
+                whole = made.setdefault(id(parameter), nn.Parameter(nothing, parameter.requires_grad))
                 module.register_parameter(name, whole)

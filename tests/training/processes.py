@@ -22,6 +22,8 @@ from tests.training.conftest import prepared, rows, trainer
 from tests.training.test_run import Options, options
 
 STEPS = 3
+AS_TWO: dict[str, Any] = {"device": "cpu", "options": Options(per_device=2, save_steps=4)}
+BEGIN, MAKE_WHOLE = state.AcceleratorState.__init__, run.make_whole
 LOW_RANK = {"lora": {"rank": 4, "alpha": 8.0}, "learning_rate": 0.05}
 
 
@@ -77,34 +79,40 @@ def note(losses: list[float], out: Path) -> None:
         out.write_text(json.dumps(losses))
 
 
-def let_accelerate_shard() -> None:
-    """On the CPU: accelerate asks for a GPU first, torch's FSDP2 does not."""
-    begin = state.AcceleratorState.__init__
+def let_accelerate_shard(*, cast: bool) -> None:
+    """On the CPU: accelerate asks for a GPU first, torch's FSDP2 does not.
+
+    `cast`: gather weights in bfloat16, as accelerate does on a GPU for what `llmquant qat` asks for there.
+    """
 
     def __init__(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
-        begin(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        BEGIN(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         self.fsdp_plugin = fsdp_plugin or self.fsdp_plugin
         if self.fsdp_plugin is not None:
             self.distributed_type = DistributedType.FSDP
+        if cast and fsdp_plugin is not None:
+            fsdp_plugin.set_mixed_precision("bf16")
 
-    def make_whole(model: Any) -> None:
-        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
-        make_whole_again(model)
-
-    make_whole_again, run.make_whole = run.make_whole, make_whole
     state.AcceleratorState.__init__ = __init__
+
+
+def make_whole(model: Any) -> None:
+    """See that it was sharded."""
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    MAKE_WHOLE(model)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     source, text, folder, *sharded = sys.argv[1:]
-    more: dict[str, Any] = {"device": "cpu", "options": Options(per_device=2, save_steps=4)}
     if sharded:
-        let_accelerate_shard()
-        qat(source, options(**LOW_RANK), text, Path(folder, "sharded"), **more)
+        run.make_whole = make_whole
+        let_accelerate_shard(cast=True)
+        qat(source, options(**LOW_RANK), text, Path(folder, "sharded"), **AS_TWO)
+        let_accelerate_shard(cast=False)
         note(adapter_losses(Path(folder, "two"), Path(folder, "adapter"), world=2), Path(folder, "sharded.json"))
     else:
-        qat(source, options(), text, Path(folder, "two"), **more)
-        qat(source, options(**LOW_RANK), text, Path(folder, "two-low-rank"), **more)
+        qat(source, options(), text, Path(folder, "two"), **AS_TWO)
+        qat(source, options(**LOW_RANK), text, Path(folder, "two-low-rank"), **AS_TWO)
         note(adapter_losses(Path(folder, "two"), Path(folder, "adapter"), world=2), Path(folder, "two.json"))
         shard(Path(folder, "two.pt"))

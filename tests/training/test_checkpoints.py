@@ -30,6 +30,20 @@ def test_what_a_machine_that_went_down_left_is_no_checkpoint(tmp_path: Path, nam
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
+@pytest.mark.parametrize("name", ["optimizer.bin", "pytorch_model_fsdp.bin"])
+def test_torn_files_of_fsdp(tmp_path: Path, name: str) -> None:
+    for step in (2, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        write_checkpoint(folder, step)
+        (folder / "optimizer.pt").rename(folder / "optimizer.bin")
+        torch.save({"weight": torch.arange(600.0)}, folder / "pytorch_model_fsdp.bin")
+    torn = tmp_path / "checkpoint-4"
+    assert last_checkpoint(tmp_path) == torn
+    data = (torn / name).read_bytes()
+    (torn / name).write_bytes(data[: len(data) // 2])
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
 def test_a_checkpoint_without_the_best_one_is_no_checkpoint(tmp_path: Path) -> None:
     for step, best in ((2, 2), (4, 2), (10, 10)):
         write_checkpoint(tmp_path / f"checkpoint-{step}", step, best)

@@ -19,7 +19,7 @@ from llmquant.hf.qat import convert_qat
 from llmquant.training.sharded import check_sharding
 from tests.engine.conftest import save_tiny
 from tests.training.conftest import prepared
-from tests.training.processes import LOW_RANK, Options, adapter_losses, batches, losses_of, options, qat
+from tests.training.processes import AS_TWO, LOW_RANK, adapter_losses, batches, losses_of, options, qat
 
 pytestmark = pytest.mark.usefixtures("reference_kernels")
 
@@ -47,31 +47,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     source = save_tiny(made / "dense")
     file = repository / "tests" / "training" / "processes.py"
     (made / "accelerate.yaml").write_text(ACCELERATE)
-    launchers = {
-        "torch.distributed.run": ["--standalone", "--nproc-per-node=2"],
-        "accelerate.commands.launch": ["--config_file", str(made / "accelerate.yaml")],
-    }
+    given, config = [str(file), str(source), str(text), str(made)], str(made / "accelerate.yaml")
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", *given]
+    accelerate = ["accelerate.commands.launch", "--config_file", config, *given, "sharded"]
     environment = os.environ | {
         "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "LLMQUANT_CPU_KERNELS": "reference",
     }  # fmt: skip
-    for launcher, said in launchers.items():
-        command = [sys.executable, "-m", launcher, *said, str(file), str(source), str(text), str(made)]
-        sharded = ["sharded"] if launcher.startswith("accelerate") else []
-        subprocess.run([*command, *sharded], env=environment, check=True, timeout=240)
+    for command in (torchrun, accelerate):
+        subprocess.run([sys.executable, "-m", *command], env=environment, check=True, timeout=240)
     return made
 
 
 @pytest.fixture(scope="module")
 def low_rank(folder: Path) -> Path:
     """What one process makes."""
-    alone = Options(per_device=2, save_steps=4)
-    text, out = str(folder / "text.txt"), folder / "low-rank"
-    return qat(folder / "dense", options(**LOW_RANK), text, out, device="cpu", options=alone).folder
+    return qat(folder / "dense", options(**LOW_RANK), str(folder / "text.txt"), folder / "low-rank", **AS_TWO).folder
 
 
 def test_ddp_gives_what_one_process_gives_with_the_same_batch(folder: Path) -> None:
-    alone = Options(per_device=2, save_steps=4)
-    one = qat(folder / "dense", options(), str(folder / "text.txt"), folder / "one", device="cpu", options=alone)
+    one = qat(folder / "dense", options(), str(folder / "text.txt"), folder / "one", **AS_TWO)
     assert_alike(one.folder, folder / "two")
 
 
